@@ -14,7 +14,7 @@ pub use crate::connection::ConnectionFile;
 
 pub mod controller {
     pub use crate::controller::core::dependency::Dependency;
-    pub use crate::controller::core::{ClientChannel, Core, Effect, Event, Facts, Now};
+    pub use crate::controller::core::{ClientChannel, Core, Effect, Event, EventTime, Facts};
 }
 
 pub mod engine {

@@ -5,7 +5,7 @@
 //! connection, `pong` answers a heartbeat.
 use bytes::Bytes;
 use pcluster::testing::ControllerConfig;
-use pcluster::testing::controller::{ClientChannel, Core, Effect, Event, Facts, Now};
+use pcluster::testing::controller::{ClientChannel, Core, Effect, Event, EventTime, Facts};
 use pcluster::testing::model::Change;
 use pcluster::testing::model::{EngineUuid, TaskId, UnixTime};
 use pcluster::testing::wire::content::engine::Channel;
@@ -65,8 +65,8 @@ impl World {
                 self.passed += Duration::from_millis(100);
                 return Some(Event::TimePassed);
             }
-            b"gone" => return Some(Event::ConnectionEnded { engine }),
-            b"pong" => return Some(Event::Ponged { engine }),
+            b"gone" => return Some(Event::EngineDisconnected { engine }),
+            b"pong" => return Some(Event::PongReceived { engine }),
             _ => {}
         }
         let (name, rest) = rest.split_first()?;
@@ -109,7 +109,7 @@ impl World {
                 }
             }
             b"registrant" => {
-                return Some(Event::RegistrantSaid {
+                return Some(Event::RegistrantMessage {
                     identity: message.sender(),
                     message,
                 });
@@ -120,7 +120,7 @@ impl World {
                     Some(channel) => (false, channel),
                     None => (true, other.strip_prefix(b"native.").unwrap_or(other)),
                 };
-                return Some(Event::EngineSaid {
+                return Some(Event::EngineMessage {
                     engine: EngineUuid::from(String::from_utf8_lossy(who).as_ref()),
                     native,
                     channel: Channel::from_frame(channel)?,
@@ -129,7 +129,7 @@ impl World {
                 });
             }
         };
-        Some(Event::ClientSaid { channel, message })
+        Some(Event::ClientMessage { channel, message })
     }
 
     fn handle(&mut self, event: Event) {
@@ -158,8 +158,8 @@ impl World {
     }
 }
 
-fn now(passed: Duration) -> Now {
-    Now {
+fn now(passed: Duration) -> EventTime {
+    EventTime {
         since_start: passed,
         unix: UnixTime(1e9 + passed.as_secs_f64()),
     }

@@ -440,7 +440,7 @@ mod tests {
                 }
                 .into(),
                 4,
-                "runs already",
+                "is already running",
             ),
             (
                 ControllerError::Db(DbError::new(DbErrorKind::Full, "open", "/db".as_ref(), "database or disk is full")).into(),

@@ -1,6 +1,6 @@
 //! The log files of a cluster.
 use super::{ClusterState, launch};
-use crate::launchers::{Job, Process};
+use crate::launchers::{BatchJob, Process};
 use crate::profile::{Config, ProfileDir};
 use std::path::PathBuf;
 
@@ -33,13 +33,13 @@ pub fn remote(profile: &ProfileDir, cluster_id: &str, wanted: impl Fn(u32) -> bo
 /// cluster.
 pub fn of_jobs(profile: &ProfileDir, cluster_id: &str) -> Vec<(u32, PathBuf)> {
     let state = ClusterState::read(profile, cluster_id).ok().flatten();
-    let jobs: Vec<Job> = state
+    let jobs: Vec<BatchJob> = state
         .into_iter()
         .flat_map(|s| s.engines)
         .flat_map(|launched| launched.jobs)
         .collect();
     if !jobs.is_empty() {
-        let of_element = |job: &Job, element: u32| {
+        let of_element = |job: &BatchJob, element: u32| {
             let number = job.first_engine + (element.max(1) - 1) * job.engines_per_element;
             (number, job.log.replace("{}", &element.to_string()).into())
         };

@@ -6,7 +6,7 @@ use super::start::{StartProgress, in_thread};
 use super::{AddOptions, ClusterError, ClusterState, add_engines, jobs};
 use crate::client::{Client, StatusReply};
 use crate::connection::discover;
-use crate::launchers::{Job, Launched, MemberState, Stage};
+use crate::launchers::{BatchJob, Launched, MemberState, Stage};
 use crate::model::EngineId;
 use crate::model::engine::EngineStatus;
 use crate::profile::ProfileDir;
@@ -278,12 +278,12 @@ impl Snapshot {
     }
 }
 
-fn is_in(engine: &EngineStatus, job: &Job, element: u32) -> bool {
+fn is_in(engine: &EngineStatus, job: &BatchJob, element: u32) -> bool {
     is_of(&engine.facts.job, job, element)
 }
 
 /// Whether the job that an engine reports ([`crate::model::engine::EngineFacts::job`]) is this element of the job.
-pub(super) fn is_of(reported: &str, job: &Job, element: u32) -> bool {
+pub(super) fn is_of(reported: &str, job: &BatchJob, element: u32) -> bool {
     let (id, of_array) = match reported.rsplit_once('.') {
         Some((id, last)) if last.bytes().all(|b| b.is_ascii_digit()) && !last.is_empty() => (id, last.parse().ok()),
         _ => (reported, None),
@@ -304,10 +304,10 @@ mod tests {
                 serde_json::json!({"id": 0, "uuid": "a", "state": "idle", "assigned": 0, "finished": 0, "registered": 1.0, "job": job});
             serde_json::from_value(json).unwrap()
         };
-        let job = |id: &str| Job {
+        let job = |id: &str| BatchJob {
             id: id.into(),
             array: true,
-            ..Job::default()
+            ..BatchJob::default()
         };
         assert!(is_in(&engine("18.3"), &job("18"), 3));
         assert!(!is_in(&engine("18.3"), &job("18"), 4));

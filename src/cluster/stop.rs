@@ -6,7 +6,7 @@ use super::start::in_thread;
 use super::{ClusterError, ipyparallel_file, jobs, launch, walltime_restart};
 use crate::client::Client;
 use crate::connection::ConnectionFile;
-use crate::launchers::{Ended, LaunchError, Launched, Launcher, Process};
+use crate::launchers::{LaunchError, Launched, Launcher, Process, StopReport};
 use crate::model::job::JobRow;
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
@@ -37,7 +37,7 @@ pub struct Stopped {
     pub was_dead: bool,
     /// Number of engine processes that ended.
     pub engines: usize,
-    pub ended: Ended,
+    pub ended: StopReport,
     /// The final state of batch jobs.
     pub jobs: Vec<JobRow>,
 }
@@ -312,8 +312,8 @@ impl Launches {
         grace: Duration,
         force: bool,
         progress: &mut dyn FnMut(StopProgress),
-    ) -> Result<(Ended, Vec<Launched>, Vec<String>), ClusterError> {
-        let (mut all, mut remaining, mut hints) = (Ended::default(), Vec::new(), Vec::new());
+    ) -> Result<(StopReport, Vec<Launched>, Vec<String>), ClusterError> {
+        let (mut all, mut remaining, mut hints) = (StopReport::default(), Vec::new(), Vec::new());
         for (launcher, launched) in self.0 {
             let took = match launcher {
                 Ok(launcher) => {

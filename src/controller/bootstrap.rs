@@ -1,5 +1,5 @@
-//! Before a controller serves: keys and ports (those of the run before, when it did not end well, so that its engines and
-//! clients find it again), connection files, and what the records hold.
+//! The start of a controller: keys and ports (those of the previous run if it was killed, so that its engines and
+//! clients reconnect), connection files, and the recorded state.
 use super::core::dependency::Dependency;
 use super::core::event::{FoundClient, FoundMap, FoundReply, FoundTask, Restored, UnfinishedRequest};
 use super::sockets::Ports;
@@ -21,10 +21,10 @@ use crate::wire::Message;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// What only the controller knows. Kept in a private file while it runs: found there at the next start, the run before was killed.
+/// The controller's secrets, in a private file while it runs. If the next start finds the file, the previous run was killed.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Secrets {
-    /// HMAC keys of the two sides: an engine's file cannot sign as a client.
+    /// Separate HMAC keys for clients and engines: an engine's file cannot sign as a client.
     pub client_key: String,
     pub engine_key: String,
     client_public: String,
@@ -32,7 +32,7 @@ pub(super) struct Secrets {
     engine_public: String,
     engine_secret: String,
     pub ports: Ports,
-    /// The run before ended in order, and left them to this one (`--reuse`).
+    /// The previous run shut down cleanly and left them to this one (`--reuse`).
     #[serde(default)]
     ended: bool,
 }
@@ -65,8 +65,8 @@ impl Secrets {
     }
 }
 
-/// There is one controller of a cluster, whoever started it, as long as this is held.
-pub(super) fn only_one(settings: &ControllerSettings) -> Result<Option<Lock>, ControllerError> {
+/// Takes the lock that ensures a single controller per cluster.
+pub(super) fn take_controller_lock(settings: &ControllerSettings) -> Result<Option<Lock>, ControllerError> {
     let path = settings.profile.controller_lock(&settings.cluster_id);
     match Lock::take(path.clone()) {
         Ok(lock) => Ok(Some(lock)),
@@ -77,13 +77,13 @@ pub(super) fn only_one(settings: &ControllerSettings) -> Result<Option<Lock>, Co
         }
         // A network file system may have no locks.
         Err(NotLocked::Failed(error)) => {
-            tracing::warn!(path = %path.display(), %error, "nothing keeps a second controller of this cluster away");
+            tracing::warn!(path = %path.display(), %error, "cannot lock the cluster; a second controller would not be detected");
             Ok(None)
         }
     }
 }
 
-/// The secrets, and whether they are those of a run that was killed.
+/// Returns the secrets, and true if they are those of a killed run.
 pub(super) fn secrets(settings: &ControllerSettings) -> Result<(Secrets, bool), ControllerError> {
     let client_file = settings.profile.client_file(&settings.cluster_id);
     if let Ok(file) = ConnectionFile::read(&client_file)
@@ -107,7 +107,7 @@ pub(super) fn secrets(settings: &ControllerSettings) -> Result<(Secrets, bool), 
                 Ok((secrets, killed))
             }
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "the keys of the run before cannot be read; new ones are made");
+                tracing::warn!(path = %path.display(), %error, "cannot read the keys of the previous run; generating new ones");
                 Ok((Secrets::new(), false))
             }
         },
@@ -133,12 +133,12 @@ fn write_secrets(settings: &ControllerSettings, secrets: &Secrets) -> Result<(),
     private_file::write(&path, &text).map_err(|e| failed(&path, e))
 }
 
-/// After an orderly end nobody needs them, or the next controller (`--reuse`).
-pub(super) fn put_away_files(settings: &ControllerSettings, secrets: &mut Secrets) {
+/// After a clean shutdown, removes the files, or leaves them to the next controller (`--reuse`).
+pub(super) fn retire_files(settings: &ControllerSettings, secrets: &mut Secrets) {
     if settings.reuse {
         secrets.ended = true;
         if let Err(error) = write_secrets(settings, secrets) {
-            tracing::warn!(%error, "the next controller will take this one for killed");
+            tracing::warn!(%error, "cannot record the clean shutdown; the next controller will assume that this one was killed");
         }
         return;
     }
@@ -159,7 +159,7 @@ pub(super) fn put_away_files(settings: &ControllerSettings, secrets: &mut Secret
 fn location(settings: &ControllerSettings) -> String {
     let listening = &settings.config.ip;
     let address = || PclusterKeys::of_this_process("", listening, None).addresses.into_iter().next();
-    // The loopback of which host? With its name ipyparallel's clients elsewhere can say what is missing.
+    // A loopback address does not identify the host; with its name, remote ipyparallel clients can report what is missing.
     let elsewhere = |address: &String| !address.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
     let found = settings.config.location.clone().or_else(|| address().filter(elsewhere));
     found.unwrap_or_else(process::host)
@@ -219,23 +219,22 @@ pub(super) fn engine_file(settings: &ControllerSettings, secrets: &Secrets) -> C
         broadcast: BroadcastPorts::Leaves(vec![ports.broadcast]),
         ssh: settings.engine_ssh.clone(),
         pcluster: Some(PclusterKeys {
-            buffers: buffers_place(settings),
+            buffers: buffers_directory(settings),
             ..PclusterKeys::of_this_process(&settings.cluster_id, &settings.config.ip, Some(ports.native))
         }),
         ..base(settings, &secrets.engine_key, &secrets.engine_public)
     }
 }
 
-/// Engines do without it.
-fn buffers_place(settings: &ControllerSettings) -> Option<DirectoryId> {
+/// Creates the directory for large buffers; it is optional for engines.
+fn buffers_directory(settings: &ControllerSettings) -> Option<DirectoryId> {
     let made = crate::db::made_buffers_directory(&settings.profile.database_file(&settings.cluster_id));
-    made.inspect_err(|error| tracing::warn!(%error, "no directory for large buffers could be made"))
+    made.inspect_err(|error| tracing::warn!(%error, "cannot create the directory for large buffers"))
         .ok()
         .and_then(|path| DirectoryId::of(&path))
 }
 
-/// What the records hold. `killed`: the engines of the run before may still be there.
-/// Whether its last task stands for inputs that never came.
+/// True if the map's last task represents missing inputs.
 fn is_abandoned(reader: &Reader, map: MapId, total: u64) -> Result<bool, ControllerError> {
     let Some(last) = total.checked_sub(1) else { return Ok(false) };
     let query = TaskQuery {
@@ -259,7 +258,7 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
         ..Restored::default()
     };
     if killed {
-        // An engine of this host whose process is gone need not be waited for.
+        // An engine of this host whose process is gone cannot reconnect.
         let is_gone = |facts: &EngineFacts| facts.pid > 0 && facts.host == process::host() && !process::exists(facts.pid);
         for engine in state.engines {
             match is_gone(&engine.facts) {
@@ -313,8 +312,8 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
     Ok(restored)
 }
 
-/// A client's unfinished requests, and what they depend on. Where the controller was stopped in order, its clients and
-/// engines have gone with it, and nobody waits for these any more: they end as `lost`.
+/// A client's unfinished requests, and the requests that they depend on. After a clean shutdown, clients and
+/// engines are gone, too, and no client waits for these requests: they end as `lost`.
 fn found_client(
     reader: &Reader,
     map: MapId,
@@ -329,7 +328,7 @@ fn found_client(
         for name in ["after", "follow"] {
             depends_on.extend(metadata.get(name).map(Dependency::from_json).unwrap_or_default().ids);
         }
-        // An engine that does not come back, so that the request ends.
+        // An engine that never reconnects, so that the request ends.
         let nowhere = (!killed).then_some(EngineId(u32::MAX));
         requests.push(UnfinishedRequest {
             task: found.task,
@@ -338,11 +337,11 @@ fn found_client(
             request: found.request,
         });
     })?;
-    let mut owed = Vec::new();
+    let mut undelivered = Vec::new();
     if killed && key.is_some() {
-        let records = reader.requests(&reader.owed_replies(map)?)?;
-        owed.extend(records.into_iter().filter_map(found_reply));
-        owed.sort_by_key(|reply: &FoundReply| reply.task);
+        let records = reader.requests(&reader.undelivered_replies(map)?)?;
+        undelivered.extend(records.into_iter().filter_map(found_reply));
+        undelivered.sort_by_key(|reply: &FoundReply| reply.task);
     }
     let client = FoundClient {
         session,
@@ -350,7 +349,7 @@ fn found_client(
         map,
         next_index: reader.next_index(map)?,
         requests,
-        owed,
+        undelivered,
     };
     Ok((client, depends_on))
 }
@@ -389,13 +388,13 @@ fn outcomes(reader: &Reader, msg_ids: &[String]) -> Result<Vec<(String, bool, Op
         .collect())
 }
 
-/// A thousand engines need some thousand sockets.
+/// Raises the open-file limit: a thousand engines need several thousand sockets.
 pub(super) fn raise_open_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < hard
         && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
     {
-        tracing::debug!(%error, soft, hard, "the open-file limit stays");
+        tracing::debug!(%error, soft, hard, "cannot raise the open-file limit");
     }
 }

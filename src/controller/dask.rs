@@ -1,5 +1,5 @@
-//! Dask's scheduler, a Python process beside the controller: ipyparallel's clients turn a cluster into one of Dask's with
-//! `become_dask`. The process ends with its stdin, so also with a controller that is killed.
+//! Dask's scheduler as a child process of the controller: ipyparallel's clients turn a cluster into a Dask cluster with
+//! `become_dask`. The process exits when its stdin closes, so also when the controller is killed.
 use super::core::Event;
 use crate::wire::content::error::ErrorContent;
 use bytes::Bytes;
@@ -12,23 +12,23 @@ use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, mpsc};
 
 const PROGRAM: &str = include_str!("dask_scheduler.py");
-/// From its start to the line that says where it is.
+/// From its start to the line with its address.
 const START: Duration = Duration::from_secs(60);
 /// From the end of its stdin to its kill.
 const END: Duration = Duration::from_secs(5);
 
 pub(super) struct Dask {
     python: String,
-    /// The address that the controller listens on: Dask's scheduler is not to be reached from farther away.
+    /// The address that the controller listens on: Dask's scheduler must not be reachable from elsewhere.
     host: String,
-    running: Arc<Mutex<Option<Running>>>,
+    running: Arc<Mutex<Option<SchedulerProcess>>>,
     events: mpsc::UnboundedSender<Event>,
 }
 
-struct Running {
+struct SchedulerProcess {
     process: Child,
-    /// What clients are told: ip, port, address.
-    place: Value,
+    /// The address for clients: ip, port, address.
+    address: Value,
 }
 
 impl Dask {
@@ -41,7 +41,7 @@ impl Dask {
         }
     }
 
-    /// Starts it, if it does not run already. The answer comes as an event.
+    /// Starts the scheduler unless it is running. The answer arrives as an event.
     pub(super) fn start(&self, client: Bytes, parent: Bytes, arguments: Value) {
         let (running, events) = (self.running.clone(), self.events.clone());
         let python = self.python.clone();
@@ -52,33 +52,33 @@ impl Dask {
             if running.as_mut().is_some_and(|r| !matches!(r.process.try_wait(), Ok(None))) {
                 *running = None;
             }
-            let place = match running.as_ref() {
-                Some(there) => Ok(there.place.clone()),
+            let address = match running.as_ref() {
+                Some(process) => Ok(process.address.clone()),
                 None => match start(&python, &arguments).await {
                     Ok(started) => {
-                        tracing::info!(place = %started.place, "Dask's scheduler serves");
-                        Ok(running.insert(started).place.clone())
+                        tracing::info!(address = %started.address, "Dask's scheduler is ready");
+                        Ok(running.insert(started).address.clone())
                     }
                     Err(error) => Err(error),
                 },
             };
-            let _ = events.send(Event::DaskAnswered { client, parent, place });
+            let _ = events.send(Event::DaskStarted { client, parent, address });
         });
     }
 
     pub(super) fn stop(&self) {
         let running = self.running.clone();
         tokio::spawn(async move {
-            let Some(mut there) = running.lock().await.take() else { return };
-            drop(there.process.stdin.take());
+            let Some(mut scheduler) = running.lock().await.take() else { return };
+            drop(scheduler.process.stdin.take());
             // Dropped, it is killed.
-            let _ = tokio::time::timeout(END, there.process.wait()).await;
-            tracing::info!("Dask's scheduler has ended");
+            let _ = tokio::time::timeout(END, scheduler.process.wait()).await;
+            tracing::info!("Dask's scheduler stopped");
         });
     }
 }
 
-async fn start(python: &str, arguments: &Map<String, Value>) -> Result<Running, ErrorContent> {
+async fn start(python: &str, arguments: &Map<String, Value>) -> Result<SchedulerProcess, ErrorContent> {
     let failed = |why: String| {
         ErrorContent::new(
             "RuntimeError",
@@ -87,30 +87,30 @@ async fn start(python: &str, arguments: &Map<String, Value>) -> Result<Running, 
     };
     let mut command = Command::new(python);
     command.arg("-c").arg(PROGRAM).kill_on_drop(true);
-    // What it logs goes where the controller's log goes.
+    // It logs to the controller's log.
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
     let mut process = command.spawn().map_err(|e| failed(e.to_string()))?;
     let (Some(stdin), Some(stdout)) = (process.stdin.as_mut(), process.stdout.take()) else {
         return Err(failed("it has no pipes".into()));
     };
-    let told = format!("{}\n", Value::from(arguments.clone()));
+    let input = format!("{}\n", Value::from(arguments.clone()));
     let mut lines = BufReader::new(stdout).lines();
-    let said = tokio::time::timeout(START, async {
-        stdin.write_all(told.as_bytes()).await?;
+    let output = tokio::time::timeout(START, async {
+        stdin.write_all(input.as_bytes()).await?;
         lines.next_line().await
     });
-    let line = match said.await {
-        Err(_) => return Err(failed(format!("it did not say where it is in {} s", START.as_secs()))),
+    let line = match output.await {
+        Err(_) => return Err(failed(format!("it reported no address within {} s", START.as_secs()))),
         Ok(Err(e)) => return Err(failed(e.to_string())),
-        Ok(Ok(None)) => return Err(failed("it ended at once; the controller's log has its words".into())),
+        Ok(Ok(None)) => return Err(failed("it exited immediately; see the controller's log".into())),
         Ok(Ok(Some(line))) => line,
     };
-    let place: Value = serde_json::from_str(&line).map_err(|_| failed(format!("it said {line:?}")))?;
-    if place["status"] != "ok" {
-        let word = |key: &str| place[key].as_str().unwrap_or_default().to_string();
-        return Err(ErrorContent::new(&word("ename"), word("evalue")));
+    let address: Value = serde_json::from_str(&line).map_err(|_| failed(format!("unexpected output {line:?}")))?;
+    if address["status"] != "ok" {
+        let field = |key: &str| address[key].as_str().unwrap_or_default().to_string();
+        return Err(ErrorContent::new(&field("ename"), field("evalue")));
     }
-    // Whatever else it prints is not to block it.
+    // Drain further output, so that the process does not block.
     tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-    Ok(Running { process, place })
+    Ok(SchedulerProcess { process, address })
 }

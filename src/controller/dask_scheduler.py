@@ -1,7 +1,7 @@
-"""Dask's scheduler beside the controller, for ipyparallel's `become_dask`.
+"""Dask's scheduler as a child process of the controller, for ipyparallel's `become_dask`.
 
-Its arguments come as one line of JSON on stdin, where it is goes out as one on stdout. It ends when stdin does: with the
-controller, however that ends.
+It reads its arguments as one line of JSON from stdin and writes its address as one to stdout. It exits when stdin
+closes, so also when the controller is killed.
 """
 import asyncio
 import json
@@ -11,7 +11,7 @@ import threading
 import traceback
 
 
-def say(content):
+def send(content):
     print(json.dumps(content), flush=True)
 
 
@@ -26,7 +26,7 @@ async def run(arguments):
             loop.call_soon_threadsafe(ended.set)
 
         threading.Thread(target=wait, daemon=True).start()
-        say({"status": "ok", "ip": scheduler.ip, "address": scheduler.address, "port": scheduler.port})
+        send({"status": "ok", "ip": scheduler.ip, "address": scheduler.address, "port": scheduler.port})
         await ended.wait()
 
 
@@ -35,6 +35,6 @@ try:
 except BaseException as error:
     text = "%s (in %s)" % (error, sys.executable)
     if isinstance(error, ImportError):
-        text += ": pip install distributed there"
-    say({"status": "error", "ename": type(error).__name__, "evalue": text, "traceback": traceback.format_exc().splitlines()})
+        text += "; install it with: %s -m pip install distributed" % sys.executable
+    send({"status": "error", "ename": type(error).__name__, "evalue": text, "traceback": traceback.format_exc().splitlines()})
 os._exit(0)

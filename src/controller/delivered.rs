@@ -1,8 +1,8 @@
-//! Which replies have been written to the connections of ipyparallel's clients.
+//! Tracks which replies were written to the connections of ipyparallel's clients.
 //!
-//! Such a client does not survive a reply that it has already, so after a kill it must be known which ones were written.
-//! Each is noted in a file in the moment before it is written to its connection; the page cache keeps that, whatever
-//! becomes of the process. The database follows with one of its next commits (`RepliesGiven`).
+//! Such a client crashes on a duplicate reply, so the next controller must know which ones were written before a kill.
+//! Each reply is noted in a file just before it is written to its connection; the page cache survives the process.
+//! The database follows with one of its next commits (`RepliesDelivered`).
 use crate::model::{MapId, TaskId};
 use crate::transport::{Receipt, with_receipt};
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// A task's map and index, little endian. A map's number is never 0.
 const ENTRY: usize = 8;
-/// The oldest entry is overwritten beyond so many: more replies than this are not between two commits.
+/// Beyond this number the oldest entry is overwritten: two commits are never this many replies apart.
 const ENTRIES: u64 = 1 << 16;
 
 pub(super) struct Delivered {
@@ -24,17 +24,17 @@ pub(super) struct Delivered {
 }
 
 struct Shared {
-    /// None: the file could not be made; a kill may then give replies twice.
+    /// None if the file could not be created; replies may then be delivered twice after a kill.
     file: Option<File>,
     next: AtomicU64,
-    /// Written, and not yet collected.
+    /// Written, and not yet taken.
     tasks: Mutex<Vec<TaskId>>,
-    /// With a socket.
+    /// The number of replies passed to a socket and not written.
     pending: AtomicUsize,
 }
 
 impl Delivered {
-    /// What a killed controller had noted is returned; it stays noted until the database has it.
+    /// Returns the replies that a killed controller noted; they stay in the file until the database has them.
     pub(super) fn open(database: &Path, killed: bool) -> (Delivered, HashSet<TaskId>) {
         let path = beside(database, "-delivered");
         let before = match killed {
@@ -42,7 +42,7 @@ impl Delivered {
             false => HashSet::new(),
         };
         let file = create(&path, &before).map_err(|error| {
-            tracing::warn!(path = %path.display(), %error, "it cannot be noted which replies were delivered; after a kill they may be sent twice");
+            tracing::warn!(path = %path.display(), %error, "cannot track delivered replies; after a kill they may be sent twice");
         });
         let shared = Shared {
             file: file.ok(),
@@ -54,7 +54,7 @@ impl Delivered {
         (Delivered { path, shared }, before)
     }
 
-    /// The header of a reply, which is noted when it is written. To be confirmed when the socket has accepted it.
+    /// Wraps the header of a reply so that its write is noted. Confirm the [`Pending`] once the socket has accepted it.
     pub(super) fn watch(&self, header: Bytes, tasks: Vec<TaskId>) -> (Bytes, Pending) {
         let shared = self.shared.clone();
         let (header, receipt) = with_receipt(header, move || shared.note(tasks));
@@ -67,12 +67,12 @@ impl Delivered {
         std::mem::take(&mut *self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Some are with a socket, or were written since the last [`Delivered::take`].
+    /// True if replies are pending, or were written since the last [`Delivered::take`].
     pub(super) fn is_open(&self) -> bool {
         self.shared.pending.load(Ordering::Acquire) > 0 || !self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// An orderly end: everything is in the database.
+    /// Removes the file after a clean shutdown: the database is complete.
     pub(super) fn close(&self) {
         let _ = std::fs::remove_file(&self.path);
     }
@@ -95,7 +95,7 @@ impl Shared {
         if let Some(file) = &self.file {
             for task in &tasks {
                 let place = self.next.fetch_add(1, Ordering::Relaxed) % ENTRIES;
-                // What cannot be noted may be given twice, no more.
+                // At worst, a reply that cannot be noted is delivered twice.
                 let _ = file.write_all_at(&entry(task), place * ENTRY as u64);
             }
         }
@@ -115,7 +115,7 @@ fn create(path: &Path, before: &HashSet<TaskId>) -> std::io::Result<File> {
         .open(&new)?;
     let known: Vec<u8> = before.iter().flat_map(entry).collect();
     file.write_all_at(&known, 0)?;
-    // A disk that gets full later does not prevent notes.
+    // Reserve the space: a disk that fills up later does not prevent notes.
     nix::fcntl::posix_fallocate(&file, 0, ENTRIES as i64 * ENTRY as i64).map_err(std::io::Error::from)?;
     std::fs::rename(&new, path)?;
     Ok(file)
@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_is_known_after_a_kill_and_nothing_else() {
+    fn written_replies_survive_a_kill_and_pending_ones_do_not() {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("pcluster.db");
         let (delivered, before) = Delivered::open(&database, true);
@@ -158,20 +158,20 @@ mod tests {
         drop(written);
         let (waiting, pending) = delivered.watch(header(), vec![task(3)]);
         pending.sent();
-        // The socket did not take this one.
+        // The socket did not accept this one.
         drop(delivered.watch(header(), vec![task(4)]));
         assert_eq!(delivered.take(), [task(1), task(2)]);
-        assert!(delivered.is_open(), "one is with its socket");
-        // Killed: nothing is closed in order.
+        assert!(delivered.is_open(), "one is pending");
+        // Killed: nothing is closed.
         for _ in 0..2 {
             let (_, before) = Delivered::open(&database, true);
-            assert_eq!(before, HashSet::from([task(1), task(2)]), "also if it is killed again at once");
+            assert_eq!(before, HashSet::from([task(1), task(2)]), "after a second kill, too");
         }
         let (again, _) = Delivered::open(&database, true);
         drop(waiting);
         assert!(
             Delivered::open(&database, false).1.is_empty(),
-            "after an orderly end nothing is left to know"
+            "nothing is left after a clean shutdown"
         );
         again.close();
         assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none());

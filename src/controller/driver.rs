@@ -1,14 +1,14 @@
 //! The loop between the sockets, the records and the core.
 //!
-//! Effects of many events are gathered into a batch. A batch's changes are committed by the records' thread, and only then are
-//! its messages sent; meanwhile the next batch gathers. So commits are grouped under load, and nothing is told that is not on disk.
+//! Effects of several events form a batch. The records' thread commits a batch's changes, and only then are its messages
+//! sent; meanwhile the next batch accumulates. So commits are grouped under load, and no message precedes its commit.
 use super::bootstrap::{self, Secrets};
-use super::core::returning::OwedReply;
-use super::core::{Core, Effect, Event, Facts, Now};
+use super::core::reconnect::UndeliveredReply;
+use super::core::{Core, Effect, Event, EventTime, Facts};
 use super::dask::Dask;
 use super::delivered::{Delivered, Pending};
-use super::records::{Records, Word};
-use super::sockets::{Arrival, Place, Ports, Sockets};
+use super::records::{DbReply, Records};
+use super::sockets::{Arrival, PeerSocket, Ports, Sockets};
 use super::{ControllerError, ControllerSettings};
 use crate::db::Writer;
 use crate::model::change::Change;
@@ -25,21 +25,21 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-/// Events that one turn of the loop takes in.
+/// Arrivals handled in one turn of the loop.
 const TURN: usize = 256;
-/// A batch of many requests of ipyparallel's clients waits so long for more.
-const GATHER: Duration = Duration::from_millis(2);
-/// That replies were delivered is put on record with the next commit, or after so long: a commit of its own would be a third of what a
-/// client costs that asks one thing after the other. Until then it is noted in a file ([`Delivered`]).
-const GIVEN_WAITS: Duration = Duration::from_millis(20);
-/// So many messages of one peer that cannot be opened end its connection.
-const MOST_BAD: u32 = 16;
-/// Peers whose bad messages are counted at a time.
-const MOST_SUSPECTS: usize = 4096;
+/// How long a batch of many ipyparallel requests waits for more.
+const BATCH_DELAY: Duration = Duration::from_millis(2);
+/// Delivered replies are recorded with the next commit, or after this delay: a commit of their own would be a third of the cost of a
+/// client that sends one request after the other. Until then they are noted in a file ([`Delivered`]).
+const DELIVERED_DELAY: Duration = Duration::from_millis(20);
+/// A peer is disconnected after this many rejected messages.
+const MAX_BAD_MESSAGES: u32 = 16;
+/// Peers whose rejected messages are counted at a time.
+const MAX_SUSPECTS: usize = 4096;
 
 pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerError> {
     bootstrap::raise_open_file_limit();
-    let _only_one = bootstrap::only_one(&settings)?;
+    let _only_one = bootstrap::take_controller_lock(&settings)?;
     let (mut secrets, killed) = bootstrap::secrets(&settings)?;
     let database = settings.profile.database_file(&settings.cluster_id);
     let durability = match settings.config.durability {
@@ -50,14 +50,14 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
         tracing::warn!("before this start: {text}");
     }
     let writer = Writer::open(&database, durability)?;
-    // The writer's own: on a network file system it alone may have the file open.
+    // Opened by the writer: on a network file system only its connection may have the file open.
     let reader = writer.reader()?;
     let mut restored = bootstrap::restored(&reader, killed)?;
     let (delivered, delivered_before) = Delivered::open(&database, killed);
     restored.delivered = delivered_before;
     let (sockets, arrivals) = listen(&settings, &mut secrets, killed).await?;
     bootstrap::write_files(&settings, &secrets)?;
-    let (records, words) = Records::start(writer, reader).map_err(|source| ControllerError::System {
+    let (records, replies) = Records::start(writer, reader).map_err(|source| ControllerError::System {
         what: "the records".into(),
         source,
     })?;
@@ -70,28 +70,28 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
         ip = settings.config.ip,
         port = secrets.ports.client.registration,
         database = %database.display(),
-        "the controller serves"
+        "controller ready"
     );
     problem::clear(&settings.profile.trouble_file(&settings.cluster_id));
     let memory = tokio::spawn(crate::memory::release_unused());
-    let result = driver.serve(arrivals, words, events).await;
+    let result = driver.serve(arrivals, replies, events).await;
     memory.abort();
-    bootstrap::put_away_files(&settings, &mut secrets);
+    bootstrap::retire_files(&settings, &mut secrets);
     driver.sockets.close().await;
     let Driver { records, delivered, .. } = driver;
     if records.close() {
         delivered.close();
     }
-    tracing::info!("the controller has ended");
+    tracing::info!("controller stopped");
     result
 }
 
-/// Whoever has a port of a killed controller may give it back soon (the start of another cluster, a test); elsewhere `ipengine`s and
-/// ipyparallel's clients would not find it. Less than `start` waits for a controller by default.
-const PORTS_PATIENCE: Duration = Duration::from_secs(20);
-const PORTS_PAUSE: Duration = Duration::from_millis(200);
+/// How long to wait for the ports of a killed controller: another process may release them soon (another cluster's start, a test), and
+/// `ipengine`s and ipyparallel's clients find the controller only there. Shorter than `start` waits for a controller by default.
+const PORTS_TIMEOUT: Duration = Duration::from_secs(20);
+const PORTS_RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// On the ports of the run before, where that was killed and they are free, or become so.
+/// Listens on the ports of the previous run if it was killed and they are free or become free.
 async fn listen(
     settings: &ControllerSettings,
     secrets: &mut Secrets,
@@ -121,16 +121,16 @@ async fn listen(
     if let Err(error) = &listening
         && killed
     {
-        tracing::warn!(%error, "cannot listen where the run before did; trying again");
-        let until = Instant::now() + PORTS_PATIENCE;
+        tracing::warn!(%error, "cannot listen on the ports of the previous run; retrying");
+        let until = Instant::now() + PORTS_TIMEOUT;
         while listening.is_err() && Instant::now() < until {
-            tokio::time::sleep(PORTS_PAUSE).await;
+            tokio::time::sleep(PORTS_RETRY_INTERVAL).await;
             listening = as_before().await;
         }
     }
     let listening = match listening {
         Err(error) if killed => {
-            tracing::warn!(%error, "the ports of the run before are taken; pcluster's engines and clients find this one by its connection file, ipyparallel's will not");
+            tracing::warn!(%error, "the ports of the previous run are in use; pcluster's engines and clients find this controller by its connection file, ipyparallel's do not");
             Sockets::listen(ip, &Ports::default(), &client, &engine, &settings.config).await?
         }
         other => other?,
@@ -144,8 +144,8 @@ struct Clock {
 }
 
 impl Clock {
-    fn now(&self) -> Now {
-        Now {
+    fn now(&self) -> EventTime {
+        EventTime {
             since_start: self.start.elapsed(),
             unix: unix_now(),
         }
@@ -162,28 +162,28 @@ struct Driver {
     core: Core,
     sockets: Sockets,
     records: Records,
-    /// Opens and seals what clients send and get, with their key; the other for engines.
+    /// Verifies and signs messages with the clients' key; the next one with the engines' key.
     client_session: Session,
     engine_session: Session,
-    /// Makes the answers out of the records.
+    /// Creates the answers to queries.
     answers: Session,
     dask: Dask,
-    /// Of events since the last batch.
+    /// Effects of events since the last batch.
     effects: Vec<Effect>,
     /// Messages of the batch that is being committed.
     held: Vec<Effect>,
     committing: bool,
-    /// The next batch begins at that time.
-    gathering: Option<Instant>,
+    /// When the next batch starts.
+    batch_due: Option<Instant>,
     stop_at: Option<Instant>,
     bad_messages: u64,
     delivered: Delivered,
-    given_due: Option<Instant>,
-    unsent: Vec<Event>,
-    /// Peers that did not read, as the core knows.
+    delivered_due: Option<Instant>,
+    undelivered: Vec<Event>,
+    /// Peers disconnected at the send queue limit, as last reported to the core.
     cut_off: u64,
-    /// Bad messages of each peer since its connection was last ended for that.
-    suspects: HashMap<(Place, Bytes), u32>,
+    /// Rejected messages by peer since it was last disconnected for them.
+    suspects: HashMap<(PeerSocket, Bytes), u32>,
 }
 
 impl Driver {
@@ -218,12 +218,12 @@ impl Driver {
             effects: Vec::new(),
             held: Vec::new(),
             committing: false,
-            gathering: None,
+            batch_due: None,
             stop_at: None,
             bad_messages: 0,
             delivered,
-            given_due: None,
-            unsent: Vec::new(),
+            delivered_due: None,
+            undelivered: Vec::new(),
             cut_off: 0,
             suspects: HashMap::new(),
         }
@@ -232,7 +232,7 @@ impl Driver {
     async fn serve(
         &mut self,
         mut arrivals: mpsc::Receiver<Arrival>,
-        mut words: mpsc::UnboundedReceiver<Word>,
+        mut replies: mpsc::UnboundedReceiver<DbReply>,
         mut events: mpsc::UnboundedReceiver<Event>,
     ) -> Result<(), ControllerError> {
         let failed = |source| ControllerError::System {
@@ -244,13 +244,13 @@ impl Driver {
         let mut arrived = Vec::with_capacity(TURN);
         loop {
             self.flush();
-            self.tell_of_replies();
+            self.report_replies();
             let cut_off = self.sockets.budget.disconnected_peers();
             if cut_off != self.cut_off {
                 self.cut_off = cut_off;
-                self.handle(Event::PeersCutOff { total: cut_off });
+                self.handle(Event::PeersDisconnected { total: cut_off });
             }
-            // Under load there is always something that has arrived; reminders are not to wait for a pause.
+            // Under load there is always an arrival; timers must not wait for a pause.
             if self.core.next_wake().is_some_and(|at| at <= self.clock.start.elapsed()) {
                 self.handle(Event::TimePassed);
                 self.flush();
@@ -258,21 +258,21 @@ impl Driver {
             let wake = self.next_wake();
             tokio::select! {
                 biased;
-                Some(word) = words.recv() => {
-                    self.hear(word);
-                    while let Ok(word) = words.try_recv() {
-                        self.hear(word);
+                Some(reply) = replies.recv() => {
+                    self.on_reply(reply);
+                    while let Ok(reply) = replies.try_recv() {
+                        self.on_reply(reply);
                     }
                 }
                 Some(event) = events.recv() => self.handle(event),
-                _ = terminate.recv() => self.handle(Event::StopAsked { engines: true }),
-                _ = interrupt.recv() => self.handle(Event::StopAsked { engines: true }),
+                _ = terminate.recv() => self.handle(Event::StopRequested { engines: true }),
+                _ = interrupt.recv() => self.handle(Event::StopRequested { engines: true }),
                 count = arrivals.recv_many(&mut arrived, TURN), if self.effects.len() < TURN * 64 => {
                     if count == 0 {
                         return Ok(());
                     }
                     for arrival in arrived.drain(..) {
-                        self.take_in(arrival);
+                        self.receive(arrival);
                     }
                 }
                 _ = tokio::time::sleep(wake) => self.handle(Event::TimePassed),
@@ -283,29 +283,29 @@ impl Driver {
         }
     }
 
-    /// What became of replies to clients that can be known again.
-    fn tell_of_replies(&mut self) {
-        if self.delivered.is_open() && *self.given_due.get_or_insert(Instant::now() + GIVEN_WAITS) <= Instant::now() {
-            self.record_given();
+    /// Reports delivered and undelivered replies of identifiable clients to the core.
+    fn report_replies(&mut self) {
+        if self.delivered.is_open() && *self.delivered_due.get_or_insert(Instant::now() + DELIVERED_DELAY) <= Instant::now() {
+            self.record_delivered();
         }
-        for event in std::mem::take(&mut self.unsent) {
+        for event in std::mem::take(&mut self.undelivered) {
             self.handle(event);
         }
         self.flush();
     }
 
-    fn record_given(&mut self) {
-        self.given_due = None;
+    fn record_delivered(&mut self) {
+        self.delivered_due = None;
         let tasks = self.delivered.take();
         if !tasks.is_empty() {
-            self.handle(Event::RepliesGiven { tasks });
+            self.handle(Event::RepliesDelivered { tasks });
         }
     }
 
     fn next_wake(&self) -> Duration {
         let core = self.core.next_wake().unwrap_or(Duration::from_secs(60));
         let wake = core.saturating_sub(self.clock.start.elapsed());
-        let times = [self.stop_at, self.gathering, self.given_due];
+        let times = [self.stop_at, self.batch_due, self.delivered_due];
         let first = times
             .into_iter()
             .flatten()
@@ -323,28 +323,30 @@ impl Driver {
         }
     }
 
-    /// Opens what came and gives it to the core. What cannot be opened is counted and dropped.
-    fn take_in(&mut self, arrival: Arrival) {
+    /// Verifies an arrival and passes it to the core. Counts and drops what cannot be verified.
+    fn receive(&mut self, arrival: Arrival) {
         let sender = arrival.sender();
         let event = match arrival {
             Arrival::Client(channel, frames) => self
                 .client_session
                 .open(frames)
-                .map(|message| Some(Event::ClientSaid { channel, message })),
+                .map(|message| Some(Event::ClientMessage { channel, message })),
             Arrival::Native(mut frames) => {
                 if frames.len() < 2 {
-                    return self.refused(sender, "it has no channel");
+                    return self.refused(sender, "missing channel frame");
                 }
                 let (engine, channel) = (uuid_of(&frames[0]), Channel::from_frame(&frames[1]));
                 frames.drain(..2);
-                self.engine_session.open(frames).map(|message| said(engine, true, channel, message))
+                self.engine_session
+                    .open(frames)
+                    .map(|message| engine_message(engine, true, channel, message))
             }
             Arrival::Stock(Channel::Iopub, frames) => self.engine_session.open(frames).map(|message| {
-                // Only some of an `ipengine`'s messages name it in their metadata; all do in their topic.
+                // Only some of an `ipengine`'s messages name it in their metadata; all name it in their topic.
                 let metadata: serde_json::Value = message.metadata().unwrap_or_default();
                 let named = metadata.get("engine").and_then(|e| e.as_str()).map(EngineUuid::from);
                 let engine = named.or_else(|| self.core.engine_of_topic(&message.sender()));
-                said(engine, false, Channel::Iopub, message)
+                engine_message(engine, false, Channel::Iopub, message)
             }),
             Arrival::Stock(channel, mut frames) => {
                 if frames.is_empty() {
@@ -353,18 +355,18 @@ impl Driver {
                 let engine = uuid_of(&frames.remove(0));
                 self.engine_session
                     .open(frames)
-                    .map(|message| said(engine, false, channel, message))
+                    .map(|message| engine_message(engine, false, channel, message))
             }
             Arrival::Registrant(frames) => self.engine_session.open(frames).map(|message| {
-                Some(Event::RegistrantSaid {
+                Some(Event::RegistrantMessage {
                     identity: message.sender(),
                     message,
                 })
             }),
-            Arrival::Pong(frames) => Ok(frames.first().and_then(uuid_of).map(|engine| Event::Ponged { engine })),
-            Arrival::ClientCame(channel, identity, key) => Ok(Some(Event::ClientCame { channel, identity, key })),
-            Arrival::ClientLeft(channel, identity) => Ok(Some(Event::ClientLeft { channel, identity })),
-            Arrival::Gone(engine) => Ok(Some(Event::ConnectionEnded { engine })),
+            Arrival::Pong(frames) => Ok(frames.first().and_then(uuid_of).map(|engine| Event::PongReceived { engine })),
+            Arrival::ClientConnected(channel, identity, key) => Ok(Some(Event::ClientConnected { channel, identity, key })),
+            Arrival::ClientDisconnected(channel, identity) => Ok(Some(Event::ClientDisconnected { channel, identity })),
+            Arrival::Gone(engine) => Ok(Some(Event::EngineDisconnected { engine })),
         };
         match event {
             Ok(Some(event)) => self.handle(event),
@@ -373,40 +375,40 @@ impl Driver {
         }
     }
 
-    /// Counts a message that could not be opened, and ends the connection of a peer that has sent too many.
-    fn refused(&mut self, sender: Option<(Place, Bytes)>, why: &str) {
+    /// Counts a rejected message, and disconnects a peer that has sent too many.
+    fn refused(&mut self, sender: Option<(PeerSocket, Bytes)>, why: &str) {
         self.bad_messages += 1;
         if self.bad_messages.is_power_of_two() {
-            tracing::warn!(why, count = self.bad_messages, "a message was refused");
+            tracing::warn!(why, count = self.bad_messages, "message rejected");
         }
         let Some(sender) = sender else { return };
-        if self.suspects.len() >= MOST_SUSPECTS {
+        if self.suspects.len() >= MAX_SUSPECTS {
             self.suspects.clear();
         }
         let count = self.suspects.entry(sender.clone()).or_default();
         *count += 1;
-        if *count >= MOST_BAD {
+        if *count >= MAX_BAD_MESSAGES {
             self.suspects.remove(&sender);
-            let (place, peer) = sender;
-            let why = format!("{MOST_BAD} of its messages were refused, the last because: {why}");
-            self.sockets.cut_off(place, &peer, &why);
+            let (socket, peer) = sender;
+            let why = format!("{MAX_BAD_MESSAGES} of its messages were rejected, the last one: {why}");
+            self.sockets.cut_off(socket, &peer, &why);
         }
     }
 
-    fn hear(&mut self, word: Word) {
-        match word {
-            Word::Committed => {
+    fn on_reply(&mut self, reply: DbReply) {
+        match reply {
+            DbReply::Committed => {
                 self.committing = false;
                 for effect in std::mem::take(&mut self.held) {
                     self.carry_out(effect);
                 }
             }
-            Word::Asked(word) => {
-                self.records.answered();
-                self.hear(*word);
+            DbReply::FromThread(reply) => {
+                self.records.query_done();
+                self.on_reply(*reply);
             }
-            Word::Found(event) => self.handle(*event),
-            Word::Answer { query, content, buffers } => {
+            DbReply::Event(event) => self.handle(*event),
+            DbReply::Answer { query, content, buffers } => {
                 let date = unix_now().to_iso();
                 let mut message = self.answers.message(&date, &reply_type(&query.request), Some(&query.parent), &());
                 message.content_json = content;
@@ -417,18 +419,18 @@ impl Driver {
         }
     }
 
-    /// Starts the next batch when the one before is on disk.
+    /// Starts the next batch once the previous one is on disk.
     fn flush(&mut self) {
-        // What is carried out may bring an answer that the core has more to say to.
+        // A carried-out effect may produce an answer with further effects.
         while !self.committing && !self.effects.is_empty() {
-            if self.core.may_gather() {
-                let due = *self.gathering.get_or_insert(Instant::now() + GATHER);
+            if self.core.may_batch() {
+                let due = *self.batch_due.get_or_insert(Instant::now() + BATCH_DELAY);
                 if Instant::now() < due {
                     return;
                 }
             }
-            self.gathering = None;
-            self.record_given();
+            self.batch_due = None;
+            self.record_delivered();
             let mut changes: Vec<Change> = Vec::new();
             for effect in self.effects.drain(..) {
                 match effect {
@@ -444,7 +446,7 @@ impl Driver {
                 self.committing = true;
             }
         }
-        self.gathering = None;
+        self.batch_due = None;
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -459,7 +461,7 @@ impl Driver {
                 match &result {
                     Ok(()) => pending.sent(),
                     Err(TransportError::NoPeer | TransportError::Disconnected(_)) => {
-                        self.unsent.push(Event::ReplyUnsent { channel, client, reply });
+                        self.undelivered.push(Event::ReplyUndelivered { channel, client, reply });
                     }
                     Err(_) => {}
                 }
@@ -490,8 +492,8 @@ impl Driver {
             }
             Effect::Ping { payload } => self.sockets.ping(payload),
             Effect::Query(query) => {
-                if let Some(word) = self.records.ask(query) {
-                    self.hear(word);
+                if let Some(reply) = self.records.query(query) {
+                    self.on_reply(reply);
                 }
                 Ok(())
             }
@@ -511,8 +513,8 @@ impl Driver {
         self.sent(result);
     }
 
-    /// It is noted when this reply is written to its connection.
-    fn watched(&self, reply: &OwedReply) -> (Message, Pending) {
+    /// Attaches a receipt that notes when this reply is written to its connection.
+    fn watched(&self, reply: &UndeliveredReply) -> (Message, Pending) {
         let mut message = reply.message.clone();
         let header = std::mem::take(&mut message.header_json);
         let (header, pending) = self.delivered.watch(header, reply.tasks.clone());
@@ -545,11 +547,11 @@ impl Driver {
         }
     }
 
-    /// A peer that is gone is told of by its connection's end; what was for it is in the records.
+    /// Logs send errors. A missing peer is reported by the end of its connection; its messages are in the records.
     fn sent(&self, result: Result<(), TransportError>) {
         match result {
             Ok(()) | Err(TransportError::NoPeer | TransportError::Disconnected(_)) => {}
-            Err(error) => tracing::warn!(%error, "a message could not be sent"),
+            Err(error) => tracing::warn!(%error, "cannot send a message"),
         }
     }
 }
@@ -558,14 +560,14 @@ fn uuid_of(frame: &Bytes) -> Option<EngineUuid> {
     std::str::from_utf8(frame).ok().filter(|s| !s.is_empty()).map(EngineUuid::from)
 }
 
-fn said(engine: Option<EngineUuid>, native: bool, channel: impl Into<Option<Channel>>, message: Message) -> Option<Event> {
-    Some(said_by(engine?, native, channel.into()?, message))
+fn engine_message(engine: Option<EngineUuid>, native: bool, channel: impl Into<Option<Channel>>, message: Message) -> Option<Event> {
+    Some(engine_message_event(engine?, native, channel.into()?, message))
 }
 
-fn said_by(engine: EngineUuid, native: bool, channel: Channel, mut message: Message) -> Event {
+fn engine_message_event(engine: EngineUuid, native: bool, channel: Channel, mut message: Message) -> Event {
     let client = message.sender();
     message.identities.clear();
-    Event::EngineSaid {
+    Event::EngineMessage {
         engine,
         native,
         channel,

@@ -1,7 +1,7 @@
-//! The controller: hub and schedulers in one process. [`core`] decides; the driver carries out.
+//! The controller: hub and schedulers in one process. [`core`] makes the decisions; the driver carries them out.
 //!
-//! Parts: [`bootstrap`] (ports, keys, connection files), [`sockets`] (what is listened on), [`records`] (the database thread and the
-//! answers out of it), [`rescue`] (a database that is deleted meanwhile), [`driver`] (the loop between them and the core), [`delivered`] (replies that clients have), [`dask`] (a scheduler of Dask's beside it).
+//! Parts: [`bootstrap`] (ports, keys, connection files), [`sockets`] (listening sockets), [`records`] (the database threads and
+//! queries), [`rescue`] (a database deleted at run time), [`driver`] (the loop between them and the core), [`delivered`] (replies delivered to clients), [`dask`] (Dask's scheduler as a child process).
 mod bootstrap;
 pub mod core;
 mod dask;
@@ -23,13 +23,13 @@ pub struct ControllerSettings {
     pub profile: ProfileDir,
     pub cluster_id: String,
     pub config: ControllerConfig,
-    /// The ssh server through which clients reach it, for their connection file; mostly empty.
+    /// The ssh server through which clients connect, for their connection file; usually empty.
     pub ssh: String,
-    /// The one through which engines do.
+    /// The ssh server through which engines connect.
     pub engine_ssh: String,
     /// The interpreter for Dask's scheduler.
     pub python: String,
-    /// Keys, ports and connection files outlive an orderly end, and serve the next controller.
+    /// Keeps keys, ports and connection files after a clean shutdown, for the next controller.
     pub reuse: bool,
 }
 
@@ -41,16 +41,16 @@ pub enum ControllerError {
     Db(#[from] DbError),
     #[error(transparent)]
     Connection(#[from] ConnectionError),
-    #[error("a controller of this cluster runs already: pid {pid} on {host} (says {file})")]
+    #[error("a controller of this cluster is already running: pid {pid} on {host} (according to {file})")]
     Running { pid: u32, host: String, file: String },
-    #[error("cannot make ready {what}: {why}")]
+    #[error("failed to initialize {what}: {why}")]
     Prepare { what: String, why: String },
-    #[error("cannot make ready {what}: {source}")]
+    #[error("failed to initialize {what}: {source}")]
     System { what: String, source: std::io::Error },
 }
 
 impl ControllerError {
-    /// Whether the same start may work later, without anybody changing settings.
+    /// True if the same start may succeed later without a change of settings.
     pub fn is_transient(&self) -> bool {
         match self {
             ControllerError::Transport(error) => error.is_transient(),
@@ -65,10 +65,10 @@ impl ControllerError {
     }
 }
 
-/// Listens, writes the connection files, and serves until it is told to stop (`pcluster stop`, SIGTERM, SIGINT); then
+/// Listens, writes the connection files, and serves until it is stopped (`pcluster stop`, SIGTERM, SIGINT); then
 /// removes the connection files.
 pub async fn run(settings: ControllerSettings) -> Result<(), ControllerError> {
-    // On a thread of the runtime, as the sockets' tasks: what one of them hands on is taken up there without waking another.
+    // Runs on a runtime thread, like the sockets' tasks, so that a received message does not wake another thread.
     match tokio::spawn(driver::run(settings)).await {
         Ok(ended) => ended,
         Err(error) => match error.try_into_panic() {

@@ -1,9 +1,9 @@
-//! The records, on two threads of their own: one writes batches of changes, one answers questions out of what is committed.
+//! The records, on two threads: one writes batches of changes, the other answers queries from committed data.
 //!
-//! To wake a thread takes longer than to commit a few changes, so a small batch is written, and a small question answered,
-//! by who asks, while that thread has nothing to do. Large ones go to the threads, and so does everything after them until they are done.
+//! Waking a thread takes longer than committing a few changes, so the caller itself writes a small batch or answers a small query
+//! while the thread is idle. Large ones go to the threads, as does everything after them until they are done.
 use super::core::event::{FoundMap, FoundRequest, FoundTask};
-use super::core::{Ask, Event, Expired, Query};
+use super::core::{Event, Expired, Query, QueryKind};
 use super::rescue::{self, Copy};
 use crate::db::{DbError, FoundValue, Reader, RequestRecord, Writer};
 use crate::model::change::{Attempt, Change};
@@ -11,7 +11,7 @@ use crate::model::definition::Work;
 use crate::model::query::{MapQuery, TaskQuery};
 use crate::model::task::{INPUTS_MISSING, TaskRow, TaskState};
 use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
-use crate::wire::content::client::{self as say, Selection, ok};
+use crate::wire::content::client::{self, Selection, ok};
 use crate::wire::content::engine::{ValuePart, Values, ValuesRequest};
 use crate::wire::content::error::ErrorContent;
 use crate::wire::message::to_json;
@@ -22,48 +22,48 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// Between two tries of a batch that could not be written.
+/// Between two attempts to write a failed batch.
 const RETRY: Duration = Duration::from_secs(1);
-/// Of these tries, every so many is logged.
-const LOG_EACH: u32 = 30;
+/// One of this many failed attempts is logged.
+const LOG_EVERY: u32 = 30;
 /// A batch is small up to this [`weight`].
 const SMALL: usize = 64;
 /// Bytes that weigh as much as one change.
 const BYTES: usize = 4096;
-/// A commit that took so long,
+/// After a commit that took this long,
 const SLOW: Duration = Duration::from_millis(20);
-/// ... as on a busy disk or a network file system, sends those of so long to the thread.
+/// as on a busy disk or a network file system, batches go to the thread for this long.
 const SLOW_FOR: Duration = Duration::from_millis(500);
-/// Results that a small question can bring.
+/// The maximum number of results of a small query.
 const FEW: u64 = 8;
 /// Bytes of a task's output in one answer.
-const MOST_OUTPUT: usize = 1 << 20;
-/// Before each step of tidying up: batches come first.
+const MAX_OUTPUT: usize = 1 << 20;
+/// Before each cleanup step: batches have priority,
 const TIDY_PAUSE: Duration = Duration::from_millis(5);
-/// ... but under load, too, there is a step this often.
+/// but there is a step at least this often, even under load.
 const TIDY_AT_LEAST: Duration = Duration::from_millis(250);
 
 pub(super) struct Records {
     writer: Arc<Mutex<Writer>>,
-    /// Over the writer's connection, whose pages are those of the last commit.
+    /// Reads on the writer's connection, whose page cache holds the last commit.
     reader: Reader,
     /// Queries that the thread has not answered.
-    asked: usize,
+    pending_queries: usize,
     slow_until: Option<Instant>,
     changes: Option<std_mpsc::Sender<Vec<Change>>>,
     queries: Option<std_mpsc::Sender<Query>>,
     threads: Vec<std::thread::JoinHandle<()>>,
     copy: Arc<Mutex<Option<Copy>>>,
-    /// Its end ends the watch over the file.
+    /// Dropped to stop the thread that watches the file.
     watched: Option<std_mpsc::Sender<()>>,
 }
 
-/// What the threads say.
-pub(super) enum Word {
+/// A message from the records' threads.
+pub(super) enum DbReply {
     /// The batch is on disk.
     Committed,
-    /// The thread's word on a query.
-    Asked(Box<Word>),
+    /// The thread's reply to a query.
+    FromThread(Box<DbReply>),
     /// For a client.
     Answer {
         query: Box<Query>,
@@ -71,15 +71,15 @@ pub(super) enum Word {
         buffers: Vec<Bytes>,
     },
     /// For the core.
-    Found(Box<Event>),
+    Event(Box<Event>),
 }
 
 impl Records {
-    pub(super) fn start(writer: Writer, reader: Reader) -> std::io::Result<(Records, mpsc::UnboundedReceiver<Word>)> {
-        let (words, heard) = mpsc::unbounded_channel();
+    pub(super) fn start(writer: Writer, reader: Reader) -> std::io::Result<(Records, mpsc::UnboundedReceiver<DbReply>)> {
+        let (replies, receiver) = mpsc::unbounded_channel();
         let (changes, to_write) = std_mpsc::channel();
         let (queries, to_answer) = std_mpsc::channel();
-        let committed = words.clone();
+        let committed = replies.clone();
         let quick = writer.own_reader();
         let writer = Arc::new(Mutex::new(writer));
         let to_share = writer.clone();
@@ -95,13 +95,13 @@ impl Records {
                 .spawn(move || write(&to_share, &to_write, &committed))?,
             std::thread::Builder::new()
                 .name("records-read".into())
-                .spawn(move || answer(&reader, &to_answer, &words))?,
+                .spawn(move || answer(&reader, &to_answer, &replies))?,
         ];
         Ok((
             Records {
                 writer,
                 reader: quick,
-                asked: 0,
+                pending_queries: 0,
                 slow_until: None,
                 changes: Some(changes),
                 queries: Some(queries),
@@ -109,11 +109,11 @@ impl Records {
                 copy,
                 watched: Some(watched),
             },
-            heard,
+            receiver,
         ))
     }
 
-    /// True when the batch is on disk; else [`Word::Committed`] will say so. Nothing else may be written meanwhile.
+    /// Returns true if the batch is on disk; otherwise [`DbReply::Committed`] follows. Write nothing else until then.
     pub(super) fn write(&mut self, batch: Vec<Change>) -> bool {
         if self.slow_until.is_none_or(|until| until <= Instant::now())
             && self.is_free()
@@ -121,7 +121,7 @@ impl Records {
             && let Ok(mut writer) = self.writer.try_lock()
         {
             let began = Instant::now();
-            // The thread says what is wrong, and tries again.
+            // The thread reports the error and retries.
             let done = writer.apply(&batch).is_ok();
             if began.elapsed() > SLOW || !done {
                 self.slow_until = Some(Instant::now() + SLOW_FOR);
@@ -137,29 +137,29 @@ impl Records {
         false
     }
 
-    /// The answer, if it can be had at once; else the thread will say it, and [`Records::answered`] is to be called.
-    pub(super) fn ask(&mut self, query: Query) -> Option<Word> {
-        if is_small(&query.ask) && self.is_free() {
-            return Some(word_for(&self.reader, query));
+    /// Returns the answer if it is available immediately; otherwise the thread sends it, and the caller must call [`Records::query_done`].
+    pub(super) fn query(&mut self, query: Query) -> Option<DbReply> {
+        if is_small(&query.kind) && self.is_free() {
+            return Some(reply_for(&self.reader, query));
         }
         if let Some(queries) = &self.queries {
-            self.asked += 1;
+            self.pending_queries += 1;
             let _ = queries.send(query);
         }
         None
     }
 
-    /// Nobody reads long on the writer's connection.
+    /// True if no long read uses the writer's connection.
     fn is_free(&self) -> bool {
-        self.asked == 0 || self.writer.try_lock().is_ok_and(|writer| !writer.is_exclusive())
+        self.pending_queries == 0 || self.writer.try_lock().is_ok_and(|writer| !writer.is_exclusive())
     }
 
     /// The thread has answered a query.
-    pub(super) fn answered(&mut self) {
-        self.asked = self.asked.saturating_sub(1);
+    pub(super) fn query_done(&mut self) {
+        self.pending_queries = self.pending_queries.saturating_sub(1);
     }
 
-    /// Waits until everything is written and the file is closed. False: not in order.
+    /// Waits until everything is written and the file is closed. Returns false if closing failed.
     pub(super) fn close(mut self) -> bool {
         self.changes = None;
         self.queries = None;
@@ -178,10 +178,10 @@ impl Records {
         if let Some(writer) = Arc::into_inner(writer)
             && let Err(error) = writer.into_inner().unwrap_or_else(PoisonError::into_inner).close()
         {
-            tracing::warn!(%error, "the database was not closed in order");
+            tracing::warn!(%error, "cannot close the database cleanly");
             return false;
         }
-        // What is in them is in the copy, and the next database would not be opened beside them.
+        // The copy has their content, and the next database could not be opened next to them.
         orphaned.iter().for_each(|path| drop(std::fs::remove_file(path)));
         true
     }
@@ -191,7 +191,7 @@ fn now() -> UnixTime {
     super::driver::unix_now()
 }
 
-/// About how much work a change is to write, a small change being one.
+/// The approximate cost of writing a change; a small change costs 1.
 fn weight(change: &Change) -> usize {
     let all = |buffers: &[Bytes]| buffers.iter().map(Bytes::len).sum::<usize>();
     let (steps, bytes) = match change {
@@ -213,36 +213,36 @@ fn weight(change: &Change) -> usize {
     steps.saturating_add(bytes / BYTES)
 }
 
-fn is_small(ask: &Ask) -> bool {
-    matches!(ask, Ask::Watch { most, .. } if *most <= FEW)
+fn is_small(kind: &QueryKind) -> bool {
+    matches!(kind, QueryKind::Watch { most, .. } if *most <= FEW)
 }
 
-fn write(writer: &Mutex<Writer>, batches: &std_mpsc::Receiver<Vec<Change>>, words: &mpsc::UnboundedSender<Word>) {
+fn write(writer: &Mutex<Writer>, batches: &std_mpsc::Receiver<Vec<Change>>, replies: &mpsc::UnboundedSender<DbReply>) {
     let mut tidied = Instant::now();
     while let Some(batch) = next(writer, batches, &mut tidied) {
-        // Nobody is told of what is not on disk, so a batch is tried until it is: a full disk may be emptied.
+        // Nothing is reported before it is on disk, so a batch is retried until it succeeds: a full disk may be freed.
         let since = Instant::now();
         let mut tries = 0;
         while let Err(error) = writer.lock().unwrap_or_else(PoisonError::into_inner).apply(&batch) {
-            if tries % LOG_EACH == 0 {
-                tracing::error!(%error, hint = error.hint(), "the records cannot be written; nothing goes on until they can");
+            if tries % LOG_EVERY == 0 {
+                tracing::error!(%error, hint = error.hint(), "cannot write the records; retrying, and sending no replies until then");
             }
             tries += 1;
             std::thread::sleep(RETRY);
-            if words.is_closed() {
+            if replies.is_closed() {
                 return;
             }
         }
         if tries > 0 {
-            tracing::warn!("the records can be written again, after {:.0} s", since.elapsed().as_secs_f64());
+            tracing::warn!("writing the records succeeded after {:.0} s", since.elapsed().as_secs_f64());
         }
-        if words.send(Word::Committed).is_err() {
+        if replies.send(DbReply::Committed).is_err() {
             return;
         }
     }
 }
 
-/// The next batch. While there is none, and now and then in between, what follows a purge is done a step at a time.
+/// Waits for the next batch. Meanwhile, and periodically under load, runs one cleanup step after a purge at a time.
 fn next(writer: &Mutex<Writer>, batches: &std_mpsc::Receiver<Vec<Change>>, tidied: &mut Instant) -> Option<Vec<Change>> {
     let mut pause = TIDY_PAUSE;
     let writer = || writer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -256,34 +256,34 @@ fn next(writer: &Mutex<Writer>, batches: &std_mpsc::Receiver<Vec<Change>>, tidie
         }
         *tidied = Instant::now();
         if let Err(error) = writer().tidy() {
-            tracing::warn!(%error, "the records are not tidied up now");
+            tracing::warn!(%error, "cleanup of the records postponed");
             pause = RETRY;
         }
     }
     batches.recv().ok()
 }
 
-fn answer(reader: &Reader, queries: &std_mpsc::Receiver<Query>, words: &mpsc::UnboundedSender<Word>) {
+fn answer(reader: &Reader, queries: &std_mpsc::Receiver<Query>, replies: &mpsc::UnboundedSender<DbReply>) {
     while let Ok(query) = queries.recv() {
-        let word = Word::Asked(Box::new(word_for(reader, query)));
-        if words.send(word).is_err() {
+        let reply = DbReply::FromThread(Box::new(reply_for(reader, query)));
+        if replies.send(reply).is_err() {
             return;
         }
     }
 }
 
-fn word_for(reader: &Reader, query: Query) -> Word {
+fn reply_for(reader: &Reader, query: Query) -> DbReply {
     match respond(reader, &query) {
-        Ok(Response::Content(content, buffers)) => Word::Answer {
+        Ok(Response::Content(content, buffers)) => DbReply::Answer {
             query: Box::new(query),
             content,
             buffers,
         },
-        Ok(Response::Event(event)) => Word::Found(event),
+        Ok(Response::Event(event)) => DbReply::Event(event),
         Err(error) => {
             let mut content = ErrorContent::new("DatabaseError", error.to_string());
             content.hint = error.hint();
-            Word::Answer {
+            DbReply::Answer {
                 query: Box::new(query),
                 content: to_json(&content),
                 buffers: vec![],
@@ -298,8 +298,8 @@ enum Response {
 }
 
 fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
-    let content = match &query.ask {
-        Ask::Watch {
+    let content = match &query.kind {
+        QueryKind::Watch {
             map,
             from,
             limit,
@@ -309,8 +309,8 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
             begun,
         } => {
             let (counts, results) = reader.finished_from(*map, *from, *limit)?;
-            let buffers = say::row_buffers(&results);
-            let reply = say::WatchReply {
+            let buffers = client::row_buffers(&results);
+            let reply = client::WatchReply {
                 status: ok(),
                 counts,
                 complete: *complete,
@@ -319,7 +319,7 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
             };
             let content = match begun {
                 None => to_json(&reply),
-                Some(engines) => to_json(&say::MapReply {
+                Some(engines) => to_json(&client::MapReply {
                     status: ok(),
                     map: *map,
                     engines: engines.clone(),
@@ -328,60 +328,60 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
             };
             return Ok(Response::Content(content, buffers));
         }
-        Ask::MapOf { key, request, bundle } => {
+        QueryKind::MapOf { key, request, bundle } => {
             let (request, map) = (request.clone(), reader.map_of_client(key)?);
             let bundle = bundle.as_ref().map(|hash| reader.bundle(hash)).transpose()?.flatten();
             return Ok(Response::Event(Box::new(Event::MapFound { request, map, bundle })));
         }
-        Ask::Maps { maps, since, label, limit } => {
+        QueryKind::Maps { maps, since, label, limit } => {
             let query = MapQuery {
                 maps: maps.clone(),
                 since: *since,
                 label: label.clone(),
                 limit: *limit,
             };
-            to_json(&say::MapsReply {
+            to_json(&client::MapsReply {
                 status: ok(),
                 maps: reader.maps(&query)?,
             })
         }
-        Ask::Tasks { query } => {
+        QueryKind::Tasks { query } => {
             let (tasks, matching) = reader.tasks(query)?;
-            let buffers = say::row_buffers(&tasks);
-            let reply = say::TasksReply {
+            let buffers = client::row_buffers(&tasks);
+            let reply = client::TasksReply {
                 status: ok(),
                 tasks,
                 matching,
             };
             return Ok(Response::Content(to_json(&reply), buffers));
         }
-        Ask::Jobs { list, gone_since } => to_json(&say::JobsReply {
+        QueryKind::Jobs { list, gone_since } => to_json(&client::JobsReply {
             status: ok(),
             jobs: if *list { reader.jobs()? } else { Vec::new() },
             gone: gone_since.map_or(Ok(Vec::new()), |since| reader.departures(since))?,
         }),
-        Ask::Details { task, files } => {
+        QueryKind::Details { task, files } => {
             let (definition, earlier) = (reader.map_definition(task.map)?, reader.attempts(*task)?);
             let bundle = definition.as_ref().filter(|_| *files).and_then(|definition| definition.bundle());
             let files = bundle.map(|named| reader.file_hashes(named)).transpose()?.unwrap_or_default();
-            to_json(&say::DetailsReply {
+            to_json(&client::DetailsReply {
                 status: ok(),
                 definition,
                 earlier,
                 files,
             })
         }
-        Ask::Output(asked) => {
-            let limit = (asked.limit as usize).min(MOST_OUTPUT);
-            let Some((size, bytes)) = reader.output(asked.task, asked.run, asked.stream, asked.start, limit)? else {
-                let content = ErrorContent::new("NoSuchTask", format!("there is no task {}, or no such run of it", asked.task));
+        QueryKind::Output(output) => {
+            let limit = (output.limit as usize).min(MAX_OUTPUT);
+            let Some((size, bytes)) = reader.output(output.task, output.run, output.stream, output.start, limit)? else {
+                let content = ErrorContent::new("NoSuchTask", format!("no task {}, or no such run of it", output.task));
                 return Ok(Response::Content(to_json(&content), vec![]));
             };
-            let reply = say::OutputReply { status: ok(), size };
+            let reply = client::OutputReply { status: ok(), size };
             return Ok(Response::Content(to_json(&reply), vec![bytes]));
         }
-        Ask::Values { engine, request } => return Ok(values(reader, engine.clone(), request)),
-        Ask::Resubmit { selection, definition } => {
+        QueryKind::Values { engine, request } => return Ok(values(reader, engine.clone(), request)),
+        QueryKind::Resubmit { selection, definition } => {
             return Ok(Response::Event(Box::new(Event::ResubmitFound {
                 client: query.client.clone(),
                 parent: query.parent.clone(),
@@ -391,23 +391,23 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
                 maps: finished_tasks(reader, selection)?,
             })));
         }
-        Ask::Expired { before } => {
-            // Nobody waits for an error: another look follows.
+        QueryKind::Expired { before } => {
+            // No client waits for this query, and the next check follows.
             let found = reader.expired(*before).unwrap_or_else(|error| {
-                tracing::warn!(%error, "what is to be forgotten cannot be told");
+                tracing::warn!(%error, "cannot find expired records");
                 Default::default()
             });
             let (maps, requests, empty) = (found.maps, found.requests, found.empty);
             return Ok(Response::Event(Box::new(Event::ExpiredFound(Expired { maps, requests, empty }))));
         }
-        Ask::Results {
+        QueryKind::Results {
             msg_ids,
             pending,
             status_only,
         } => return results(reader, msg_ids, pending, *status_only),
-        Ask::History => to_json(&json!({"status": "ok", "history": reader.request_history()?})),
-        Ask::Records { query } => return records(reader, query),
-        Ask::ResubmitRequests { msg_ids } => {
+        QueryKind::History => to_json(&json!({"status": "ok", "history": reader.request_history()?})),
+        QueryKind::Records { query } => return records(reader, query),
+        QueryKind::ResubmitRequests { msg_ids } => {
             let found: Vec<FoundRequest> = reader.requests(msg_ids)?.into_iter().map(found_request).collect();
             let known: HashSet<&String> = found.iter().map(|f| &f.msg_id).collect();
             let missing = msg_ids.iter().filter(|id| !known.contains(id)).cloned().collect();
@@ -423,9 +423,9 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
     Ok(Response::Content(content, vec![]))
 }
 
-/// For a task of `--reduce`. The engine waits for an answer, whatever it is.
+/// Values for a task of `--reduce`. The engine waits for an answer, so errors are answered, too.
 fn values(reader: &Reader, engine: EngineUuid, request: &ValuesRequest) -> Response {
-    let (found, error) = match reader.values(&request.of, request.start, MOST_OUTPUT) {
+    let (found, error) = match reader.values(&request.of, request.start, MAX_OUTPUT) {
         Ok(found) => found,
         Err(error) => (Vec::new(), Some(error.to_string())),
     };
@@ -490,7 +490,7 @@ fn finished_tasks(reader: &Reader, selection: &Selection) -> Result<Vec<FoundMap
         else {
             continue;
         };
-        // One that stands for inputs that never came cannot run.
+        // A task that represents missing inputs cannot run.
         let is_input = |row: &TaskRow| row.error.as_ref().is_none_or(|error| error.ename != INPUTS_MISSING);
         let tasks = tasks
             .into_values()
@@ -536,7 +536,7 @@ fn found_request(record: RequestRecord) -> FoundRequest {
     }
 }
 
-/// ipyparallel's `result_reply`: what is pending, what is complete, and the records of the complete ones with their buffers
+/// ipyparallel's `result_reply`: pending and completed ids, and the records of the completed ones with their buffers
 /// in the same order.
 fn results(reader: &Reader, msg_ids: &[String], pending: &[String], status_only: bool) -> Result<Response, DbError> {
     let mut ids: Vec<String> = msg_ids.to_vec();

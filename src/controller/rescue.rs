@@ -1,16 +1,16 @@
-//! A database that is deleted or replaced under a running controller: noticed, reported, and its records kept elsewhere.
+//! Detects a database that is deleted or replaced while the controller runs, reports it, and saves its records elsewhere.
 use crate::db::{self, Writer};
 use crate::model::UnixTime;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-/// Between two looks at the file.
-const LOOK: Duration = Duration::from_secs(1);
-/// Between two copies of records that grow.
-const COPY: Duration = Duration::from_secs(30);
+/// Between two checks of the file.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two copies while records are added.
+const COPY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The copy that was made last.
+/// The latest copy.
 #[derive(Debug)]
 pub(super) struct Copy {
     path: PathBuf,
@@ -18,15 +18,20 @@ pub(super) struct Copy {
     at: Instant,
 }
 
-/// Looks again and again until the sender is gone.
+/// Checks periodically until the sender is dropped.
 pub(super) fn watch(writer: &Mutex<Writer>, copy: &Arc<Mutex<Option<Copy>>>, until: &mpsc::Receiver<()>, now: fn() -> UnixTime) {
-    while until.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
+    while until.recv_timeout(CHECK_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
         let writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
-        save(&writer, &mut copy.lock().unwrap_or_else(PoisonError::into_inner), COPY, now);
+        save(
+            &writer,
+            &mut copy.lock().unwrap_or_else(PoisonError::into_inner),
+            COPY_INTERVAL,
+            now,
+        );
     }
 }
 
-/// Copies the records of a database that is lost, if they have grown and the last copy is old enough. True: it is lost.
+/// Copies the records of a lost database if they changed and the last copy is old enough. Returns true if it is lost.
 pub(super) fn save(writer: &Writer, copy: &mut Option<Copy>, pause: Duration, now: fn() -> UnixTime) -> bool {
     if copy.is_none() && !writer.is_lost() {
         return false;
@@ -40,17 +45,17 @@ pub(super) fn save(writer: &Writer, copy: &mut Option<Copy>, pause: Duration, no
     }
     let path = match copy {
         Some(copy) => copy.path.clone(),
-        None => place(writer.path(), now()),
+        None => copy_path(writer.path(), now()),
     };
     match writer.rescue(&path) {
         Ok(()) => {
             if copy.is_none() {
                 let text = format!(
-                    "the database {} was deleted or replaced while its controller ran; the records are kept in {}",
+                    "the database {} was deleted or replaced while its controller ran; its records are saved in {}",
                     writer.path().display(),
                     path.display()
                 );
-                tracing::error!("{text}; stop the cluster, and move that file to its place");
+                tracing::error!("{text}; hint: stop the cluster, then move that file back");
                 db::note_loss(writer.path(), &text);
             }
             let at = Instant::now();
@@ -63,7 +68,7 @@ pub(super) fn save(writer: &Writer, copy: &mut Option<Copy>, pause: Duration, no
     true
 }
 
-/// The write-ahead log of a database that was deleted, when the copy has everything.
+/// The write-ahead log of a deleted database, if the copy is complete.
 pub(super) fn orphaned_files(writer: &Writer, copy: &Option<Copy>) -> Vec<PathBuf> {
     let is_whole = copy.as_ref().is_some_and(|copy| copy.changes == writer.total_changes());
     if !is_whole || writer.path().exists() {
@@ -77,8 +82,8 @@ pub(super) fn orphaned_files(writer: &Writer, copy: &Option<Copy>) -> Vec<PathBu
     vec![beside("-wal"), beside("-shm")]
 }
 
-/// Beside the database; where its directory is gone, too, among temporary files.
-fn place(database: &Path, now: UnixTime) -> PathBuf {
+/// Next to the database, or in the temporary directory if the database's directory is gone, too.
+fn copy_path(database: &Path, now: UnixTime) -> PathBuf {
     let stamp: String = now.to_iso().chars().filter(char::is_ascii_digit).take(14).collect();
     let name = database.file_name().unwrap_or_default().to_string_lossy();
     let name = format!("{name}.recovered-{stamp}");
@@ -111,18 +116,18 @@ mod tests {
             let mut writer = Writer::open(&path, Durability::Normal).unwrap();
             add(&mut writer, 1.0);
             let mut copy = None;
-            assert!(!save(&writer, &mut copy, COPY, now));
+            assert!(!save(&writer, &mut copy, COPY_INTERVAL, now));
             std::fs::remove_file(&path).unwrap();
             if replaced {
                 std::fs::write(&path, "another").unwrap();
             }
             add(&mut writer, 2.0);
-            assert!(save(&writer, &mut copy, COPY, now));
+            assert!(save(&writer, &mut copy, COPY_INTERVAL, now));
             let kept = dir.path().join("pcluster.db.recovered-20251120201213");
             let clock = |path: &Path| crate::db::Reader::open(path).unwrap().restart_state().unwrap().retention_clock;
             assert_eq!(clock(&kept), Some(UnixTime(2.0)));
             add(&mut writer, 3.0);
-            assert!(save(&writer, &mut copy, COPY, now));
+            assert!(save(&writer, &mut copy, COPY_INTERVAL, now));
             assert_eq!(clock(&kept), Some(UnixTime(2.0)), "not at once again");
             assert!(save(&writer, &mut copy, Duration::ZERO, now));
             assert_eq!(clock(&kept), Some(UnixTime(3.0)));

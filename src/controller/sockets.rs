@@ -1,5 +1,5 @@
-//! What the controller listens on: seven sockets for clients, nine for engines. Each has a task that reads it and hands on what
-//! came; order is kept per socket.
+//! The controller's listening sockets: seven for clients, nine for engines. A task per socket reads and forwards messages
+//! in order.
 use super::core::ClientChannel;
 use crate::model::EngineUuid;
 use crate::profile::config::ControllerConfig;
@@ -9,19 +9,19 @@ use crate::wire::content::engine::Channel;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-/// Messages that may wait for the driver. What waits beyond them waits in the sockets.
+/// Messages queued for the driver. Further messages wait in the sockets.
 const INBOX: usize = 4096;
 
-/// The lowest port that is taken where none is asked for, and how often one is looked for.
-const LOWEST: u16 = 10_000;
-const TRIES: usize = 20;
+/// The lowest port chosen if none is configured, and the number of ports tried.
+const MIN_PORT: u16 = 10_000;
+const BIND_TRIES: usize = 20;
 
-/// Frames of one message, at most. A buffer of a task is one.
-const MOST_FRAMES: usize = 65_536;
+/// The maximum number of frames of a message. Each buffer of a task is a frame.
+const MAX_FRAMES: usize = 65_536;
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
-/// What came, and where.
+/// A received message or connection event, with its socket.
 #[derive(Debug)]
 pub(super) enum Arrival {
     Client(ClientChannel, Frames),
@@ -29,17 +29,17 @@ pub(super) enum Arrival {
     Stock(Channel, Frames),
     Registrant(Frames),
     Pong(Frames),
-    /// Our own engine's one connection.
+    /// The single connection of a pcluster engine.
     Native(Frames),
     Gone(EngineUuid),
-    /// A client's connection on a channel whose replies may come late.
-    ClientCame(ClientChannel, Bytes, Option<String>),
-    ClientLeft(ClientChannel, Bytes),
+    /// A client connected on a channel whose replies may be delivered later.
+    ClientConnected(ClientChannel, Bytes, Option<String>),
+    ClientDisconnected(ClientChannel, Bytes),
 }
 
-/// A socket whose peers have names, so that one of them can be cut off.
+/// A socket whose peers have routing ids, so that a single peer can be disconnected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Place {
+pub(super) enum PeerSocket {
     Client(ClientChannel),
     Stock(Channel),
     Registrant,
@@ -47,21 +47,21 @@ pub(super) enum Place {
 }
 
 impl Arrival {
-    /// Who sent it, as the socket knows; None where it does not (a SUB), and for what is not a message.
-    pub(super) fn sender(&self) -> Option<(Place, Bytes)> {
-        let (place, frames) = match self {
-            Arrival::Client(channel, frames) => (Place::Client(*channel), frames),
+    /// The sender according to the socket; None for a SUB socket and for connection events.
+    pub(super) fn sender(&self) -> Option<(PeerSocket, Bytes)> {
+        let (socket, frames) = match self {
+            Arrival::Client(channel, frames) => (PeerSocket::Client(*channel), frames),
             Arrival::Stock(Channel::Iopub, _) | Arrival::Pong(_) | Arrival::Gone(_) => return None,
-            Arrival::ClientCame(..) | Arrival::ClientLeft(..) => return None,
-            Arrival::Stock(channel, frames) => (Place::Stock(*channel), frames),
-            Arrival::Registrant(frames) => (Place::Registrant, frames),
-            Arrival::Native(frames) => (Place::Native, frames),
+            Arrival::ClientConnected(..) | Arrival::ClientDisconnected(..) => return None,
+            Arrival::Stock(channel, frames) => (PeerSocket::Stock(*channel), frames),
+            Arrival::Registrant(frames) => (PeerSocket::Registrant, frames),
+            Arrival::Native(frames) => (PeerSocket::Native, frames),
         };
-        Some((place, frames.first()?.clone()))
+        Some((socket, frames.first()?.clone()))
     }
 }
 
-/// The ports, as they stand in the connection files.
+/// The ports, as written to the connection files.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 pub(super) struct Ports {
@@ -94,10 +94,10 @@ pub(super) struct EnginePorts {
 }
 
 impl Ports {
-    /// How many there are.
+    /// The number of ports.
     const COUNT: usize = 16;
 
-    /// `10101-10116` or `10101,10103,10110-10125`: given out in the order of the fields above.
+    /// Parses `10101-10116` or `10101,10103,10110-10125`; ports are assigned in the order of the fields above.
     pub(super) fn parse(text: &str) -> Result<Ports, String> {
         let mut list: Vec<u16> = Vec::new();
         for part in text.split(',') {
@@ -114,7 +114,7 @@ impl Ports {
         }
         if list.len() < Ports::COUNT {
             return Err(format!(
-                "{} ports are given, {} are needed (for example 10101-10116)",
+                "got {} ports, {} are needed (for example 10101-10116)",
                 list.len(),
                 Ports::COUNT
             ));
@@ -150,7 +150,7 @@ pub(super) struct Sockets {
     client: ClientSockets,
     engine: EngineSockets,
     pub ports: Ports,
-    /// What its peers have not taken yet.
+    /// Accounts for messages that peers have not read yet.
     pub budget: MemoryBudget,
 }
 
@@ -193,18 +193,18 @@ impl Sockets {
             ($side:ident, $name:ident, $kind:ident, $bytes:expr) => {
                 bind!($side, $name, $kind, $bytes, |_| ())
             };
-            // `watch` gets the socket before it is bound: peers of a run before are back within milliseconds.
+            // `watch` gets the socket before it is bound: peers of the previous run reconnect within milliseconds.
             ($side:ident, $name:ident, $kind:ident, $bytes:expr, $watch:expr) => {{
                 let limits = Limits {
                     message_bytes: Some($bytes),
-                    frames: MOST_FRAMES,
+                    frames: MAX_FRAMES,
                     budget: Some(budget.clone()),
                 };
                 let socket = Socket::with_limits(Kind::$kind, None, $side, &limits)?;
                 let watch: &dyn Fn(&Socket) = &$watch;
                 watch(&socket);
                 ports.$side.$name = match wanted.$side.$name {
-                    0 => bind_apart(&socket, ip).await?,
+                    0 => bind_outside_ephemeral(&socket, ip).await?,
                     port => socket.bind(ip, port).await?,
                 };
                 socket
@@ -213,9 +213,9 @@ impl Sockets {
         let clients = ClientSockets {
             registration: bind!(client, registration, Router, most).with_adaptive_packing(),
             control: bind!(client, control, Router, most),
-            mux: bind!(client, mux, Router, most, |s| tell_connections(s, &inbox, ClientChannel::Mux)),
-            task: bind!(client, task, Router, most, |s| tell_connections(s, &inbox, ClientChannel::Task)),
-            broadcast: bind!(client, broadcast, Router, most, |s| tell_connections(
+            mux: bind!(client, mux, Router, most, |s| report_connections(s, &inbox, ClientChannel::Mux)),
+            task: bind!(client, task, Router, most, |s| report_connections(s, &inbox, ClientChannel::Task)),
+            broadcast: bind!(client, broadcast, Router, most, |s| report_connections(
                 s,
                 &inbox,
                 ClientChannel::Broadcast
@@ -224,7 +224,7 @@ impl Sockets {
             notification: bind!(client, notification, Pub, 64 * KIB),
         };
         let engine_iopub = bind!(engine, iopub, Sub, most);
-        let hb_pong = bind!(engine, hb_pong, Router, 64 * KIB, |s| tell_departures(s, &inbox));
+        let hb_pong = bind!(engine, hb_pong, Router, 64 * KIB, |s| report_departures(s, &inbox));
         let engines = EngineSockets {
             registration: bind!(engine, registration, Router, MIB),
             control: bind!(engine, control, Router, most),
@@ -232,7 +232,7 @@ impl Sockets {
             task: bind!(engine, task, Router, most),
             broadcast: bind!(engine, broadcast, Router, most),
             hb_ping: bind!(engine, hb_ping, Pub, 64 * KIB),
-            native: bind!(engine, native, Router, most, |s| tell_departures(s, &inbox)).with_packing(),
+            native: bind!(engine, native, Router, most, |s| report_departures(s, &inbox)).with_packing(),
         };
         read(&clients.registration, &inbox, |f| Arrival::Client(ClientChannel::Registration, f));
         read(&clients.control, &inbox, |f| Arrival::Client(ClientChannel::Control, f));
@@ -294,24 +294,24 @@ impl Sockets {
     }
 
     /// Ends a peer's connection.
-    pub(super) fn cut_off(&self, place: Place, peer: &Bytes, why: &str) {
-        match place {
-            Place::Client(ClientChannel::Registration) => &self.client.registration,
-            Place::Client(ClientChannel::Control) => &self.client.control,
-            Place::Client(ClientChannel::Mux) => &self.client.mux,
-            Place::Client(ClientChannel::Task) => &self.client.task,
-            Place::Client(ClientChannel::Broadcast) => &self.client.broadcast,
-            Place::Stock(Channel::Mux) => &self.engine.mux,
-            Place::Stock(Channel::Task) => &self.engine.task,
-            Place::Stock(Channel::Broadcast) => &self.engine.broadcast,
-            Place::Stock(_) => &self.engine.control,
-            Place::Registrant => &self.engine.registration,
-            Place::Native => &self.engine.native,
+    pub(super) fn cut_off(&self, socket: PeerSocket, peer: &Bytes, why: &str) {
+        match socket {
+            PeerSocket::Client(ClientChannel::Registration) => &self.client.registration,
+            PeerSocket::Client(ClientChannel::Control) => &self.client.control,
+            PeerSocket::Client(ClientChannel::Mux) => &self.client.mux,
+            PeerSocket::Client(ClientChannel::Task) => &self.client.task,
+            PeerSocket::Client(ClientChannel::Broadcast) => &self.client.broadcast,
+            PeerSocket::Stock(Channel::Mux) => &self.engine.mux,
+            PeerSocket::Stock(Channel::Task) => &self.engine.task,
+            PeerSocket::Stock(Channel::Broadcast) => &self.engine.broadcast,
+            PeerSocket::Stock(_) => &self.engine.control,
+            PeerSocket::Registrant => &self.engine.registration,
+            PeerSocket::Native => &self.engine.native,
         }
         .disconnect(peer, why);
     }
 
-    /// Lets what was sent reach its peers, then closes.
+    /// Flushes sent messages, then closes the sockets.
     pub(super) async fn close(self) {
         let Sockets { client, engine, .. } = self;
         for socket in [
@@ -326,14 +326,14 @@ impl Sockets {
     }
 }
 
-/// Listens on a port that the system gives to nobody who asks for any: such a one could be taken, by a connection of any other
-/// program, while a killed controller is away, and its engines and clients would not find it again.
-async fn bind_apart(socket: &Socket, ip: &str) -> Result<u16, TransportError> {
+/// Listens on a port outside the ephemeral range. While a killed controller is down, the system could assign an ephemeral port to a
+/// connection of another program, and the controller's engines and clients would not find it again.
+async fn bind_outside_ephemeral(socket: &Socket, ip: &str) -> Result<u16, TransportError> {
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let mut given = range.split_whitespace().filter_map(|word| word.parse::<u16>().ok());
-    let first_given = given.next().unwrap_or(32_768);
-    for _ in 0..TRIES {
-        let Some(port) = port_apart(first_given, uuid::Uuid::new_v4().as_u128()) else {
+    let mut bounds = range.split_whitespace().filter_map(|word| word.parse::<u16>().ok());
+    let first_ephemeral = bounds.next().unwrap_or(32_768);
+    for _ in 0..BIND_TRIES {
+        let Some(port) = port_outside_ephemeral(first_ephemeral, uuid::Uuid::new_v4().as_u128()) else {
             break;
         };
         if let Ok(port) = socket.bind(ip, port).await {
@@ -343,10 +343,10 @@ async fn bind_apart(socket: &Socket, ip: &str) -> Result<u16, TransportError> {
     socket.bind(ip, 0).await
 }
 
-/// One of those from 10000 up to the ones that the system gives out; none where these are few.
-fn port_apart(first_given: u16, random: u128) -> Option<u16> {
-    let room = first_given.checked_sub(LOWEST).filter(|room| *room >= 1000)?;
-    Some(LOWEST + (random % u128::from(room)) as u16)
+/// A port between 10000 and the ephemeral range; None if fewer than 1000 ports are available.
+fn port_outside_ephemeral(first_ephemeral: u16, random: u128) -> Option<u16> {
+    let room = first_ephemeral.checked_sub(MIN_PORT).filter(|room| *room >= 1000)?;
+    Some(MIN_PORT + (random % u128::from(room)) as u16)
 }
 
 fn read(socket: &Socket, inbox: &mpsc::Sender<Arrival>, wrap: impl Fn(Frames) -> Arrival + Send + 'static) {
@@ -360,17 +360,17 @@ fn read(socket: &Socket, inbox: &mpsc::Sender<Arrival>, wrap: impl Fn(Frames) ->
                     }
                 }
                 Err(TransportError::Closed) => return,
-                Err(error) => tracing::warn!(%error, "a message could not be received"),
+                Err(error) => tracing::warn!(%error, "cannot receive a message"),
             }
         }
     });
 }
 
-fn tell_departures(socket: &Socket, inbox: &mpsc::Sender<Arrival>) {
+fn report_departures(socket: &Socket, inbox: &mpsc::Sender<Arrival>) {
     let (mut connections, inbox) = (socket.connections(), inbox.clone());
     tokio::spawn(async move {
         while let Some(gone) = connections.next_disconnected().await {
-            // A routing id that was given here, to one that had none, begins with a zero.
+            // A routing id that this socket generated for an anonymous peer starts with a zero byte.
             if let Ok(uuid) = std::str::from_utf8(&gone)
                 && !uuid.starts_with('\0')
                 && inbox.send(Arrival::Gone(EngineUuid::from(uuid))).await.is_err()
@@ -381,13 +381,13 @@ fn tell_departures(socket: &Socket, inbox: &mpsc::Sender<Arrival>) {
     });
 }
 
-fn tell_connections(socket: &Socket, inbox: &mpsc::Sender<Arrival>, channel: ClientChannel) {
+fn report_connections(socket: &Socket, inbox: &mpsc::Sender<Arrival>, channel: ClientChannel) {
     let (mut connections, inbox) = (socket.connections(), inbox.clone());
     tokio::spawn(async move {
         while let Some(connection) = connections.next().await {
             let arrival = match connection {
-                Connection::Began { identity, key } => Arrival::ClientCame(channel, identity, key),
-                Connection::Ended { identity } => Arrival::ClientLeft(channel, identity),
+                Connection::Began { identity, key } => Arrival::ClientConnected(channel, identity, key),
+                Connection::Ended { identity } => Arrival::ClientDisconnected(channel, identity),
             };
             if inbox.send(arrival).await.is_err() {
                 return;
@@ -401,11 +401,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_are_given_out_in_order() {
+    fn ports_are_assigned_in_order() {
         let ports = Ports::parse("10101-10110, 20001-20006").unwrap();
         assert_eq!((ports.client.registration, ports.client.notification), (10101, 10107));
         assert_eq!((ports.engine.registration, ports.engine.native), (10108, 20006));
-        for (text, says) in [
+        for (text, expected) in [
             ("10101", "16 are needed"),
             ("a-b", "not a port"),
             ("", "not a port"),
@@ -413,16 +413,16 @@ mod tests {
             ("70000", "not a port"),
         ] {
             let error = Ports::parse(text).unwrap_err();
-            assert!(error.contains(says), "{text}: {error}");
+            assert!(error.contains(expected), "{text}: {error}");
         }
     }
 
     #[tokio::test]
-    async fn ports_are_taken_that_nobody_else_gets_by_chance() {
+    async fn ports_are_chosen_outside_the_ephemeral_range() {
         for random in [0, 7, 22_767, 22_768, u128::MAX] {
-            assert!((10_000..32_768).contains(&port_apart(32_768, random).unwrap()));
+            assert!((10_000..32_768).contains(&port_outside_ephemeral(32_768, random).unwrap()));
         }
-        assert_eq!(port_apart(10_999, 5), None);
+        assert_eq!(port_outside_ephemeral(10_999, 5), None);
         let (sockets, _arrivals) = Sockets::listen(
             "127.0.0.1",
             &Ports::default(),

@@ -1,4 +1,4 @@
-//! The code of maps, as it is read: see [`crate::model::bundle`].
+//! Reads the code of maps: see [`crate::model::bundle`].
 use super::reader::Reader;
 use super::{DbError, schema};
 use crate::model::bundle::Bundle;

@@ -1,11 +1,11 @@
-//! What can go wrong with a database file, said so that the reader knows what to do next.
+//! Database errors, with hints for the user.
 use super::outputs::FileError;
 use crate::model::shell;
 use std::path::{Path, PathBuf};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DbErrorKind {
-    /// There is no such file (or it has nothing in it yet).
+    /// The file does not exist (or is empty).
     Missing,
     /// The directory for the file is missing or is not one.
     Directory,
@@ -27,13 +27,13 @@ pub enum DbErrorKind {
     Foreign,
     /// Written by a newer pcluster.
     NewerSchema,
-    /// The question makes no sense (a column compared with the wrong type, an unknown operator).
+    /// The query is invalid (a column compared with the wrong type, an unknown operator).
     Query,
-    /// Anything else that SQLite or the system said.
+    /// Any other error of SQLite or the system.
     Other,
 }
 
-/// `cannot <operation> <path>: <cause>`. What may help is in [`DbError::hint`].
+/// `cannot <operation> <path>: <cause>`, with advice in [`DbError::hint`].
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {operation} {}: {cause}", path.display())]
 pub struct DbError {
@@ -80,7 +80,7 @@ impl DbError {
         DbError::new(kind, operation, path, error.to_string())
     }
 
-    /// What to do next, where there is advice.
+    /// Returns advice for the user, if any.
     pub fn hint(&self) -> Option<String> {
         let path = shell::word(self.path.display());
         let directory = shell::word(self.path.parent().unwrap_or(&self.path).display());

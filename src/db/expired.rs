@@ -1,4 +1,4 @@
-//! What ended long ago, for a controller that is to forget it.
+//! Finds expired records for the controller to delete.
 use super::batch::row_range;
 use super::{DbError, Reader};
 use crate::model::definition::CLIENT_KIND;
@@ -6,11 +6,11 @@ use crate::model::{MapId, UnixTime};
 use rusqlite::params;
 
 /// Tasks of one answer, unless one map alone has more.
-const MOST_TASKS: u32 = 1000;
+const MAX_TASKS: u32 = 1000;
 /// Requests of one answer.
-const MOST_REQUESTS: usize = 200;
-/// Of each submission, so many of its oldest requests are looked at.
-const LOOK: i64 = 1000;
+const MAX_REQUESTS: usize = 200;
+/// The number of oldest requests checked in each submission.
+const SCAN_LIMIT: i64 = 1000;
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Expired {
@@ -22,16 +22,16 @@ pub struct Expired {
 }
 
 impl Reader {
-    /// The oldest of what was finished before: some, if there is any.
+    /// Returns the oldest records that finished before this time; at least some, if any exist.
     pub fn expired(&self, before: UnixTime) -> Result<Expired, DbError> {
-        self.read("look for what is to be forgotten in", |connection| {
+        self.read("find expired records in", |connection| {
             let mut expired = Expired::default();
             let mut select = connection.prepare_cached("SELECT id, total FROM map WHERE completed < ?1 ORDER BY completed, id LIMIT ?2")?;
-            let mut rows = select.query(params![before.0, MOST_TASKS])?;
+            let mut rows = select.query(params![before.0, MAX_TASKS])?;
             let mut tasks = 0;
             while let Some(row) = rows.next()? {
                 tasks += row.get::<_, u32>(1)?;
-                if tasks > MOST_TASKS && !expired.maps.is_empty() {
+                if tasks > MAX_TASKS && !expired.maps.is_empty() {
                     break;
                 }
                 expired.maps.push(MapId(row.get(0)?));
@@ -45,12 +45,12 @@ impl Reader {
             let mut select = connection.prepare_cached(sql)?;
             for (map, total) in sessions {
                 let map = MapId(map);
-                let room = MOST_REQUESTS - expired.requests.len();
+                let room = MAX_REQUESTS - expired.requests.len();
                 if total == 0 {
                     expired.empty.push(map);
                 } else if room > 0 {
                     let (first, last) = row_range(map);
-                    let found = select.query_map(params![first, last, LOOK, before.0, room as i64], |row| row.get(0))?;
+                    let found = select.query_map(params![first, last, SCAN_LIMIT, before.0, room as i64], |row| row.get(0))?;
                     for msg_id in found {
                         expired.requests.push(msg_id?);
                     }

@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long to wait for a lock that another process holds.
+/// The timeout for a lock that another process holds.
 const BUSY: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 5_000 });
 const OPEN: &str = "open the database";
 
@@ -75,7 +75,7 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Whether the directory is on a file system that other hosts may write to: the log's shared memory would not be shared with them.
+/// True if the directory is on a network file system: other hosts would not share the log's shared memory.
 #[cfg(target_os = "linux")]
 pub fn is_network(path: &Path) -> bool {
     use nix::sys::statfs::statfs;

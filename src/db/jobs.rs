@@ -1,4 +1,4 @@
-//! Batch jobs on record, and engines that have left theirs.
+//! Recorded batch jobs, and engines that left theirs.
 use super::{DbError, Reader};
 use crate::model::UnixTime;
 use crate::model::job::{Departure, JobRow};
@@ -33,7 +33,7 @@ impl Reader {
         })
     }
 
-    /// Engines of batch jobs that have gone since then.
+    /// Engines of batch jobs that left since then.
     pub fn departures(&self, since: UnixTime) -> Result<Vec<Departure>, DbError> {
         self.read("read engines from", |connection| {
             let sql = "SELECT job, reason, registered, gone, ends FROM engine WHERE job <> '' AND gone >= ?1 ORDER BY gone";

@@ -1,5 +1,5 @@
-//! Large buffers, as files in a directory beside the database: SQLite writes a row anew for every change to it, twice (into the
-//! log, then into the file), and copies it on the way.
+//! Large buffers, as files in a directory next to the database: SQLite rewrites a row for every change to it, twice (into the
+//! log, then into the file), and copies it in between.
 //!
 //! A file is named after what is in it (SHA-256), so that an array that is pushed to eight engines is there once. It is whole
 //! before the commit that names it; files that no row names are swept away when the database is opened and after a purge.
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 const WRITE: &str = "write large buffers into";
 
-/// Where the files of a database are.
+/// The directory for the buffer files of a database.
 fn directory(database: &Path) -> PathBuf {
     file::with_suffix(database, "-buffers")
 }
@@ -124,7 +124,7 @@ impl Large {
         }
     }
 
-    /// Removes the files that no row names.
+    /// Removes the files that no row refers to.
     pub fn sweep(&self, connection: &Connection) -> rusqlite::Result<()> {
         let Ok(found) = fs::read_dir(&self.directory) else {
             return Ok(());

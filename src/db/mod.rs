@@ -32,7 +32,7 @@ pub use requests::RequestRecord;
 pub use values::FoundValue;
 pub use writer::Writer;
 
-/// When a commit counts as done.
+/// The guarantee of a completed commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Durability {
     /// Survives the end of the process (`kill -9` too). A power failure may lose the last moments, never damage the file.

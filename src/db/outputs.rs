@@ -18,10 +18,10 @@ use std::path::{Path, PathBuf};
 
 const BYTES: u8 = 0;
 const IN_FILE: u8 = 1;
-/// Of an unfinished task: its rows of `output`, joined by [`so_far`].
+/// For an unfinished task: its rows of `output`, joined by [`so_far`].
 const JOINED: u8 = 2;
 
-/// Where a long output is.
+/// The location of a long output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InFile {
     pub run: u32,
@@ -69,7 +69,7 @@ impl Stored {
     }
 }
 
-/// Of bytes that are no text.
+/// For bytes that are not UTF-8 text.
 pub fn encode_bytes(bytes: &[u8]) -> Vec<u8> {
     [&[BYTES], bytes].concat()
 }
@@ -102,7 +102,7 @@ pub fn finished(stream: Stream) -> &'static str {
     }
 }
 
-/// Where a long value is; of the columns `value` and `pickled`.
+/// The location of a long value; from the columns `value` and `pickled`.
 pub fn long_value(column: ValueRef) -> Option<InFile> {
     match column {
         // A pickle begins otherwise, and JSON is a text.

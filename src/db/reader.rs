@@ -1,4 +1,4 @@
-//! The one that reads: beside a running controller, or the file of a stopped one.
+//! The reader: reads concurrently with a running controller, or from the file of a stopped one.
 use super::large::Large;
 use super::outputs::{self, Outputs, Stored};
 use super::rows::{self, MAP_COLUMNS};
@@ -15,8 +15,8 @@ use rusqlite::{Connection, OptionalExtension, ToSql, params, params_from_iter};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-/// So many bytes of results in one answer, about.
-const MOST_BYTES: usize = 16 << 20;
+/// The approximate number of bytes of results in one answer.
+const MAX_BYTES: usize = 16 << 20;
 
 pub struct Reader {
     connection: Arc<Mutex<Connection>>,
@@ -60,7 +60,7 @@ impl Reader {
         DbError::new(DbErrorKind::Query, operation, &self.path, cause)
     }
 
-    /// Newest last.
+    /// Returns maps, newest last.
     pub fn maps(&self, query: &MapQuery) -> Result<Vec<MapRow>, DbError> {
         let mut wheres = vec!["1"];
         let mut values: Vec<Value> = Vec::new();
@@ -139,13 +139,13 @@ impl Reader {
             let mut cursor = select.query(params![first, last, limit, label])?;
             let (mut found, mut bytes) = (Vec::new(), 0);
             while let Some(row) = cursor.next()? {
-                // Cheap to look at, before the whole is read.
+                // Check the size before reading everything.
                 if row.get_ref(7)?.as_f64_or_null()?.is_none() || row.get::<_, i64>(0)? != first + found.len() as i64 {
                     break;
                 }
                 let row = rows::task_row(row)?;
                 bytes += rows::size(&row);
-                if bytes > MOST_BYTES && !found.is_empty() {
+                if bytes > MAX_BYTES && !found.is_empty() {
                     break;
                 }
                 found.push(row);
@@ -187,7 +187,7 @@ impl Reader {
         })
     }
 
-    /// Attempts that did not stand, oldest first.
+    /// Superseded attempts, oldest first.
     pub fn attempts(&self, task: TaskId) -> Result<Vec<AttemptRow>, DbError> {
         self.read("read attempts from", |connection| {
             let sql = format!(
@@ -207,7 +207,7 @@ impl Reader {
         })
     }
 
-    /// What SQLite's quick check finds wrong with the file; empty if nothing. Reads all of it.
+    /// The problems found by SQLite's quick check; empty if none. Reads the whole file.
     #[cfg(test)]
     pub fn check(&self) -> Result<Vec<String>, DbError> {
         self.read("check", |connection| {

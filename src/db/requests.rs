@@ -1,4 +1,4 @@
-//! Requests of ipyparallel clients as the hub knows them.
+//! Requests of ipyparallel clients, as in ipyparallel's hub database.
 use super::find::{Field, Filter};
 use super::large::Large;
 use super::outputs::{self, Outputs};
@@ -187,11 +187,11 @@ fn select(
     Ok(records)
 }
 
-/// A client gets up to so many bytes of one output as text.
-const MOST_TEXT: usize = 64 << 20;
+/// The maximum number of bytes of an output returned as text.
+const MAX_TEXT: usize = 64 << 20;
 
 fn text(task: TaskId, stream: Stream, stored: &outputs::Stored, outputs: &Outputs) -> String {
-    let bytes = outputs.read(task, stream, stored, 0, MOST_TEXT).unwrap_or_else(|error| {
+    let bytes = outputs.read(task, stream, stored, 0, MAX_TEXT).unwrap_or_else(|error| {
         tracing::warn!(%task, %error, "the output of a request cannot be read");
         Bytes::new()
     });

@@ -1,4 +1,4 @@
-//! What a controller needs to carry on from the file of one that ended, however it ended.
+//! The state that a controller restores from the file of a previous controller, however that ended.
 use super::batch::{row_range, state_of};
 use super::large::Large;
 use super::requests::queue_of;
@@ -21,7 +21,7 @@ pub struct RestartState {
     pub next_engine: EngineId,
     /// Maps that are not completed, those of ipyparallel clients (`Work::Client`) among them, oldest first.
     pub maps: Vec<OpenMap>,
-    /// How far the time had come by which records age; of a file without it, its newest record.
+    /// The recorded retention clock; in a file without it, the time of the newest record.
     pub retention_clock: Option<UnixTime>,
     /// Engines that are registered and not gone.
     pub engines: Vec<RegisteredEngine>,
@@ -31,7 +31,7 @@ pub struct RestartState {
 pub struct OpenMap {
     pub map: MapId,
     pub definition: MapDefinition,
-    /// As `Change::MapAdded` said it.
+    /// As recorded by `Change::MapAdded`.
     pub client: String,
     /// All inputs have arrived.
     pub closed: bool,
@@ -51,9 +51,9 @@ pub struct UnfinishedTask {
     /// One of the states that are not done.
     pub state: TaskState,
     pub run: u32,
-    /// Where it was assigned.
+    /// Its assigned engine.
     pub engine: Option<EngineId>,
-    /// How often it was begun.
+    /// The number of attempts started.
     pub attempts: u32,
     /// Since it was (re)submitted: how many attempts ended in a crash, and how many failed otherwise.
     pub crashes: u32,
@@ -140,11 +140,11 @@ impl Reader {
         })
     }
 
-    /// Message ids of finished requests of a client's map whose replies it was not given, in order of arrival.
-    pub fn owed_replies(&self, map: MapId) -> Result<Vec<String>, DbError> {
+    /// Message ids of a client's finished requests whose replies are undelivered, in order of arrival.
+    pub fn undelivered_replies(&self, map: MapId) -> Result<Vec<String>, DbError> {
         let sql = "SELECT r.msg_id FROM owed o JOIN request r ON r.task = o.task WHERE o.task BETWEEN ?1 AND ?2 \
                    AND r.result_header IS NOT NULL ORDER BY o.task";
-        self.read("read replies to be given from", |connection| {
+        self.read("read undelivered replies from", |connection| {
             let (first, last) = row_range(map);
             let mut select = connection.prepare_cached(sql)?;
             select.query_map([first, last], |row| row.get(0))?.collect()

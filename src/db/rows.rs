@@ -159,7 +159,7 @@ pub fn counts(row: &Row, at: usize) -> rusqlite::Result<Counts> {
     })
 }
 
-/// What [`attempt_row`] reads.
+/// The columns for [`attempt_row`].
 pub fn attempt_columns(version: i32) -> String {
     let python_type = if version < TYPES_SINCE { "NULL" } else { "type" };
     format!(

@@ -1,4 +1,4 @@
-//! Which version of the tables a file has, and how an older one is brought up to date.
+//! The schema version of a file, and the migration of older ones.
 use super::{DbError, DbErrorKind};
 use rusqlite::{Connection, TransactionBehavior};
 use std::path::Path;
@@ -46,7 +46,7 @@ pub fn version(connection: &Connection) -> rusqlite::Result<i32> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-/// Runs what is missing, all of it or nothing.
+/// Runs the missing migrations in one transaction.
 pub fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let from = version(&transaction)?;

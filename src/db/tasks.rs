@@ -94,7 +94,7 @@ pub fn rows(query: &TaskQuery, version: i32) -> Result<Sql, String> {
     Ok(Sql { text, values })
 }
 
-/// How many there are without limit and offset.
+/// The number of matching tasks without limit and offset.
 pub fn count(query: &TaskQuery) -> Result<Sql, String> {
     let Sql { text, values } = matching(query)?;
     Ok(Sql {

@@ -1,4 +1,4 @@
-//! Values, exactly as they were returned, for those who fold them.
+//! Exact return values of tasks, for `--reduce`.
 use super::outputs::{self, Stored};
 use super::{DbError, Reader};
 use crate::model::TaskId;
@@ -50,7 +50,7 @@ impl Reader {
                         }
                         continue;
                     }
-                    Some((state, ..)) => format!("task {task} has no value now: it is {state}"),
+                    Some((state, ..)) => format!("task {task} has no value: it is {state}"),
                     None => format!("the value of task {task} is not on record any more: it was purged"),
                 };
                 return Ok((found, Some(why)));

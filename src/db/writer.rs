@@ -1,4 +1,4 @@
-//! The one that writes: changes in, commits out.
+//! The writer: applies changes in transactions.
 use super::batch::{Batch, Known, tidy};
 use super::large::Large;
 use super::outputs::Outputs;

@@ -18,7 +18,7 @@ pub struct Launched {
     pub processes: Vec<Process>,
     /// Jobs of a batch system, one per submission.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub jobs: Vec<Job>,
+    pub jobs: Vec<BatchJob>,
     /// Its engines re-read the connection file when the controller is unreachable, to find its new
     /// address.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -118,7 +118,7 @@ pub struct Process {
 
 /// A job of a batch system: a single job, or an array.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Job {
+pub struct BatchJob {
     /// The id that the batch system's commands accept.
     pub id: String,
     /// Unique among this user's jobs: finds a submission whose acknowledgement was lost.
@@ -293,7 +293,7 @@ impl Launched {
             log_from: process.log_from,
             leaving: process.leaving,
         });
-        processes.chain(self.jobs.iter().flat_map(Job::members)).collect()
+        processes.chain(self.jobs.iter().flat_map(BatchJob::members)).collect()
     }
 
     /// The number of engines, excluding those that were requested to leave.
@@ -330,7 +330,7 @@ impl Launched {
     }
 }
 
-impl Job {
+impl BatchJob {
     /// Whether no element has been given up.
     pub fn is_whole(&self) -> bool {
         self.elements.len() == self.size as usize
@@ -389,7 +389,7 @@ pub fn in_words(members: &[Member], states: &[MemberState]) -> String {
 
 /// The actions that were needed to end members.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Ended {
+pub struct StopReport {
     /// Received SIGTERM.
     pub terminated: usize,
     /// Received SIGKILL afterwards.
@@ -405,8 +405,8 @@ pub struct Ended {
     pub unseen: Vec<String>,
 }
 
-impl std::ops::AddAssign for Ended {
-    fn add_assign(&mut self, other: Ended) {
+impl std::ops::AddAssign for StopReport {
+    fn add_assign(&mut self, other: StopReport) {
         self.terminated += other.terminated;
         self.killed += other.killed;
         self.cancelled += other.cancelled;
@@ -419,8 +419,8 @@ impl std::ops::AddAssign for Ended {
 mod tests {
     use super::*;
 
-    fn array() -> Job {
-        Job {
+    fn array() -> BatchJob {
+        BatchJob {
             id: "18".into(),
             array: true,
             size: 4,
@@ -428,7 +428,7 @@ mod tests {
             engines_per_element: 4,
             engines: 15,
             log: "/l/18-{}.log".into(),
-            ..Job::default()
+            ..BatchJob::default()
         }
     }
 

@@ -1,7 +1,7 @@
 //! Processes on this host, each in its own session, so that neither Ctrl-C in the shell that
 //! started them nor the shell's exit affects them.
 use super::engine::{controller_command, engine_command};
-use super::{ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process};
+use super::{ControllerLaunch, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process, StopReport};
 use crate::sys::process::{self, Presence, ProcessId, Unseen};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -86,11 +86,11 @@ impl Launcher for Local {
         launched.processes.iter().enumerate().map(state).collect()
     }
 
-    fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError> {
+    fn stop(&self, launched: &Launched, grace: Duration) -> Result<StopReport, LaunchError> {
         let ours = self.running(launched);
-        let mut ended = Ended {
+        let mut ended = StopReport {
             unseen: unseen(launched),
-            ..Ended::default()
+            ..StopReport::default()
         };
         for (_, process) in &ours {
             ended.terminated += usize::from(send(process.id.pid, Signal::SIGTERM as i32)?);
@@ -371,14 +371,14 @@ mod tests {
         }
         assert_eq!(
             local.stop(&launched, Duration::from_secs(10)).unwrap(),
-            Ended {
+            StopReport {
                 terminated: 2,
-                ..Ended::default()
+                ..StopReport::default()
             }
         );
         assert_eq!(local.states(&launched), vec![MemberState::ended("signal SIGTERM"); 2]);
         // Repeating it is harmless.
-        assert_eq!(local.stop(&launched, Duration::ZERO).unwrap(), Ended::default());
+        assert_eq!(local.stop(&launched, Duration::ZERO).unwrap(), StopReport::default());
     }
 
     #[test]
@@ -410,7 +410,7 @@ mod tests {
         let local = Local::default();
         let launched = launched(vec![process]);
         assert_eq!(local.states(&launched), [MemberState::ended("")]);
-        assert_eq!(local.stop(&launched, Duration::ZERO).unwrap(), Ended::default());
+        assert_eq!(local.stop(&launched, Duration::ZERO).unwrap(), StopReport::default());
         assert!(stranger.try_wait().unwrap().is_none(), "it still runs");
         stranger.kill().unwrap();
         stranger.wait().unwrap();

@@ -29,7 +29,7 @@ pub mod supervisor;
 pub mod templates;
 
 pub use error::LaunchError;
-pub use launched::{Ended, Job, JobOutcome, Launched, MemberState, Process, Recipe, Stage};
+pub use launched::{BatchJob, JobOutcome, Launched, MemberState, Process, Recipe, Stage, StopReport};
 
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
@@ -63,7 +63,7 @@ pub trait Launcher: Send + Sync {
     /// Ends only these members ([`Launched::only`] selects some): sends SIGTERM, then SIGKILL after
     /// `grace`, also to their remaining children; or cancels the jobs. Waits for the end if it is
     /// near; reports the actions taken.
-    fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError>;
+    fn stop(&self, launched: &Launched, grace: Duration) -> Result<StopReport, LaunchError>;
     /// The last lines of this member's output, without blank ones; empty if there are none.
     fn log_tail(&self, launched: &Launched, index: usize, lines: usize) -> String {
         launched

@@ -6,7 +6,7 @@
 //! [`Local`] starts and ends it.
 use super::engine::unsupervised_engine_command;
 use super::local::Local;
-use super::{Capabilities, ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState};
+use super::{Capabilities, ControllerLaunch, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, StopReport};
 use crate::profile::config::resources::MpiConfig;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -93,7 +93,7 @@ impl Launcher for Mpi {
         self.local.states(launched)
     }
 
-    fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError> {
+    fn stop(&self, launched: &Launched, grace: Duration) -> Result<StopReport, LaunchError> {
         self.local.stop(launched, grace)
     }
 

@@ -10,7 +10,7 @@ mod start;
 pub mod tunnel;
 
 use super::{
-    Capabilities, ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process, RemoteHosts, logs,
+    Capabilities, ControllerLaunch, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process, RemoteHosts, StopReport, logs,
 };
 use crate::profile::config::resources::SshConfig;
 use crate::ssh::tunnel::process as tunnels;
@@ -198,14 +198,14 @@ impl Launcher for OverSsh {
         states
     }
 
-    fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError> {
+    fn stop(&self, launched: &Launched, grace: Duration) -> Result<StopReport, LaunchError> {
         let answers = self.on_each(launched, move |host, processes| async move {
             let ended = processes::end(&host, &processes, grace).await;
             ended.map_err(|e| format!("{host}: {e}"))
         })?;
         // Also of hosts that did not answer: the tunnels of these lead nowhere.
         launched.tunnels().iter().for_each(|file| tunnels::end(file));
-        let mut all = Ended::default();
+        let mut all = StopReport::default();
         told("end", answers)?.into_iter().for_each(|ended| all += ended);
         Ok(all)
     }

@@ -130,11 +130,11 @@ pub enum Change {
         new_id: String,
     },
     /// The reply of this request is due to its client, which can be recognized when it reconnects.
-    ReplyOwed {
+    ReplyUndelivered {
         task: TaskId,
     },
     /// ... and has been delivered.
-    RepliesGiven {
+    RepliesDelivered {
         tasks: Vec<TaskId>,
     },
     /// The output that a request printed or displayed (iopub).

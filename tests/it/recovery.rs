@@ -189,7 +189,8 @@ impl TakenPort {
         let start = cluster.spawn(&["start", "-n", "1"]);
         wait_until("the controller to find it taken", || {
             let log = std::fs::read_to_string(cluster.profile().join("log/controller.log")).ok()?;
-            log.contains("cannot listen where the run before did; trying again").then_some(())
+            log.contains("cannot listen on the ports of the previous run; retrying")
+                .then_some(())
         });
         then(self.held);
         start.end().ok();

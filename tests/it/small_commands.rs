@@ -48,9 +48,9 @@ fn doctor_checks_python_and_suggests_fixes() {
 #[test]
 fn logs_are_shown() {
     let cluster = shared();
-    assert!(cluster.ok(&["logs"]).contains("the controller serves"));
+    assert!(cluster.ok(&["logs"]).contains("controller ready"));
     assert!(!cluster.ok(&["logs", "engine", "0"]).is_empty());
-    assert!(cluster.ok(&["logs", "all"]).contains("the controller serves"));
+    assert!(cluster.ok(&["logs", "all"]).contains("controller ready"));
 }
 
 #[test]

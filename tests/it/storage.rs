@@ -109,7 +109,9 @@ fn of_several_concurrent_controllers_one_serves_and_the_others_report_it() {
     let at = all.iter().position(|running| running.pid() == serving).expect("one of ours");
     let first = all.remove(at);
     for other in all {
-        other.end().fails(4, &["runs already", &format!("pid {serving}"), "pcluster stop"]);
+        other
+            .end()
+            .fails(4, &["is already running", &format!("pid {serving}"), "pcluster stop"]);
     }
     // They have not changed the files of the first one.
     home.ok(&["status"]);

@@ -4,7 +4,7 @@
 //! Never restarts engines whose job was cancelled, failed or ran out of memory, that were asked to leave, that are still connected to
 //! the controller, or that have reached the maximum number of restarts.
 use crate::cluster::scale::is_of;
-use crate::launchers::{Job, JobOutcome, Launched, MemberState};
+use crate::launchers::{BatchJob, JobOutcome, Launched, MemberState};
 use crate::model::engine::EngineStatus;
 use crate::model::job::Departure;
 
@@ -63,7 +63,7 @@ pub fn due(launches: &[Launched], states: &[Vec<MemberState>], known: Known) -> 
     found
 }
 
-fn why(job: &Job, element: u32, state: &MemberState, known: Known) -> Option<Why> {
+fn why(job: &BatchJob, element: u32, state: &MemberState, known: Known) -> Option<Why> {
     let is_heard_of = |engine: &EngineStatus| engine.state != "silent" && is_of(&engine.facts.job, job, element);
     if !state.has_ended() || known.engines.iter().any(is_heard_of) {
         return None;
@@ -92,7 +92,7 @@ mod tests {
     use crate::profile::config::EngineKind;
 
     fn launched(replaces: u32, max_restarts: u32) -> Launched {
-        let job = Job {
+        let job = BatchJob {
             id: "18".into(),
             name: "pcluster-x-k3x9".into(),
             array: true,
@@ -102,7 +102,7 @@ mod tests {
             engines: 3,
             submitted: 1000.0,
             replaces,
-            ..Job::default()
+            ..BatchJob::default()
         };
         Launched {
             jobs: vec![job],

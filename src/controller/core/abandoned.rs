@@ -1,7 +1,7 @@
-//! Maps that do not get all their inputs: their client says so and why, or it has died. A client that has no input to send says that it is there ([`KEEP_ALIVE`]); when nothing
-//! has come for some leases, the map is closed: tasks that no engine has are aborted, and one task more stands for the inputs
-//! that are missing. So the map ends as failed, whoever waits for it hears that, and what was to follow it does not run.
-use super::{Core, Due};
+//! Maps whose inputs end early: their client reports why, or it has died. A client without input to send sends keep-alive
+//! messages; after some leases without a message, the map is closed: its unassigned tasks are aborted, and an additional task
+//! represents the missing inputs. So the map ends as failed, waiting clients are notified, and maps that follow it do not run.
+use super::{Core, Timer};
 use crate::model::change::Change;
 use crate::model::task::{INPUTS_MISSING, TaskState};
 use crate::model::{MapId, TaskId};
@@ -9,9 +9,9 @@ use crate::wire::content::error::ErrorContent;
 use bytes::Bytes;
 use std::time::Duration;
 
-/// Of `controller.lease_ms`: a client may be stopped, or suspended with its laptop, for longer than an engine.
+/// A multiple of `controller.lease_ms`: a client may be stopped, or suspended with its laptop, for longer than an engine.
 const LEASES: u32 = 5;
-/// A client that has nothing to send says so every ten seconds.
+/// A client without input to send sends a keep-alive every ten seconds.
 const SHORTEST: Duration = Duration::from_secs(30);
 
 impl Core {
@@ -19,26 +19,26 @@ impl Core {
         (Self::period(self.config.lease_ms) * LEASES).max(SHORTEST)
     }
 
-    /// Something has come from the client of an open map.
-    pub(super) fn note_fed(&mut self, id: MapId) {
+    /// Notes a message from the client of an open map.
+    pub(super) fn note_input(&mut self, id: MapId) {
         if let Some(map) = self.maps.get_mut(&id) {
-            map.fed = self.now.since_start;
+            map.last_input = self.now.since_start;
         }
     }
 
-    /// From now on inputs are expected.
+    /// Starts the timeout for inputs.
     pub(super) fn expect_inputs(&mut self, id: MapId) {
-        self.note_fed(id);
-        self.remind(self.inputs_lease(), Due::Inputs(id));
+        self.note_input(id);
+        self.set_timer(self.inputs_lease(), Timer::Inputs(id));
     }
 
     pub(super) fn inputs_due(&mut self, id: MapId) {
         let Some(map) = self.maps.get(&id).filter(|map| !map.closed) else {
             return;
         };
-        let until = map.fed + self.inputs_lease();
+        let until = map.last_input + self.inputs_lease();
         match until.checked_sub(self.now.since_start).filter(|left| !left.is_zero()) {
-            Some(left) => self.remind(left, Due::Inputs(id)),
+            Some(left) => self.set_timer(left, Timer::Inputs(id)),
             None => self.client_is_silent(id),
         }
     }
@@ -47,12 +47,12 @@ impl Core {
         let seconds = self.inputs_lease().as_secs();
         let Some(map) = self.maps.get(&id) else { return };
         let came = map.counts.total;
-        tracing::warn!(map = %id, inputs = came, seconds, "the client that sent the inputs of a map is silent; the map is closed, and ends as failed");
-        let why = format!("its client was silent for {seconds} s while it sent inputs; {came} had come, those behind are missing");
+        tracing::warn!(map = %id, inputs = came, seconds, "the client of an open map is silent; the map is closed and ends as failed");
+        let why = format!("its client was silent for {seconds} s before it sent all inputs; {came} arrived, the rest is missing");
         self.abandon(id, "ClientLost", &why);
     }
 
-    /// `ename` is of the inputs that came and do not run.
+    /// Closes a map without the rest of its inputs. `ename` is the error of its unassigned tasks.
     pub(super) fn abandon(&mut self, id: MapId, ename: &str, why: &str) {
         let Some(map) = self.maps.get_mut(&id).filter(|map| !map.closed) else {
             return;
@@ -85,7 +85,7 @@ impl Core {
         self.after_changes(id);
     }
 
-    /// Why an abandoned map takes no more inputs.
+    /// Rejects inputs for an abandoned map.
     pub(super) fn check_abandoned(&self, id: MapId) -> Result<(), ErrorContent> {
         match self.maps.get(&id).is_some_and(|map| map.abandoned) {
             true => Err(ErrorContent::new(

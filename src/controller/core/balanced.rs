@@ -1,24 +1,24 @@
-//! Which engine gets which of pcluster's own tasks.
+//! Assigns map tasks to engines.
 //!
-//! Short tasks: an engine holds as many as fill `prefetch_ms`, so that it never waits for the wire. Long ones: one each.
-//! Tasks that wait on a stuck engine while another is idle are asked back.
-use super::maps::{InFlight, Taken};
-use super::{Core, Due};
+//! Short tasks: an engine holds as many as fill `prefetch_ms`, so that it never waits for the network. Long tasks: one each.
+//! Tasks queued on a stuck engine are requested back while another engine is idle.
+use super::maps::{InFlight, NextTask};
+use super::{Core, Timer};
 use crate::model::change::Change;
 use crate::model::definition::MapDefinition;
 use crate::model::task::TaskState;
 use crate::model::{EngineId, EngineUuid, MapId, TaskId};
-use crate::wire::content::engine::{self as say, TaskToRun};
+use crate::wire::content::engine::{self, TaskToRun};
 use serde_json::value::RawValue;
 use std::sync::Arc;
 
-/// Work of so many seconds goes to one engine in one message, though others are idle.
+/// At least this many seconds of work go into one message, even if other engines are idle.
 const MESSAGE_S: f64 = 1e-3;
-/// What the shortest task costs beside its own time: seconds.
+/// The overhead of a task in seconds.
 const TASK_S: f64 = 5e-6;
 
 impl Core {
-    /// Puts a map into the list of runnable ones, or takes it out.
+    /// Updates whether a map is in the list of runnable maps.
     pub(super) fn note_runnable(&mut self, map: MapId) {
         if self.maps.get(&map).is_some_and(|m| m.has_ready()) {
             self.runnable.insert(map);
@@ -27,9 +27,9 @@ impl Core {
         }
     }
 
-    /// Sends what can be sent.
+    /// Sends all tasks that can be sent.
     pub(super) fn dispatch(&mut self) {
-        // Engines for tasks that need Python, and those for commands.
+        // True if the engines are full: for tasks that need Python, and for commands.
         let mut full = [false; 2];
         let maps: Vec<MapId> = self.runnable.iter().copied().take(64).collect();
         for id in maps {
@@ -45,11 +45,11 @@ impl Core {
         self.dispatch_requests();
     }
 
-    /// How many tasks of this map an engine may hold.
+    /// The number of tasks of this map that an engine may hold.
     fn depth(&self, map: MapId) -> u32 {
         let mean = self.maps.get(&map).and_then(|m| m.mean_s);
         match mean {
-            // Nothing known yet: one to run, one behind it.
+            // Unknown duration: one running, one queued.
             None => 2,
             Some(mean) => {
                 let fit = self.config.prefetch_ms as f64 / 1000.0 / mean.max(1e-6);
@@ -58,13 +58,13 @@ impl Core {
         }
     }
 
-    /// So many tasks take longer than to send them in a message of their own: shorter work is not shared out further.
-    fn worth_sending(&self, map: MapId) -> u32 {
+    /// The number of tasks that justify a message of their own.
+    fn min_batch(&self, map: MapId) -> u32 {
         let mean = self.maps.get(&map).and_then(|m| m.mean_s);
         mean.map_or(1, |mean| (MESSAGE_S / (mean + TASK_S)) as u32).max(1)
     }
 
-    /// False when every engine has enough.
+    /// Returns false if all engines are full.
     fn dispatch_balanced(&mut self, id: MapId) -> bool {
         loop {
             let depth = self.depth(id);
@@ -86,14 +86,14 @@ impl Core {
             let Some((engine, load)) = in_time.map(|(uuid, e)| (uuid.clone(), e.load())) else {
                 return true;
             };
-            // Refill at half, so that tasks travel in batches.
+            // Refill at half, so that tasks are sent in batches.
             if load > depth / 2 || load >= depth {
                 return false;
             }
             let engines = self.engines.free(is_command).max(1);
-            let fair = ready.div_ceil(engines).max(self.worth_sending(id));
+            let fair = ready.div_ceil(engines).max(self.min_batch(id));
             let count = (depth - load).min(fair);
-            let tasks: Vec<Taken> = match self.maps.get_mut(&id) {
+            let tasks: Vec<NextTask> = match self.maps.get_mut(&id) {
                 Some(map) => std::iter::from_fn(|| map.take()).take(count as usize).collect(),
                 None => return true,
             };
@@ -102,8 +102,8 @@ impl Core {
     }
 
     fn dispatch_targeted(&mut self, id: MapId) {
-        let mut by_engine: Vec<(EngineUuid, Vec<Taken>)> = Vec::new();
-        let mut homeless = Vec::new();
+        let mut by_engine: Vec<(EngineUuid, Vec<NextTask>)> = Vec::new();
+        let mut orphaned = Vec::new();
         let Some(map) = self.maps.get_mut(&id) else { return };
         while let Some(task) = map.take() {
             match &task.engine {
@@ -111,19 +111,19 @@ impl Core {
                     Some((_, tasks)) => tasks.push(task),
                     None => by_engine.push((engine.clone(), vec![task])),
                 },
-                _ => homeless.push(task),
+                _ => orphaned.push(task),
             }
         }
         for (engine, tasks) in by_engine {
             self.send_tasks(id, &engine, tasks);
         }
-        for task in homeless {
-            let why = "the engine that it was meant for has gone";
+        for task in orphaned {
+            let why = "its target engine left";
             self.finish_unsent(TaskId::new(id, task.index), task.run, TaskState::Lost, "EngineLost", why);
         }
     }
 
-    fn send_tasks(&mut self, id: MapId, engine: &EngineUuid, tasks: Vec<Taken>) {
+    fn send_tasks(&mut self, id: MapId, engine: &EngineUuid, tasks: Vec<NextTask>) {
         let Some(engine_id) = self.engines.get(engine).map(|e| e.id) else {
             return;
         };
@@ -158,10 +158,10 @@ impl Core {
                 );
             }
         });
-        self.tell_engine(
+        self.send_to_engine(
             engine,
-            say::TASKS,
-            &say::Tasks {
+            engine::TASKS,
+            &engine::Tasks {
                 map: id,
                 definition,
                 tasks: to_run,
@@ -169,13 +169,13 @@ impl Core {
         );
     }
 
-    /// Sends the definition to an engine that does not have it, or gives it back to go with the tasks.
+    /// Sends the definition to an engine that lacks it, or returns it to be sent with the tasks.
     fn send_definition(&mut self, id: MapId, engine: &EngineUuid) -> Option<Arc<MapDefinition>> {
-        let asked = self.engines.change(engine, |e| {
+        let known = self.engines.change(engine, |e| {
             e.to_forget.retain(|map| *map != id);
             (!e.definitions.insert(id), e.joined)
         });
-        if let Some((false, joined)) = asked
+        if let Some((false, joined)) = known
             && let Some(map) = self.maps.get_mut(&id)
         {
             map.known_by.push(engine.clone());
@@ -186,17 +186,17 @@ impl Core {
             if joined {
                 return Some(definition);
             }
-            let content = say::Definition {
+            let content = engine::Definition {
                 map: id,
                 definition: (*definition).clone(),
             };
-            self.tell_engine(engine, say::DEFINITION, &content);
+            self.send_to_engine(engine, engine::DEFINITION, &content);
         }
         None
     }
 
-    /// One change for each run of neighbours.
-    fn record_assigned(&mut self, map: MapId, engine: EngineId, tasks: &[Taken]) {
+    /// Records one change per range of adjacent tasks.
+    fn record_assigned(&mut self, map: MapId, engine: EngineId, tasks: &[NextTask]) {
         let mut runs: Vec<(u32, u32, u32)> = Vec::new();
         for task in tasks {
             match runs.last_mut() {
@@ -215,7 +215,7 @@ impl Core {
         }
     }
 
-    /// Asks engines whose queue does not move for what they have not begun, when another has nothing to do.
+    /// Requests unstarted tasks back from engines without progress while another engine is idle.
     pub(super) fn relieve_stuck(&mut self) {
         let queues: Vec<(EngineUuid, u32, bool)> = self
             .engines
@@ -227,7 +227,7 @@ impl Core {
                 (
                     uuid.clone(),
                     e.load(),
-                    !e.asked_back && e.finished == e.finished_seen && self.has_balanced(e),
+                    !e.recall_pending && e.finished == e.finished_seen && self.has_balanced(e),
                 )
             })
             .collect();
@@ -246,12 +246,12 @@ impl Core {
             self.engines.change(uuid, |e| e.finished_seen = e.finished);
         }
         for (uuid, at_most) in stuck {
-            self.engines.change(&uuid, |e| (e.asked_back, e.stuck) = (true, true));
-            self.tell_engine(&uuid, say::GIVE_BACK, &say::GiveBack { at_most });
+            self.engines.change(&uuid, |e| (e.recall_pending, e.stuck) = (true, true));
+            self.send_to_engine(&uuid, engine::GIVE_BACK, &engine::GiveBack { at_most });
         }
     }
 
-    /// Whether it holds a task that another engine could run.
+    /// True if it holds a task that another engine could run.
     fn has_balanced(&self, engine: &super::engines::Engine) -> bool {
         !engine.quick.is_empty()
             || engine
@@ -261,21 +261,21 @@ impl Core {
     }
 
     pub(super) fn beat(&mut self) {
-        self.beats += 1;
+        self.heartbeats += 1;
         let heartbeat = Self::period(self.config.heartbeat_interval_ms.max(10));
-        // Stuck queues are looked for more often than hearts.
+        // Stuck queues are checked more often than heartbeats are sent.
         let step = heartbeat.min(std::time::Duration::from_millis(100));
-        self.remind(step, Due::Beat);
-        self.tell_settled();
+        self.set_timer(step, Timer::Heartbeat);
+        self.flush_settled();
         self.relieve_stuck();
         let per_heartbeat = (heartbeat.as_millis() / step.as_millis().max(1)).max(1) as u64;
-        if self.beats % per_heartbeat == 1 % per_heartbeat {
-            self.beat_hearts();
+        if self.heartbeats % per_heartbeat == 1 % per_heartbeat {
+            self.send_heartbeats();
         }
     }
 }
 
-/// Input that was checked to be JSON when it came.
+/// An input, which was validated as JSON when it arrived.
 fn raw(input: &[u8]) -> Box<RawValue> {
     serde_json::from_slice(input).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }

@@ -1,4 +1,4 @@
-//! The broadcast scheduler: one request to many engines, its replies one by one or joined into one.
+//! The broadcast scheduler: sends one request to many engines and returns their replies one by one or joined.
 use super::{ClientChannel, Core};
 use crate::model::{EngineUuid, TaskId};
 use crate::wire::Message;
@@ -16,21 +16,21 @@ pub(super) struct Coalescing {
     order: Vec<String>,
     buffers: HashMap<String, Vec<Bytes>>,
     error: Option<Message>,
-    /// Of the replies so far.
+    /// Buffers of the replies so far.
     tasks: Vec<TaskId>,
 }
 
-/// A part of a broadcast that is to be joined, as the records have it.
+/// A recorded part of a broadcast with a joined reply.
 pub(super) struct Part {
     pub task: TaskId,
     pub msg_id: String,
-    /// The request's.
+    /// The metadata of the request.
     pub metadata: Bytes,
-    /// With its status, when it has come.
+    /// Its reply, if it has arrived.
     pub reply: Option<Message>,
 }
 
-/// The broadcast that a request is part of.
+/// The id of the broadcast that a request is part of.
 pub(super) fn original_of(metadata: &Bytes) -> Option<String> {
     let metadata: Value = serde_json::from_slice(metadata).ok()?;
     metadata.get("original_msg_id").and_then(Value::as_str).map(str::to_string)
@@ -71,7 +71,7 @@ impl Core {
         }
         for (uuid, target) in uuids.into_iter().zip(targets) {
             let mut part = message.clone();
-            // With it the parts can be joined after a restart.
+            // Allows joining the parts after a restart.
             if let (true, Some(object)) = (coalescing, metadata.as_object_mut()) {
                 object.insert("broadcast_target".into(), target);
             }
@@ -89,7 +89,7 @@ impl Core {
             } else if coalescing {
                 let content = ErrorContent::new("EngineError", format!("engine {uuid} is not registered"));
                 let reply = self.message(&super::requests::reply_type(&part), Some(&part.header_json), &content);
-                let key = self.requests.returning.key_of(ClientChannel::Broadcast, &client);
+                let key = self.requests.reconnects.key_of(ClientChannel::Broadcast, &client);
                 self.broadcast_reply(&original, msg_id, (client.clone(), key), None, reply, "error");
             } else {
                 let content = ErrorContent::new("EngineError", format!("engine {uuid} is not registered"));
@@ -139,7 +139,7 @@ impl Core {
         self.deliver(channel, client, joined.tasks, None, reply);
     }
 
-    /// What has come of broadcasts whose joined replies were not given when the controller ended; all parts of each, in order.
+    /// Restores broadcasts whose joined replies were undelivered when the controller ended; all parts of each, in order.
     pub(super) fn restore_broadcasts(&mut self, key: Option<&String>, parts: Vec<Part>) {
         let mut by_original: BTreeMap<String, Vec<Part>> = BTreeMap::new();
         for part in parts.into_iter().filter(|part| is_joined(&part.metadata)) {

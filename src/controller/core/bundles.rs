@@ -1,19 +1,19 @@
-//! The code of open maps ([`crate::model::bundle`]): from the request or the records into the map's definition, once for all maps that
-//! have the same; and to each engine once, before the first definition that names it.
+//! The code of open maps ([`crate::model::bundle`]): read from the request or the records into the map's definition, shared by maps with
+//! the same code, and sent to each engine once, before the first definition that refers to it.
 use super::Core;
 use super::clients::read;
 use crate::model::bundle::Bundle;
 use crate::model::definition::{BundleRef, MapDefinition};
 use crate::model::{EngineUuid, MapId};
 use crate::wire::Message;
-use crate::wire::content::client::{self as ask, UNKNOWN_BUNDLE};
-use crate::wire::content::engine as say;
+use crate::wire::content::client::{self, UNKNOWN_BUNDLE};
+use crate::wire::content::engine;
 use crate::wire::content::error::ErrorContent;
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
-/// So many bundles stay with an engine, and what open maps need.
+/// Bundles that an engine caches, besides those that open maps need.
 const KEPT: usize = 32;
 
 #[derive(Debug, Default)]
@@ -26,10 +26,10 @@ impl Bundles {
         self.open.get(hash)?.upgrade()
     }
 
-    /// The one that is there already, if there is one.
+    /// Returns the existing bundle with the same hash, if any.
     fn share(&mut self, bundle: Arc<Bundle>) -> Arc<Bundle> {
-        if let Some(there) = self.get(&bundle.hash) {
-            return there;
+        if let Some(existing) = self.get(&bundle.hash) {
+            return existing;
         }
         if self.open.len() >= 64 {
             self.open.retain(|_, weak| weak.strong_count() > 0);
@@ -40,37 +40,40 @@ impl Bundles {
 }
 
 impl Core {
-    /// The request's definition, with its code where that is in the message or here; else which bundle is missing.
-    pub(super) fn take_bundle(&mut self, message: &Message, request: &mut ask::MapRequest) -> Result<Option<String>, ErrorContent> {
-        let came = request.with_bundle.then(|| message.buffers.last().cloned()).flatten();
+    /// Adds the code to the request's definition, from the message or the cache; otherwise returns the hash of the missing bundle.
+    pub(super) fn take_bundle(&mut self, message: &Message, request: &mut client::MapRequest) -> Result<Option<String>, ErrorContent> {
+        let received = request.with_bundle.then(|| message.buffers.last().cloned()).flatten();
         let definition = request.definition.clone().with_bundle();
         request.definition = self.with_shared_bundle(definition);
-        self.add_content(&mut request.definition, came)
+        self.add_content(&mut request.definition, received)
     }
 
-    /// Puts the code into a definition that names it.
-    pub(super) fn add_content(&mut self, definition: &mut MapDefinition, came: Option<Bytes>) -> Result<Option<String>, ErrorContent> {
+    /// Adds the code to a definition that refers to it.
+    pub(super) fn add_content(&mut self, definition: &mut MapDefinition, received: Option<Bytes>) -> Result<Option<String>, ErrorContent> {
         let Some(named) = definition.bundle_mut().filter(|named| named.content.is_none()) else {
             return Ok(None);
         };
-        if let Some(there) = self.bundles.get(&named.hash) {
-            named.content = Some(there);
+        if let Some(cached) = self.bundles.get(&named.hash) {
+            named.content = Some(cached);
             return Ok(None);
         }
-        let Some(came) = came else {
+        let Some(received) = received else {
             return Ok(Some(named.hash.clone()));
         };
-        let bundle = Bundle::from(came);
+        let bundle = Bundle::from(received);
         let malformed = |what: String| ErrorContent::new("ValueError", what);
         bundle.files().map_err(malformed)?;
         if bundle.hash != named.hash {
-            return Err(malformed(format!("the bundle that came is {}, not {}", bundle.hash, named.hash)));
+            return Err(malformed(format!(
+                "the received bundle has hash {}, not {}",
+                bundle.hash, named.hash
+            )));
         }
         named.content = Some(self.bundles.share(Arc::new(bundle)));
         Ok(None)
     }
 
-    /// A definition of the records, which has its code with it.
+    /// Shares the code of a recorded definition.
     pub(super) fn with_shared_bundle(&mut self, mut definition: MapDefinition) -> MapDefinition {
         if let Some(named) = definition.bundle_mut() {
             named.content = named.content.take().map(|bundle| self.bundles.share(bundle));
@@ -78,24 +81,24 @@ impl Core {
         definition
     }
 
-    /// The records' answer: the map that this request has made, if any; else the bundle that it did not bring.
+    /// Handles the records' answer: the map that this request created before, if any; otherwise the bundle missing from it.
     pub(super) fn map_found(&mut self, message: Message, map: Option<MapId>, bundle: Option<Bytes>) {
-        let asked = super::clients::Asked::of(&message);
-        let result = read(&message).and_then(|mut request: ask::MapRequest| {
+        let context = super::clients::RequestContext::of(&message);
+        let result = read(&message).and_then(|mut request: client::MapRequest| {
             if let Some(id) = self.keys.get(&request.key).copied().or(map) {
-                return self.map_known(&asked, &message, request, id);
+                return self.map_known(&context, &message, request, id);
             }
             let missing = match self.take_bundle(&message, &mut request)? {
                 None => None,
                 Some(_) => self.add_content(&mut request.definition, bundle)?,
             };
             match missing {
-                None => self.map_new(&asked, &message, request),
-                Some(hash) => Err(ErrorContent::new(UNKNOWN_BUNDLE, format!("there is no bundle {hash} here"))),
+                None => self.map_new(&context, &message, request),
+                Some(hash) => Err(ErrorContent::new(UNKNOWN_BUNDLE, format!("unknown bundle {hash}"))),
             }
         });
         if let Err(error) = result {
-            self.answer(&asked, &error);
+            self.answer(&context, &error);
         }
     }
 
@@ -113,14 +116,14 @@ impl Core {
             return;
         }
         let forget = self.superfluous_bundles(engine);
-        let content_here = say::BundleContent {
+        let content_here = engine::BundleContent {
             hash: named.hash.clone(),
             forget,
         };
-        self.tell_engine_with(engine, say::BUNDLE, &content_here, vec![content.content.clone()]);
+        self.send_to_engine_with(engine, engine::BUNDLE, &content_here, vec![content.content.clone()]);
     }
 
-    /// Takes the oldest that no open map needs from the list of what the engine has.
+    /// Removes the oldest bundles that no open map needs from the engine's list, and returns them.
     fn superfluous_bundles(&mut self, engine: &EngineUuid) -> Vec<String> {
         let Some(e) = self.engines.get(engine).filter(|e| e.bundles.len() > KEPT) else {
             return Vec::new();

@@ -1,7 +1,7 @@
-//! What pcluster's own clients ask ([`crate::wire::content::client`]). Other requests are ipyparallel's: [`super::hub`].
+//! Requests of pcluster's own clients ([`crate::wire::content::client`]). Other requests are ipyparallel's: [`super::hub`].
 use super::event::FoundMap;
 use super::maps::{Map, Returned, Tries, Watch};
-use super::{Ask, Core, Due, Effect, Query};
+use super::{Core, Effect, Query, QueryKind, Timer};
 use crate::model::change::{Change, Purge};
 use crate::model::definition::{MapDefinition, Work};
 use crate::model::engine::EngineStatus;
@@ -9,25 +9,25 @@ use crate::model::targets::Targets;
 use crate::model::task::TaskState;
 use crate::model::{EngineId, EngineUuid, MapId, PROTOCOL_VERSION, TaskId, VERSION};
 use crate::wire::Message;
-use crate::wire::content::client::{self as say, ok, reply_type};
+use crate::wire::content::client::{self, ok, reply_type};
 use crate::wire::content::error::ErrorContent;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 
-/// A watch waits at most so long for one answer.
-const LONGEST_WATCH: Duration = Duration::from_secs(60);
+/// The maximum time that a watch waits for an answer.
+const MAX_WATCH: Duration = Duration::from_secs(60);
 
 /// A request being answered.
-pub(super) struct Asked {
+pub(super) struct RequestContext {
     pub client: Bytes,
     pub parent: Bytes,
     pub request: String,
 }
 
-impl Asked {
-    pub(super) fn of(message: &Message) -> Asked {
-        Asked {
+impl RequestContext {
+    pub(super) fn of(message: &Message) -> RequestContext {
+        RequestContext {
             client: message.sender(),
             parent: message.header_json.clone(),
             request: message.header.msg_type.clone(),
@@ -36,17 +36,17 @@ impl Asked {
 }
 
 impl Core {
-    pub(super) fn client_asked(&mut self, message: Message) {
-        let asked = Asked::of(&message);
+    pub(super) fn client_request(&mut self, message: Message) {
+        let context = RequestContext::of(&message);
         let result = match message.msg_type() {
-            say::HELLO => self.hello(&asked, &message),
-            say::MAP => self.map_request(&asked, &message),
-            say::INPUTS => self.inputs_request(&asked, &message),
-            say::WATCH => self.watch_request(&asked, &message),
-            say::MAPS => read(&message).map(|r: say::MapsRequest| {
+            client::HELLO => self.hello(&context, &message),
+            client::MAP => self.map_request(&context, &message),
+            client::INPUTS => self.inputs_request(&context, &message),
+            client::WATCH => self.watch_request(&context, &message),
+            client::MAPS => read(&message).map(|r: client::MapsRequest| {
                 self.query(
-                    &asked,
-                    Ask::Maps {
+                    &context,
+                    QueryKind::Maps {
                         maps: r.maps,
                         since: r.since,
                         label: r.label,
@@ -54,68 +54,70 @@ impl Core {
                     },
                 );
             }),
-            say::TASKS => read(&message).map(|r: say::TasksRequest| self.query(&asked, Ask::Tasks { query: Box::new(r.query) })),
-            say::OUTPUT => read(&message).map(|r: say::OutputRequest| self.query(&asked, Ask::Output(r))),
-            say::DETAILS => read(&message).map(|r: say::DetailsRequest| {
+            client::TASKS => {
+                read(&message).map(|r: client::TasksRequest| self.query(&context, QueryKind::Tasks { query: Box::new(r.query) }))
+            }
+            client::OUTPUT => read(&message).map(|r: client::OutputRequest| self.query(&context, QueryKind::Output(r))),
+            client::DETAILS => read(&message).map(|r: client::DetailsRequest| {
                 self.query(
-                    &asked,
-                    Ask::Details {
+                    &context,
+                    QueryKind::Details {
                         task: r.task,
                         files: r.files,
                     },
                 )
             }),
-            say::CANCEL => read(&message).map(|r: say::SelectionRequest| {
+            client::CANCEL => read(&message).map(|r: client::SelectionRequest| {
                 let reply = self.cancel(&r.selection);
-                self.answer(&asked, &reply);
+                self.answer(&context, &reply);
             }),
-            say::RESUBMIT => self.resubmit(&asked, &message),
-            say::STATUS => {
-                self.status(&asked);
+            client::RESUBMIT => self.resubmit(&context, &message),
+            client::STATUS => {
+                self.status(&context);
                 Ok(())
             }
-            say::STOP => read(&message).map(|r: say::StopRequest| {
-                self.answer(&asked, &say::Done { status: ok() });
+            client::STOP => read(&message).map(|r: client::StopRequest| {
+                self.answer(&context, &client::Done { status: ok() });
                 self.stop(r.engines);
             }),
-            say::STOP_ENGINES => self.stop_engines(&asked, &message),
-            say::JOBS => read(&message).map(|r: say::JobsRequest| {
+            client::STOP_ENGINES => self.stop_engines(&context, &message),
+            client::JOBS => read(&message).map(|r: client::JobsRequest| {
                 if !r.jobs.is_empty() {
                     self.record(Change::JobsSeen { jobs: r.jobs });
                 }
                 self.query(
-                    &asked,
-                    Ask::Jobs {
+                    &context,
+                    QueryKind::Jobs {
                         list: r.list,
                         gone_since: r.gone_since,
                     },
                 );
             }),
-            say::SIGNAL_ENGINES => self.signal_engines(&asked, &message),
-            say::PURGE => self.purge_maps(&asked, &message),
-            _ => return self.hub_asked(asked, message),
+            client::SIGNAL_ENGINES => self.signal_engines(&context, &message),
+            client::PURGE => self.purge_maps(&context, &message),
+            _ => return self.hub_request(context, message),
         };
         if let Err(error) = result {
-            self.answer(&asked, &error);
+            self.answer(&context, &error);
         }
     }
 
-    pub(super) fn answer<T: serde::Serialize>(&mut self, asked: &Asked, content: &T) {
-        self.reply(asked.client.clone(), &reply_type(&asked.request), &asked.parent, content);
+    pub(super) fn answer<T: serde::Serialize>(&mut self, context: &RequestContext, content: &T) {
+        self.reply(context.client.clone(), &reply_type(&context.request), &context.parent, content);
     }
 
-    pub(super) fn query(&mut self, asked: &Asked, ask: Ask) {
+    pub(super) fn query(&mut self, context: &RequestContext, kind: QueryKind) {
         self.effects.push(Effect::Query(Query {
-            client: asked.client.clone(),
-            request: asked.request.clone(),
-            parent: asked.parent.clone(),
-            ask,
+            client: context.client.clone(),
+            request: context.request.clone(),
+            parent: context.parent.clone(),
+            kind,
         }));
     }
 
-    fn hello(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
-        let hello: say::Hello = read(message)?;
-        let mut reply = serde_json::to_value(say::HelloReply {
+    fn hello(&mut self, context: &RequestContext, message: &Message) -> Result<(), ErrorContent> {
+        let hello: client::Hello = read(message)?;
+        let mut reply = serde_json::to_value(client::HelloReply {
             status: ok(),
             protocol: PROTOCOL_VERSION,
             version: VERSION.into(),
@@ -136,31 +138,31 @@ impl Core {
             )
             .into();
         }
-        self.answer(asked, &reply);
+        self.answer(context, &reply);
         Ok(())
     }
 
-    fn map_request(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
-        let mut request: say::MapRequest = read(message)?;
-        let again = message.metadata::<say::Again>().unwrap_or_default().again;
+    fn map_request(&mut self, context: &RequestContext, message: &Message) -> Result<(), ErrorContent> {
+        let mut request: client::MapRequest = read(message)?;
+        let again = message.metadata::<client::Again>().unwrap_or_default().again;
         if let Some(id) = self.keys.get(&request.key).copied() {
-            return self.map_known(asked, message, request, id);
+            return self.map_known(context, message, request, id);
         }
         let bundle = self.take_bundle(message, &mut request)?;
-        // With its inputs it may have been run to its end meanwhile.
+        // A repeated request with inputs may belong to a map that has finished meanwhile.
         if bundle.is_some() || (request.whole && again) {
             let (key, request) = (request.key, Box::new(message.clone()));
-            self.query(asked, Ask::MapOf { key, request, bundle });
+            self.query(context, QueryKind::MapOf { key, request, bundle });
             return Ok(());
         }
-        self.map_new(asked, message, request)
+        self.map_new(context, message, request)
     }
 
-    pub(super) fn map_new(&mut self, asked: &Asked, message: &Message, request: say::MapRequest) -> Result<(), ErrorContent> {
+    pub(super) fn map_new(&mut self, context: &RequestContext, message: &Message, request: client::MapRequest) -> Result<(), ErrorContent> {
         let lines = request.whole.then(|| message.buffers.first().cloned().unwrap_or_default());
         let inputs: Vec<Bytes> = lines.iter().flat_map(split_lines).collect();
         check_json(&inputs, 0)?;
-        let say::MapRequest {
+        let client::MapRequest {
             key, definition, watch, ..
         } = request;
         if let Some(targets) = &definition.options.targets {
@@ -175,17 +177,23 @@ impl Core {
             }
             None => self.expect_inputs(id),
         }
-        self.answer_map(asked, id, watch);
+        self.answer_map(context, id, watch);
         self.abort_if_hopeless(id);
         self.after_changes(id);
         Ok(())
     }
 
-    pub(super) fn map_known(&mut self, asked: &Asked, message: &Message, request: say::MapRequest, id: MapId) -> Result<(), ErrorContent> {
+    pub(super) fn map_known(
+        &mut self,
+        context: &RequestContext,
+        message: &Message,
+        request: client::MapRequest,
+        id: MapId,
+    ) -> Result<(), ErrorContent> {
         if let (true, Some(map)) = (request.whole, self.maps.get(&id))
             && !map.closed
         {
-            // The same key, but without inputs so far.
+            // The map was created with the same key, but its inputs are incomplete.
             let known = map.counts.total as usize;
             let lines = message.buffers.first().cloned().unwrap_or_default();
             let inputs: Vec<Bytes> = split_lines(&lines).skip(known).collect();
@@ -194,14 +202,14 @@ impl Core {
             self.close_map(id);
             self.note_runnable(id);
         }
-        self.answer_map(asked, id, request.watch);
+        self.answer_map(context, id, request.watch);
         self.abort_if_hopeless(id);
         self.after_changes(id);
         Ok(())
     }
 
-    /// At once, or with the map's first result.
-    fn answer_map(&mut self, asked: &Asked, id: MapId, watch: Option<say::FirstWatch>) {
+    /// Answers immediately, or with the map's first result.
+    fn answer_map(&mut self, context: &RequestContext, id: MapId, watch: Option<client::FirstWatch>) {
         let targets = self.maps.get(&id).and_then(|m| m.targets.as_ref());
         let engines: Vec<EngineId> = targets
             .into_iter()
@@ -211,18 +219,18 @@ impl Core {
             .collect();
         match watch {
             Some(watch) => {
-                let request = say::WatchRequest {
+                let request = client::WatchRequest {
                     map: id,
                     from: 0,
                     limit: watch.limit,
                     wait_ms: watch.wait_ms,
                     done: None,
                 };
-                self.watch(asked, &request, Some(engines));
+                self.watch(context, &request, Some(engines));
             }
             None => self.answer(
-                asked,
-                &say::MapReply {
+                context,
+                &client::MapReply {
                     status: ok(),
                     map: id,
                     engines,
@@ -234,10 +242,7 @@ impl Core {
 
     fn add_map(&mut self, key: String, definition: MapDefinition) -> Result<MapId, ErrorContent> {
         if matches!(definition.work, Work::Client { .. }) {
-            return Err(ErrorContent::new(
-                "ValueError",
-                "a submission of kind `client` is not for submitting",
-            ));
+            return Err(ErrorContent::new("ValueError", "a submission of kind `client` cannot be submitted"));
         }
         let waiting_for = match definition.options.after {
             None => None,
@@ -265,37 +270,35 @@ impl Core {
         Ok(id)
     }
 
-    /// The map to wait for; None when it has finished well already.
+    /// Returns the map to wait for; None if it has already succeeded.
     fn may_follow(&self, other: MapId) -> Result<Option<MapId>, ErrorContent> {
         match self.finished.get(&other) {
             Some(false) => Ok(None),
             Some(true) => Err(
-                ErrorContent::new("DependencyFailed", format!("map {other} has finished, with failed tasks")).hint(format!(
+                ErrorContent::new("DependencyFailed", format!("map {other} finished with failed tasks")).hint(format!(
                     "see them with `pcluster results {other} --failed`, run them again with `pcluster resubmit {other} --failed`"
                 )),
             ),
             None if self.maps.contains_key(&other) => Ok(Some(other)),
-            None => {
-                Err(ErrorContent::new("NoSuchMap", format!("there is no map {other} to follow")).hint("`pcluster results` lists the maps"))
-            }
+            None => Err(ErrorContent::new("NoSuchMap", format!("no map {other} to follow")).hint("`pcluster results` lists the maps")),
         }
     }
 
     fn native_targets(&self, targets: &Targets) -> Result<Vec<EngineUuid>, ErrorContent> {
-        let here: Vec<String> = self
+        let registered: Vec<String> = self
             .engines
             .iter()
             .filter(|(_, e)| e.native)
             .map(|(_, e)| e.id.to_string())
             .collect();
-        let list = if here.is_empty() {
+        let list = if registered.is_empty() {
             "none is registered".to_string()
         } else {
-            format!("there are {}", here.join(","))
+            format!("registered: {}", registered.join(","))
         };
         let no_such = |what: String| ErrorContent::new("NoSuchEngine", what).hint("`pcluster engines` lists the engines");
         match targets {
-            Targets::All if here.is_empty() => Err(no_such("no engine of pcluster's is registered".into())),
+            Targets::All if registered.is_empty() => Err(no_such("no pcluster engine is registered".into())),
             Targets::All => Ok(self
                 .engines
                 .iter()
@@ -315,22 +318,22 @@ impl Core {
         }
     }
 
-    fn inputs_request(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
-        let request: say::InputsRequest = read(message)?;
+    fn inputs_request(&mut self, context: &RequestContext, message: &Message) -> Result<(), ErrorContent> {
+        let request: client::InputsRequest = read(message)?;
         let id = request.map;
         let lines = message.buffers.first().cloned().unwrap_or_default();
         self.check_abandoned(id)?;
-        self.note_fed(id);
+        self.note_input(id);
         let Some(map) = self.maps.get_mut(&id) else {
             return Err(ErrorContent::new(
                 "NoSuchMap",
-                format!("map {id} is not open for inputs: it has finished (its client may have been silent for too long), or never was"),
+                format!("map {id} accepts no inputs: it has finished (its client may have been silent for too long) or does not exist"),
             ));
         };
         let total = map.counts.total as u32;
         if request.first > total {
-            // One before it was lost: the client hears what is here, and offers the rest again.
-            self.answer(asked, &say::InputsReply { status: ok(), total });
+            // An earlier message was lost: report the number of received inputs, and the client resends the rest.
+            self.answer(context, &client::InputsReply { status: ok(), total });
             return Ok(());
         }
         let known = (total - request.first) as usize;
@@ -339,11 +342,11 @@ impl Core {
         if !inputs.is_empty() && map.closed {
             return Err(ErrorContent::new(
                 "MapClosed",
-                format!("map {id} was cancelled, or all its inputs have come"),
+                format!("map {id} was cancelled or has all its inputs"),
             ));
         }
         if let Some(why) = &request.abandoned {
-            self.answer(asked, &say::InputsReply { status: ok(), total });
+            self.answer(context, &client::InputsReply { status: ok(), total });
             self.abandon(id, "Abandoned", why);
             return Ok(());
         }
@@ -357,8 +360,8 @@ impl Core {
         }
         self.note_runnable(id);
         self.answer(
-            asked,
-            &say::InputsReply {
+            context,
+            &client::InputsReply {
                 status: ok(),
                 total: total + count,
             },
@@ -368,7 +371,7 @@ impl Core {
         Ok(())
     }
 
-    /// `lines` are the same inputs, one a line.
+    /// `lines` holds the same inputs, one per line.
     fn add_inputs(&mut self, id: MapId, lines: Bytes, inputs: Vec<Bytes>) {
         let Some(map) = self.maps.get_mut(&id).filter(|_| !inputs.is_empty()) else {
             return;
@@ -398,28 +401,28 @@ impl Core {
         }
     }
 
-    fn watch_request(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
-        let request: say::WatchRequest = read(message)?;
+    fn watch_request(&mut self, context: &RequestContext, message: &Message) -> Result<(), ErrorContent> {
+        let request: client::WatchRequest = read(message)?;
         let id = request.map;
         if !self.maps.contains_key(&id) && !self.finished.contains_key(&id) {
             return Err(ErrorContent::new("NoSuchMap", format!("there is no map {id}")).hint("`pcluster results` lists the maps"));
         }
-        self.watch(asked, &request, None);
+        self.watch(context, &request, None);
         self.after_changes(id);
         Ok(())
     }
 
-    fn watch(&mut self, asked: &Asked, request: &say::WatchRequest, begun: Option<Vec<EngineId>>) {
+    fn watch(&mut self, context: &RequestContext, request: &client::WatchRequest, begun: Option<Vec<EngineId>>) {
         let id = request.map;
-        let wait = Duration::from_millis(request.wait_ms).min(LONGEST_WATCH);
+        let wait = Duration::from_millis(request.wait_ms).min(MAX_WATCH);
         let until = self.now.since_start + wait;
         let Some(map) = self.maps.get_mut(&id) else {
-            // It is complete: nothing waits for an engine.
+            // The map is complete: no task waits for an engine.
             let engines = self.engines.free(true);
             self.note_reader(id);
             self.query(
-                asked,
-                Ask::Watch {
+                context,
+                QueryKind::Watch {
                     map: id,
                     from: request.from,
                     limit: request.limit,
@@ -432,20 +435,20 @@ impl Core {
             return;
         };
         // A client has one watch on a map; a repeated request replaces the lost one.
-        map.watches.retain(|w| w.client != asked.client);
+        map.watches.retain(|w| w.client != context.client);
         map.watches.push(Watch {
-            client: asked.client.clone(),
-            parent: asked.parent.clone(),
+            client: context.client.clone(),
+            parent: context.parent.clone(),
             from: request.from,
             limit: request.limit,
             until,
             done: request.done,
             begun,
         });
-        self.remind(wait, Due::Watches(id));
+        self.set_timer(wait, Timer::Watches(id));
     }
 
-    /// Answers the watches whose result has come or whose time is up.
+    /// Answers the watches whose results are available or whose time is up.
     pub(super) fn answer_watches(&mut self, id: MapId) {
         let now = self.now.since_start;
         let Some(map) = self.maps.get_mut(&id) else { return };
@@ -463,14 +466,14 @@ impl Core {
             map.answered = now;
         }
         for watch in due {
-            let asked = Asked {
+            let context = RequestContext {
                 client: watch.client,
                 parent: watch.parent,
-                request: if watch.begun.is_some() { say::MAP } else { say::WATCH }.into(),
+                request: if watch.begun.is_some() { client::MAP } else { client::WATCH }.into(),
             };
             self.query(
-                &asked,
-                Ask::Watch {
+                &context,
+                QueryKind::Watch {
                     map: id,
                     from: watch.from,
                     limit: watch.limit,
@@ -486,8 +489,8 @@ impl Core {
         }
     }
 
-    /// Maps whose tasks wait because no engine's job lasts as long as they may take.
-    fn out_of_time(&self) -> Vec<String> {
+    /// Describes maps whose tasks wait because every engine's job ends before their timeout.
+    fn maps_without_time(&self) -> Vec<String> {
         let waits = |id: &&MapId| {
             let Some(map) = self.maps.get(id).filter(|map| map.targets.is_none()) else {
                 return false;
@@ -498,26 +501,27 @@ impl Core {
             self.engines.least_loaded(is_command).is_some() && self.engines.least_loaded_of(is_command, has_time).is_none()
         };
         let maps = self.runnable.iter().filter(waits);
-        maps.map(|id| format!("map {id} waits: no engine's job lasts as long as its tasks may take (--timeout)"))
+        maps.map(|id| format!("map {id} waits: every engine's job ends before its tasks could time out (--timeout)"))
             .collect()
     }
 
-    /// Requests of ipyparallel's clients that wait although there are engines, because none of them has a Python that works.
-    fn out_of_python(&self) -> Option<String> {
+    /// Describes requests of ipyparallel's clients that wait because no engine has a working Python.
+    fn requests_without_python(&self) -> Option<String> {
         let waiting = self.requests.queued();
-        let has_unavailable = self.engines.iter().any(|(_, e)| e.is_here() && e.unavailable.is_some());
+        let has_unavailable = self.engines.iter().any(|(_, e)| e.is_connected() && e.unavailable.is_some());
         let waits = waiting > 0 && has_unavailable && self.engines.by_load().next().is_none();
-        waits.then(|| format!("requests of ipyparallel's clients wait ({waiting}): no engine has a Python that works (pcluster engines)"))
+        waits
+            .then(|| format!("requests of ipyparallel's clients wait ({waiting}): no engine has a working Python (see `pcluster engines`)"))
     }
 
-    fn status(&mut self, asked: &Asked) {
+    fn status(&mut self, context: &RequestContext) {
         let engines = self
             .engines
             .iter()
             .map(|(_, e)| EngineStatus {
                 id: e.id,
                 facts: e.facts.clone(),
-                state: match (e.is_here(), e.load()) {
+                state: match (e.is_connected(), e.load()) {
                     (false, _) => "silent",
                     _ if e.leaving => "leaving",
                     (true, 0) if e.unavailable.is_some() => "unavailable",
@@ -534,7 +538,7 @@ impl Core {
         let begun: usize = self.engines.iter().filter(|(_, e)| e.load() > 0).count();
         let in_flight: usize = self.engines.iter().map(|(_, e)| e.load() as usize).sum();
         let ready: usize = self.maps.values().map(|m| m.ready()).sum::<usize>() + self.requests.queued();
-        let reply = say::StatusReply {
+        let reply = client::StatusReply {
             status: ok(),
             version: VERSION.into(),
             pid: self.facts.pid,
@@ -547,13 +551,13 @@ impl Core {
             running: begun as u64,
             finished: self.finished_tasks,
             cut_off: self.cut_off,
-            notes: self.out_of_time().into_iter().chain(self.out_of_python()).collect(),
+            notes: self.maps_without_time().into_iter().chain(self.requests_without_python()).collect(),
         };
-        self.answer(asked, &reply);
+        self.answer(context, &reply);
     }
 
-    fn purge_maps(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
-        let request: say::PurgeRequest = read(message)?;
+    fn purge_maps(&mut self, context: &RequestContext, message: &Message) -> Result<(), ErrorContent> {
+        let request: client::PurgeRequest = read(message)?;
         if let Some(open) = request
             .maps
             .iter()
@@ -567,23 +571,23 @@ impl Core {
             self.finished.remove(&map);
             self.record(Change::Purged { what: Purge::Map(map) });
         }
-        self.answer(asked, &say::Done { status: ok() });
+        self.answer(context, &client::Done { status: ok() });
         Ok(())
     }
 
-    fn resubmit(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
-        let say::ResubmitRequest { selection, mut definition } = read(message)?;
+    fn resubmit(&mut self, context: &RequestContext, message: &Message) -> Result<(), ErrorContent> {
+        let client::ResubmitRequest { selection, mut definition } = read(message)?;
         if let Some(definition) = &mut definition
             && self.add_content(definition, message.buffers.first().cloned())?.is_some()
         {
-            return Err(ErrorContent::new("ValueError", "the code that is to run did not come along"));
+            return Err(ErrorContent::new("ValueError", "the request lacks the new code"));
         }
         let definition = definition.map(Box::new);
-        self.query(asked, Ask::Resubmit { selection, definition });
+        self.query(context, QueryKind::Resubmit { selection, definition });
         Ok(())
     }
 
-    /// Gives a finished map that is to be run again other code.
+    /// Replaces the code of a finished map before it is resubmitted.
     fn replace_code(&mut self, found: &mut FoundMap, definition: MapDefinition) -> Result<(), ErrorContent> {
         let id = found.map;
         let hash = |definition: &MapDefinition| definition.bundle().map(|named| named.hash.clone());
@@ -592,11 +596,10 @@ impl Core {
             return Ok(());
         }
         if now.is_some() {
-            return Err(ErrorContent::new(
-                "MapOpen",
-                format!("map {id} is not finished, and all its tasks run the code that it has"),
-            )
-            .hint(format!("wait for it: `pcluster wait {id}`; or `--code submitted`")));
+            return Err(
+                ErrorContent::new("MapOpen", format!("map {id} is not finished; its code cannot be replaced"))
+                    .hint(format!("wait for it: `pcluster wait {id}`; or `--code submitted`")),
+            );
         }
         found.definition.work = definition.work;
         self.record(Change::CodeReplaced {
@@ -606,17 +609,17 @@ impl Core {
         Ok(())
     }
 
-    /// The records' answer: these finished tasks are to run again.
+    /// Resubmits the finished tasks that the records returned.
     pub(super) fn resubmit_found(
         &mut self,
         client: Bytes,
         parent: Bytes,
         request: &str,
-        selection: say::Selection,
+        selection: client::Selection,
         mut definition: Option<Box<MapDefinition>>,
         found: Vec<FoundMap>,
     ) {
-        let asked = Asked {
+        let context = RequestContext {
             client,
             parent,
             request: request.to_string(),
@@ -629,17 +632,17 @@ impl Core {
             if matches!(map.definition.work, Work::Client { .. }) {
                 let error = ErrorContent::new("NotOurs", format!("submission {id} holds requests of an ipyparallel client"))
                     .hint("resubmit them from there: `client.resubmit(msg_ids)`");
-                return self.answer(&asked, &error);
+                return self.answer(&context, &error);
             }
             if let Some(definition) = definition.take()
                 && let Err(error) = self.replace_code(&mut map, *definition)
             {
-                return self.answer(&asked, &error);
+                return self.answer(&context, &error);
             }
             maps.push(id);
             let reopened = !self.maps.contains_key(&id);
             if reopened && let Err(error) = self.reopen(&map) {
-                return self.answer(&asked, &error);
+                return self.answer(&context, &error);
             }
             for task in map.tasks {
                 let Some(open) = self.maps.get_mut(&id) else { break };
@@ -671,8 +674,8 @@ impl Core {
         }
         unchanged += asked_for.saturating_sub(changed + unchanged);
         self.answer(
-            &asked,
-            &say::SelectionReply {
+            &context,
+            &client::SelectionReply {
                 status: ok(),
                 changed,
                 unchanged,
@@ -681,7 +684,7 @@ impl Core {
         );
     }
 
-    /// A finished map is unfinished again.
+    /// Reopens a finished map.
     fn reopen(&mut self, found: &FoundMap) -> Result<(), ErrorContent> {
         let definition = self.with_shared_bundle(found.definition.clone());
         let mut map = Map::new(definition, found.key.clone());
@@ -701,7 +704,7 @@ impl Core {
 pub(super) fn read<T: DeserializeOwned>(message: &Message) -> Result<T, ErrorContent> {
     message
         .content()
-        .map_err(|e| ErrorContent::new("BadRequest", format!("{} is not understood: {e}", message.msg_type())))
+        .map_err(|e| ErrorContent::new("BadRequest", format!("malformed {}: {e}", message.msg_type())))
 }
 
 fn check_json(inputs: &[Bytes], first: usize) -> Result<(), ErrorContent> {
@@ -716,19 +719,19 @@ fn check_fit(inputs: usize, engines: usize) -> Result<(), ErrorContent> {
     match inputs > engines {
         true => Err(ErrorContent::new(
             "ValueError",
-            format!("the map is for {engines} engines and has more inputs"),
+            format!("the map has {inputs} inputs but only {engines} target engines"),
         )),
         false => Ok(()),
     }
 }
 
-/// What stands behind so many lines.
+/// The text after the first `count` lines.
 fn after_lines(lines: &Bytes, count: usize) -> Bytes {
     let start: usize = split_lines(lines).take(count).map(|line| line.len() + 1).sum();
     lines.slice(start.min(lines.len())..)
 }
 
-/// Lines without their ends; a last empty one is none.
+/// Splits lines without their terminators; an empty last line is ignored.
 fn split_lines(lines: &Bytes) -> impl Iterator<Item = Bytes> + '_ {
     let mut at = 0;
     std::iter::from_fn(move || {

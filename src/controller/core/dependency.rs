@@ -49,7 +49,7 @@ impl Dependency {
         self.ids.is_empty()
     }
 
-    /// `outcome` tells of an id: succeeded, failed, or not finished.
+    /// `outcome` returns for an id: succeeded, failed, or not finished.
     pub fn is_met(&self, outcome: impl Fn(&str) -> Option<bool>) -> bool {
         let fits = |id: &String| match outcome(id) {
             Some(true) => self.success,
@@ -64,7 +64,7 @@ impl Dependency {
             }
     }
 
-    /// Whether it can never be met any more.
+    /// True if it can never be met.
     pub fn is_unreachable(&self, outcome: impl Fn(&str) -> Option<bool>) -> bool {
         let hopeless = |id: &String| match outcome(id) {
             Some(true) => !self.success,

@@ -1,5 +1,5 @@
-//! What the core asks of the world. Effects are carried out in order; those that tell someone something, only after
-//! every [`Effect::Record`] before them is committed.
+//! Effects: what the core asks the driver to do. They are carried out in order; an effect that sends something is carried
+//! out only after every preceding [`Effect::Record`] is committed.
 use crate::model::change::Change;
 use crate::model::definition::MapDefinition;
 use crate::model::query::TaskQuery;
@@ -22,13 +22,13 @@ pub enum ClientChannel {
 #[derive(Clone, Debug)]
 pub enum Effect {
     Record(Change),
-    /// `route` stands in front of the delimiter; its first frame is the client.
+    /// `route` precedes the delimiter; its first frame is the client.
     ToClient {
         channel: ClientChannel,
         route: Vec<Bytes>,
         message: Message,
     },
-    /// `client` is the frame that must come back with a reply (empty on the native channel).
+    /// `client` is the frame that a reply must return (empty on the native channel).
     ToEngine {
         engine: EngineUuid,
         native: bool,
@@ -36,18 +36,18 @@ pub enum Effect {
         client: Bytes,
         message: Message,
     },
-    /// On the registration socket of engines: the reply to an `ipengine`.
+    /// Replies to an `ipengine` on the engines' registration socket.
     ToRegistrant {
         identity: Bytes,
         message: Message,
     },
-    /// A reply to a client that can be known again, told of by [`super::Event::RepliesGiven`] or [`super::Event::ReplyUnsent`].
+    /// Replies to a client that can be identified after a reconnect; confirmed by [`super::Event::RepliesDelivered`] or rejected by [`super::Event::ReplyUndelivered`].
     Reply {
         channel: ClientChannel,
         client: Bytes,
-        reply: super::returning::OwedReply,
+        reply: super::reconnect::UndeliveredReply,
     },
-    /// To every client that listens.
+    /// Publishes to every subscribed client.
     Notify {
         message: Message,
     },
@@ -55,50 +55,50 @@ pub enum Effect {
         topic: Bytes,
         message: Message,
     },
-    /// Heartbeat for `ipengine`s.
+    /// Sends a heartbeat to `ipengine`s.
     Ping {
         payload: Bytes,
     },
-    /// To be answered from the records, after the commit of what came before.
+    /// Answers a query from the records after the preceding changes are committed.
     Query(Query),
-    /// Start Dask's scheduler, if it does not run; answered with [`super::event::Event::DaskAnswered`].
+    /// Starts Dask's scheduler unless it is running; answered with [`super::event::Event::DaskStarted`].
     StartDask {
         client: Bytes,
         parent: Bytes,
         arguments: serde_json::Value,
     },
     StopDask,
-    /// The controller is to end, after that time.
+    /// Stops the controller after this time.
     Stop {
         after: Duration,
     },
 }
 
-/// A question that only the records can answer. `client` and `parent` say whom to answer, and what.
+/// A query that only the records can answer. `client` and `parent` address the answer.
 #[derive(Clone, Debug)]
 pub struct Query {
     pub client: Bytes,
     /// The request's message type, and its header as JSON.
     pub request: String,
     pub parent: Bytes,
-    pub ask: Ask,
+    pub kind: QueryKind,
 }
 
 #[derive(Clone, Debug)]
-pub enum Ask {
-    /// A watch's results; what the core knows of the map comes along.
+pub enum QueryKind {
+    /// The results for a watch, with the core's state of the map.
     Watch {
         map: MapId,
         from: u32,
         limit: u32,
         complete: bool,
         engines: u32,
-        /// More results than this there cannot be; `u64::MAX` where they may be large.
+        /// An upper bound of the number of results; `u64::MAX` if they may be large.
         most: u64,
-        /// It is the answer to a `map_request`, with these engines.
+        /// Answers a `map_request`, with these engines.
         begun: Option<Vec<EngineId>>,
     },
-    /// The map of a `map_request` that is sent again, and the bundle that it does not bring. Comes back as
+    /// Finds the map of a repeated `map_request`, and the bundle missing from the request. Answered with
     /// [`super::event::Event::MapFound`].
     MapOf {
         key: String,
@@ -114,30 +114,30 @@ pub enum Ask {
     Tasks {
         query: Box<TaskQuery>,
     },
-    /// Batch jobs, and engines of them that have gone since.
+    /// Batch jobs, and their engines that left since.
     Jobs {
         list: bool,
         gone_since: Option<UnixTime>,
     },
-    /// A task's definition and the attempts that did not stand; and, if that is wished, a hash of each file of its code.
+    /// A task's definition and its superseded attempts; on request, a hash of each file of its code.
     Details {
         task: TaskId,
         files: bool,
     },
-    /// A part of what a task has written.
+    /// A part of a task's output.
     Output(crate::wire::content::client::OutputRequest),
-    /// Values for a task of `--reduce`. Comes back as [`super::event::Event::ValuesFound`].
+    /// Values for a task of `--reduce`. Answered with [`super::event::Event::ValuesFound`].
     Values {
         engine: EngineUuid,
         request: crate::wire::content::engine::ValuesRequest,
     },
-    /// Finished tasks to run again. The answer comes back as [`super::event::Event::ResubmitFound`].
+    /// Finished tasks to resubmit. Answered with [`super::event::Event::ResubmitFound`].
     Resubmit {
         selection: crate::wire::content::client::Selection,
-        /// What they are to run, if not what they ran.
+        /// Their new definition, if it changes.
         definition: Option<Box<MapDefinition>>,
     },
-    /// ipyparallel's `result_request`; `pending` are those that the core knows to be unfinished.
+    /// ipyparallel's `result_request`; `pending` lists the requests that are unfinished according to the core.
     Results {
         msg_ids: Vec<String>,
         pending: Vec<String>,
@@ -147,11 +147,11 @@ pub enum Ask {
     Records {
         query: Bytes,
     },
-    /// ipyparallel's `resubmit_request`; comes back as [`super::event::Event::RequestsFound`].
+    /// ipyparallel's `resubmit_request`; answered with [`super::event::Event::RequestsFound`].
     ResubmitRequests {
         msg_ids: Vec<String>,
     },
-    /// What ended before, the oldest of it; comes back as [`super::event::Event::ExpiredFound`].
+    /// The oldest records that ended before this time; answered with [`super::event::Event::ExpiredFound`].
     Expired {
         before: UnixTime,
     },

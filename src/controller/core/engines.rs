@@ -1,7 +1,7 @@
-//! The engines: who is registered, who beats, who is away, how loaded each is.
+//! The table of engines: registration, liveness and load.
 //!
-//! An engine is `here` (heard of lately), `away` (its connection ended, or it has been silent; its tasks stay with it until the
-//! lease is over) or gone (not in this table). The order by load is kept with every change, so that nothing is scanned per task.
+//! An engine is connected (seen recently), away (disconnected or silent; it keeps its tasks until its lease expires), or
+//! gone (not in this table). Every change keeps the load order up to date, so that no task requires a scan.
 use crate::model::engine::EngineFacts;
 use crate::model::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -14,40 +14,40 @@ pub struct Engine {
     pub native: bool,
     pub registered: UnixTime,
     /// Since the controller's start.
-    pub heard: Duration,
-    /// When its heartbeat was last answered.
-    pub answered: Option<Duration>,
-    /// Its tasks are taken from it at that time, unless it is heard of before.
+    pub last_seen: Duration,
+    /// When the controller last answered its heartbeat.
+    pub last_pong: Option<Duration>,
+    /// When its lease expires and its tasks are reassigned, unless it is seen before.
     pub away_until: Option<Duration>,
-    /// pcluster's own tasks that are there, with their run.
+    /// Map tasks assigned to it, with their run.
     pub tasks: HashMap<TaskId, u32>,
-    /// Requests of ipyparallel clients that are there.
+    /// Requests of ipyparallel clients assigned to it.
     pub requests: HashSet<String>,
-    /// Those of them that are expected to be short.
+    /// The subset of `requests` expected to be short.
     pub quick: HashSet<String>,
-    /// Maps whose definition it has.
+    /// Maps whose definition was sent to it.
     pub definitions: HashSet<MapId>,
-    /// Bundles that it has, by their hashes; the last one was used last.
+    /// Hashes of the bundles it has, least recently used first.
     pub bundles: Vec<String>,
-    /// It understands [`crate::wire::content::engine::Settled`] and what else holds several things.
+    /// It supports [`crate::wire::content::engine::Settled`] and the other combined messages.
     pub joined: bool,
-    /// What it is to be told when there is time: results that are on disk, maps that are finished.
+    /// Acknowledgements to send in the next batch: recorded results; below, finished maps.
     pub recorded: Vec<u64>,
     pub to_forget: Vec<MapId>,
     pub finished: u64,
-    /// What it holds is not known for sure (the controller is new, or its connection broke): it is asked to register again.
-    pub unsure: bool,
-    /// A `give_back` is on its way.
-    pub asked_back: bool,
-    /// It was asked for tasks because its queue did not move, and has finished none since.
+    /// Its assigned tasks are uncertain (the controller restarted, or the connection broke): it must register again.
+    pub uncertain: bool,
+    /// A `give_back` request is outstanding.
+    pub recall_pending: bool,
+    /// It was asked to return tasks because its queue made no progress, and has finished none since.
     pub stuck: bool,
-    /// `finished` at the last look for stuck queues.
+    /// `finished` at the last check for stuck queues.
     pub finished_seen: u64,
-    /// It was told to stop: no new tasks.
+    /// It is shutting down: no new tasks.
     pub leaving: bool,
-    /// Why it cannot run Python: it gets commands only.
+    /// Why it cannot run Python; such an engine gets commands only.
     pub unavailable: Option<String>,
-    /// When a reply of its was last passed on to a client.
+    /// When one of its replies was last forwarded to a client.
     pub last_reply: Option<Duration>,
     turn: u64,
 }
@@ -56,42 +56,42 @@ impl Engine {
     pub fn load(&self) -> u32 {
         (self.tasks.len() + self.requests.len()) as u32
     }
-    /// Grows with each thing that an engine is given: the smallest has waited longest.
+    /// Increases with each assignment; the engine with the smallest has waited longest.
     pub fn turn(&self) -> u64 {
         self.turn
     }
-    /// Whether a task of this timeout can end there before the end of its job, where both are known.
+    /// True unless a task with this timeout could outlast the engine's job.
     pub fn has_time_for(&self, limit_s: Option<f64>, now: UnixTime) -> bool {
         match (self.facts.ends, limit_s) {
             (Some(ends), Some(limit)) => now.0 + limit <= ends.0,
             _ => true,
         }
     }
-    /// Nothing is there that could hold up what is sent ahead.
+    /// True if it holds nothing that could block prefetched requests.
     pub fn holds_only_quick(&self) -> bool {
         self.native && !self.stuck && self.tasks.is_empty() && self.quick.len() == self.requests.len()
     }
-    /// False when it did not have it.
+    /// Returns false if it did not hold the request.
     pub fn drop_request(&mut self, msg_id: &str) -> bool {
         self.quick.remove(msg_id);
         self.requests.remove(msg_id)
     }
-    pub fn is_here(&self) -> bool {
+    pub fn is_connected(&self) -> bool {
         self.away_until.is_none()
     }
-    /// Which of the orders by load it is in, if it may take work.
-    fn order(&self) -> Option<Order> {
-        match (self.is_here() && !self.leaving, &self.unavailable) {
+    /// The kind of work it may take, if any.
+    fn order(&self) -> Option<Eligibility> {
+        match (self.is_connected() && !self.leaving, &self.unavailable) {
             (false, _) => None,
-            (true, None) => Some(Order::Any),
-            (true, Some(_)) => Some(Order::CommandsOnly),
+            (true, None) => Some(Eligibility::Any),
+            (true, Some(_)) => Some(Eligibility::CommandsOnly),
         }
     }
 }
 
-/// What an engine may be given.
+/// The kind of work that an engine may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Order {
+enum Eligibility {
     Any,
     CommandsOnly,
 }
@@ -100,20 +100,20 @@ enum Order {
 pub struct Engines {
     by_uuid: HashMap<EngineUuid, Engine>,
     by_id: BTreeMap<EngineId, EngineUuid>,
-    /// Engines that may take work: load, then who waited longest.
+    /// Engines that may take any work, by load, then by waiting time.
     by_load: BTreeSet<(u32, u64, EngineUuid)>,
-    /// The same for engines without a Python that works: they may take commands.
+    /// The same for engines without a working Python: they may take commands.
     commands_only: BTreeSet<(u32, u64, EngineUuid)>,
-    /// How many in `by_load` are of our own kind.
+    /// The number of pcluster engines in `by_load`.
     native_free: u32,
     turns: u64,
-    /// An engine has less to do than before, or may take work again.
+    /// An engine's load decreased, or it may take work again.
     freed: bool,
     pub next_id: u32,
 }
 
-/// Engines may wish for ids below this.
-const MOST_WISHED: u32 = 1 << 31;
+/// Engines may request ids below this.
+const MAX_REQUESTED_ID: u32 = 1 << 31;
 
 impl Engines {
     pub fn get(&self, uuid: &EngineUuid) -> Option<&Engine> {
@@ -133,42 +133,42 @@ impl Engines {
         self.by_uuid.len()
     }
 
-    /// Changes an engine and keeps the order by load.
+    /// Changes an engine and updates the load order.
     pub fn change<T>(&mut self, uuid: &EngineUuid, change: impl FnOnce(&mut Engine) -> T) -> Option<T> {
         let engine = self.by_uuid.get_mut(uuid)?;
         let (load, turn, order) = (engine.load(), engine.turn, engine.order());
         let result = change(engine);
         let (new_load, new_order) = (engine.load(), engine.order());
         if (new_load, new_order) != (load, order) {
-            let (was_free, is_free) = (order == Some(Order::Any), new_order == Some(Order::Any));
+            let (was_free, is_free) = (order == Some(Eligibility::Any), new_order == Some(Eligibility::Any));
             self.freed |= is_free && (new_load < load || !was_free);
             match order {
-                Some(Order::Any) => self.by_load.remove(&(load, turn, uuid.clone())),
-                Some(Order::CommandsOnly) => self.commands_only.remove(&(load, turn, uuid.clone())),
+                Some(Eligibility::Any) => self.by_load.remove(&(load, turn, uuid.clone())),
+                Some(Eligibility::CommandsOnly) => self.commands_only.remove(&(load, turn, uuid.clone())),
                 None => false,
             };
             if engine.native {
                 self.native_free = self.native_free + u32::from(is_free) - u32::from(was_free);
             }
             if new_load > load {
-                // To the end of the line of those equally loaded.
+                // To the end of the queue of equally loaded engines.
                 self.turns += 1;
                 engine.turn = self.turns;
             }
             match new_order {
-                Some(Order::Any) => self.by_load.insert((new_load, engine.turn, uuid.clone())),
-                Some(Order::CommandsOnly) => self.commands_only.insert((new_load, engine.turn, uuid.clone())),
+                Some(Eligibility::Any) => self.by_load.insert((new_load, engine.turn, uuid.clone())),
+                Some(Eligibility::CommandsOnly) => self.commands_only.insert((new_load, engine.turn, uuid.clone())),
                 None => false,
             };
         }
         Some(result)
     }
 
-    /// The id that a new engine gets: the one it asks for when free, else the next. Ids are not used twice.
-    pub fn choose_id(&mut self, wish: Option<EngineId>) -> EngineId {
-        // What is far beyond all ids would leave none for others.
-        let sensible = |id: &EngineId| id.0 < MOST_WISHED && !self.by_id.contains_key(id);
-        let id = wish.filter(sensible).unwrap_or(EngineId(self.next_id));
+    /// Chooses the id of a new engine: the requested one if free, else the next. Ids are never reused.
+    pub fn choose_id(&mut self, requested: Option<EngineId>) -> EngineId {
+        // A huge id would leave no ids for other engines.
+        let sensible = |id: &EngineId| id.0 < MAX_REQUESTED_ID && !self.by_id.contains_key(id);
+        let id = requested.filter(sensible).unwrap_or(EngineId(self.next_id));
         self.next_id = self.next_id.max(id.0.saturating_add(1));
         id
     }
@@ -184,8 +184,8 @@ impl Engines {
             to_forget: Vec::new(),
             facts,
             registered,
-            heard: now,
-            answered: None,
+            last_seen: now,
+            last_pong: None,
             away_until: None,
             tasks: HashMap::new(),
             requests: HashSet::new(),
@@ -193,8 +193,8 @@ impl Engines {
             definitions: HashSet::new(),
             bundles: Vec::new(),
             finished: 0,
-            unsure: false,
-            asked_back: false,
+            uncertain: false,
+            recall_pending: false,
             stuck: false,
             finished_seen: 0,
             leaving: false,
@@ -219,22 +219,22 @@ impl Engines {
         Some(engine)
     }
 
-    /// Whether an engine has got room since this was asked last.
+    /// Returns true if an engine gained capacity since the last call.
     pub fn take_freed(&mut self) -> bool {
         std::mem::take(&mut self.freed)
     }
 
-    /// Those that may take work, least loaded first.
+    /// Engines that may take any work, least loaded first.
     pub fn by_load(&self) -> impl DoubleEndedIterator<Item = (&EngineUuid, &Engine)> {
         self.by_load.iter().filter_map(|(_, _, uuid)| Some((uuid, self.by_uuid.get(uuid)?)))
     }
 
-    /// Of our own kind, the least loaded that may take a task: a command, or one that needs Python.
+    /// The least loaded pcluster engine that may take a task: a command, or one that needs Python.
     pub fn least_loaded(&self, is_command: bool) -> Option<(&EngineUuid, &Engine)> {
         self.least_loaded_of(is_command, |_| true)
     }
 
-    /// The same of those that `may`.
+    /// The same among the engines that `may` accept.
     pub fn least_loaded_of(&self, is_command: bool, may: impl Fn(&Engine) -> bool) -> Option<(&EngineUuid, &Engine)> {
         let any = self.by_load().find(|(_, e)| e.native && may(e));
         let limited = self.commands_only.iter().filter(|_| is_command);
@@ -243,12 +243,12 @@ impl Engines {
         any.into_iter().chain(limited).min_by_key(|(_, e)| (e.load(), e.turn))
     }
 
-    /// How many of our own kind may take such a task.
+    /// The number of pcluster engines that may take such a task.
     pub fn free(&self, is_command: bool) -> u32 {
         self.native_free + if is_command { self.commands_only.len() as u32 } else { 0 }
     }
 
-    /// Holds the table against itself; for tests and debug builds.
+    /// Checks the invariants of the table; for tests and debug builds.
     pub fn check(&self) {
         assert_eq!(self.by_id.len(), self.by_uuid.len());
         for (uuid, engine) in &self.by_uuid {
@@ -256,12 +256,12 @@ impl Engines {
             let key = (engine.load(), engine.turn, uuid.clone());
             assert_eq!(
                 self.by_load.contains(&key),
-                engine.order() == Some(Order::Any),
-                "{uuid} in the order by load"
+                engine.order() == Some(Eligibility::Any),
+                "{uuid} in the load order"
             );
             assert_eq!(
                 self.commands_only.contains(&key),
-                engine.order() == Some(Order::CommandsOnly),
+                engine.order() == Some(Eligibility::CommandsOnly),
                 "{uuid} among those for commands"
             );
         }

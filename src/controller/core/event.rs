@@ -1,4 +1,4 @@
-//! What has happened. Time is given beside each event, see [`super::Now`].
+//! Events: what has happened. The time is passed with each event, see [`super::EventTime`].
 use super::effect::ClientChannel;
 use crate::model::change::Request;
 use crate::model::definition::MapDefinition;
@@ -14,45 +14,45 @@ use std::collections::HashSet;
 
 #[derive(Debug)]
 pub enum Event {
-    /// A client's message; its identities are `[client, (target)]`.
-    ClientSaid {
+    /// A client sent a message; its identities are `[client, (target)]`.
+    ClientMessage {
         channel: ClientChannel,
         message: Message,
     },
-    /// An engine's message. `client` is the frame in front of the delimiter: the client's identity, or iopub's topic.
-    EngineSaid {
+    /// An engine sent a message. `client` is the frame before the delimiter: the client's identity, or iopub's topic.
+    EngineMessage {
         engine: EngineUuid,
         native: bool,
         channel: Channel,
         client: Bytes,
         message: Message,
     },
-    /// An `ipengine` on the engines' registration socket.
-    RegistrantSaid {
+    /// An `ipengine` sent a message on the engines' registration socket.
+    RegistrantMessage {
         identity: Bytes,
         message: Message,
     },
     /// An `ipengine` answered a ping.
-    Ponged {
+    PongReceived {
         engine: EngineUuid,
     },
     /// An engine's connection ended.
-    ConnectionEnded {
+    EngineDisconnected {
         engine: EngineUuid,
     },
     /// A client's connection on a channel began (with its CURVE key, if it has one) or ended.
-    ClientCame {
+    ClientConnected {
         channel: ClientChannel,
         identity: Bytes,
         key: Option<String>,
     },
-    ClientLeft {
+    ClientDisconnected {
         channel: ClientChannel,
         identity: Bytes,
     },
     /// [`super::Core::next_wake`] has come.
     TimePassed,
-    /// The records' answer to [`super::effect::Ask::Resubmit`].
+    /// The records' answer to [`super::effect::QueryKind::Resubmit`].
     ResubmitFound {
         client: Bytes,
         parent: Bytes,
@@ -61,13 +61,13 @@ pub enum Event {
         definition: Option<Box<MapDefinition>>,
         maps: Vec<FoundMap>,
     },
-    /// The records' answer to [`super::effect::Ask::Values`].
+    /// The records' answer to [`super::effect::QueryKind::Values`].
     ValuesFound {
         engine: EngineUuid,
         values: crate::wire::content::engine::Values,
         buffers: Vec<Bytes>,
     },
-    /// The records' answer to [`super::effect::Ask::MapOf`].
+    /// The records' answer to [`super::effect::QueryKind::MapOf`].
     MapFound {
         request: Box<Message>,
         map: Option<MapId>,
@@ -80,36 +80,36 @@ pub enum Event {
         found: Vec<FoundRequest>,
         missing: Vec<String>,
     },
-    /// Where Dask's scheduler is, or why there is none.
-    DaskAnswered {
+    /// The address of Dask's scheduler, or why it could not start.
+    DaskStarted {
         client: Bytes,
         parent: Bytes,
-        place: Result<serde_json::Value, crate::wire::content::error::ErrorContent>,
+        address: Result<serde_json::Value, crate::wire::content::error::ErrorContent>,
     },
-    /// The records' answer to [`super::effect::Ask::Expired`].
+    /// The records' answer to [`super::effect::QueryKind::Expired`].
     ExpiredFound(super::Expired),
-    /// These replies have been handed to the clients' connections.
-    RepliesGiven {
+    /// These replies have been written to the clients' connections.
+    RepliesDelivered {
         tasks: Vec<TaskId>,
     },
-    /// This one has not: its client is not connected any more.
-    ReplyUnsent {
+    /// This reply was not written: its client is no longer connected.
+    ReplyUndelivered {
         channel: ClientChannel,
-        /// As which it was connected.
+        /// The routing id it was connected under.
         client: Bytes,
-        reply: super::returning::OwedReply,
+        reply: super::reconnect::UndeliveredReply,
     },
-    /// So many peers have been cut off since the start because they did not read.
-    PeersCutOff {
+    /// The number of peers disconnected since the start because they exceeded the send queue limit.
+    PeersDisconnected {
         total: u64,
     },
-    /// The controller was told to end (SIGTERM).
-    StopAsked {
+    /// The controller received SIGTERM or SIGINT.
+    StopRequested {
         engines: bool,
     },
 }
 
-/// A map as the records have it.
+/// A map as recorded.
 #[derive(Debug)]
 pub struct FoundMap {
     pub map: MapId,
@@ -117,7 +117,7 @@ pub struct FoundMap {
     /// The key of its `map_request`.
     pub key: String,
     pub closed: bool,
-    /// Closed without all of its inputs.
+    /// Closed before all its inputs arrived.
     pub abandoned: bool,
     pub counts: Counts,
     pub tasks: Vec<FoundTask>,
@@ -129,19 +129,19 @@ pub struct FoundTask {
     pub run: u32,
     pub attempts: u32,
     pub state: TaskState,
-    /// Its engine, when it is assigned or running.
+    /// Its engine, if it is assigned or running.
     pub engine: Option<EngineId>,
-    /// What has been used of the budgets for errors and crashes.
+    /// Used retries, by cause: errors and crashes.
     pub errors: u32,
     pub crashes: u32,
-    /// Cancelled while with its engine.
+    /// Cancelled while assigned to its engine.
     pub cancelled: bool,
-    /// Bytes of its current run's output that are on record: stdout, stderr.
+    /// Recorded bytes of its current run's output: stdout, stderr, value.
     pub written: Written,
     pub input: Bytes,
 }
 
-/// A request of an ipyparallel client as the records have it.
+/// A request of an ipyparallel client as recorded.
 #[derive(Debug)]
 pub struct FoundRequest {
     pub msg_id: String,
@@ -159,8 +159,8 @@ pub struct FoundClient {
     pub map: MapId,
     pub next_index: u32,
     pub requests: Vec<UnfinishedRequest>,
-    /// Finished ones whose replies it was not given, in order.
-    pub owed: Vec<FoundReply>,
+    /// Finished requests whose replies were not delivered, in order.
+    pub undelivered: Vec<FoundReply>,
 }
 
 #[derive(Debug)]
@@ -169,7 +169,7 @@ pub struct FoundReply {
     pub msg_id: String,
     /// `mux`, `task` or `broadcast`.
     pub queue: String,
-    /// The request's.
+    /// The metadata of the request.
     pub metadata: Bytes,
     pub engine: Option<String>,
     pub reply: Message,
@@ -179,30 +179,30 @@ pub struct FoundReply {
 pub struct UnfinishedRequest {
     pub task: TaskId,
     pub run: u32,
-    /// Where it is; none when it waits for an engine.
+    /// Its assigned engine; none while it waits for one.
     pub engine: Option<EngineId>,
     pub request: Request,
 }
 
-/// What a controller that starts finds in the records.
+/// The recorded state that a starting controller restores.
 #[derive(Debug, Default)]
 pub struct Restored {
     pub next_map: u32,
     pub next_engine: u32,
     /// Unfinished maps with their unfinished tasks, in order.
     pub maps: Vec<FoundMap>,
-    /// Finished maps: whether any task failed.
+    /// Finished maps: true if a task failed.
     pub finished: Vec<(MapId, bool)>,
     /// Submissions of ipyparallel clients.
     pub clients: Vec<FoundClient>,
-    /// Finished requests that unfinished ones depend on: well or not, and where they ran.
+    /// Finished requests that unfinished ones depend on: success, and the engine they ran on.
     pub outcomes: Vec<(String, bool, Option<EngineUuid>)>,
-    /// Engines that may come back.
+    /// Engines that may reconnect.
     pub engines: Vec<(EngineId, EngineFacts, UnixTime)>,
-    /// How far the records' age had come.
+    /// The last recorded value of the retention clock.
     pub retention_clock: Option<UnixTime>,
-    /// Replies that the controller before had written to their connections, whether or not the records know.
+    /// Replies that the previous controller wrote to their connections, recorded or not.
     pub delivered: HashSet<TaskId>,
-    /// Engines that ended with the controller before.
+    /// Engines that ended with the previous controller.
     pub departed: Vec<(EngineId, EngineUuid)>,
 }

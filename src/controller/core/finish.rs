@@ -1,23 +1,23 @@
-//! What ends an attempt, and what that does to its task: finished, or to be tried again.
+//! The end of an attempt: its task is finished or retried.
 use super::maps::{InFlight, Returned, Tries};
-use super::{Core, Due};
+use super::{Core, Timer};
 use crate::model::change::{Attempt, Change};
 use crate::model::output::{Output, Stream, Written};
 use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::content::client::{Selection, SelectionReply, ok};
-use crate::wire::content::engine::{self as say, Held, Progress, Results, TaskResult};
+use crate::wire::content::engine::{self, Held, Progress, Results, TaskResult};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// Watches of a map with fast tasks are answered at most so often.
+/// The minimum interval between answers to the watches of a map.
 const WATCH_PAUSE: Duration = Duration::from_millis(20);
 
-/// A task of so many bytes is read from the records on the side.
+/// Tasks of at least this many bytes are read by the records' thread.
 const LARGE: usize = 64 << 10;
 
-/// What of an output follows the bytes that are on record; none where some between are missing.
+/// The part of an output after the recorded bytes; None if bytes between them are missing.
 fn following(output: &Output, written: u64) -> Option<Bytes> {
     let known = usize::try_from(written.checked_sub(output.start)?).ok()?;
     Some(
@@ -29,7 +29,7 @@ fn following(output: &Output, written: u64) -> Option<Bytes> {
     )
 }
 
-/// The outcome with what of its output is not on record yet. One of which some is missing does not stand: the attempt counts as lost.
+/// Reduces the outcome's output to the unrecorded rest. If bytes are missing, the attempt counts as lost.
 fn with_output(mut outcome: Outcome, written: Written, now: UnixTime) -> Outcome {
     let (started, on_record) = (outcome.started, written[Stream::Value as usize]);
     let lost = |what: String| {
@@ -38,18 +38,18 @@ fn with_output(mut outcome: Outcome, written: Written, now: UnixTime) -> Outcome
         lost
     };
     if let Some(size) = outcome.value_size.filter(|size| *size != on_record) {
-        return lost(format!("{on_record} bytes of the task's value are on record, and it has {size}"));
+        return lost(format!("{on_record} of {size} bytes of the task's value are recorded"));
     }
     for (stream, output) in outcome.outputs() {
         let written = written[stream as usize];
         let rest = match output.size {
-            // The engine's own word on it: what is on record is all.
+            // The engine reports no further output.
             0 => Some(Bytes::new()),
             size => following(output, written).filter(|_| size >= written),
         };
         let Some(rest) = rest else {
             let what = format!(
-                "{written} bytes of the task's {} are on record, and its engine has sent what comes behind the first {} of {}",
+                "{written} bytes of the task's {} are recorded, but its engine sent the bytes after the first {} of {}",
                 stream.word(),
                 output.start,
                 output.size
@@ -80,38 +80,38 @@ impl Core {
             Some((true, false)) => {
                 self.unsettled.insert(engine.clone());
             }
-            // It waits for this, to leave.
-            _ => self.tell_settled_to(engine),
+            // A leaving engine waits for this acknowledgement.
+            _ => self.send_settled(engine),
         }
     }
 
-    /// Tells engines what they need not know at once: many results and maps in one message.
-    pub(super) fn tell_settled(&mut self) {
+    /// Sends deferred acknowledgements: many results and maps in one message.
+    pub(super) fn flush_settled(&mut self) {
         for engine in std::mem::take(&mut self.unsettled) {
-            self.tell_settled_to(&engine);
+            self.send_settled(&engine);
         }
     }
 
-    fn tell_settled_to(&mut self, engine: &EngineUuid) {
+    fn send_settled(&mut self, engine: &EngineUuid) {
         let lists = self.engines.change(engine, |e| {
             (e.joined, std::mem::take(&mut e.recorded), std::mem::take(&mut e.to_forget))
         });
         match lists {
             Some((true, recorded, forget)) if recorded.is_empty() && forget.is_empty() => {}
-            Some((true, recorded, forget)) => self.tell_engine(engine, say::SETTLED, &say::Settled { recorded, forget }),
+            Some((true, recorded, forget)) => self.send_to_engine(engine, engine::SETTLED, &engine::Settled { recorded, forget }),
             Some((false, recorded, forget)) => {
                 for sequence in recorded {
-                    self.tell_engine(engine, say::RECORDED, &say::Recorded { sequence });
+                    self.send_to_engine(engine, engine::RECORDED, &engine::Recorded { sequence });
                 }
                 for map in forget {
-                    self.tell_engine(engine, say::FORGET, &say::Forget { map });
+                    self.send_to_engine(engine, engine::FORGET, &engine::Forget { map });
                 }
             }
             None => {}
         }
     }
 
-    /// One rule for results: the first that is recorded for a task's current run stands; any other is passed over.
+    /// Accepts the first result for a task's current run and ignores all others.
     fn attempt_ended(&mut self, engine: &EngineUuid, result: TaskResult) {
         let TaskResult { map, index, run, outcome } = result;
         let task = TaskId::new(map, index);
@@ -146,14 +146,14 @@ impl Core {
         }
     }
 
-    /// Takes a task off its engine.
+    /// Removes a task from its engine.
     pub(super) fn take_from_engine(&mut self, task: TaskId) -> Option<InFlight> {
         let in_flight = self.maps.get_mut(&task.map)?.in_flight.remove(&task.index)?;
         self.engines.change(&in_flight.engine, |e| e.tasks.remove(&task));
         Some(in_flight)
     }
 
-    /// Back into the queue under the next run number, so that whatever is still said of this run is passed over.
+    /// Requeues a task under the next run number, so that later messages about this run are ignored.
     pub(super) fn return_task(&mut self, task: TaskId, was: InFlight, tries: Tries, outcome: Option<Outcome>) {
         let run = was.run + 1;
         let engine_id = self.engines.get(&was.engine).map(|e| e.id);
@@ -180,7 +180,7 @@ impl Core {
         self.note_runnable(task.map);
     }
 
-    /// The task is done.
+    /// Finishes a task.
     pub(super) fn finish(&mut self, task: TaskId, run: u32, engine: Option<&EngineUuid>, outcome: Outcome) {
         let engine = engine.and_then(|uuid| self.engines.get(uuid)).map(|e| e.id);
         self.finished_tasks += 1;
@@ -195,14 +195,14 @@ impl Core {
         });
     }
 
-    /// A task that is with no engine ends.
+    /// Finishes an unassigned task.
     pub(super) fn finish_unsent(&mut self, task: TaskId, run: u32, status: TaskState, ename: &str, why: &str) {
         let at = self.now.unix;
         self.finish(task, run, None, Outcome::failure(status, ename, why, at, at));
         self.after_changes(task.map);
     }
 
-    /// Looks whether a map is complete, and answers who waits for it.
+    /// Completes a map if all its tasks are finished, and answers its watches.
     pub(super) fn after_changes(&mut self, id: MapId) {
         self.note_runnable(id);
         let Some(map) = self.maps.get(&id) else { return };
@@ -218,11 +218,11 @@ impl Core {
             self.answer_watches(id);
         } else {
             let after = due - self.now.since_start;
-            self.remind(after, Due::Watches(id));
+            self.set_timer(after, Timer::Watches(id));
         }
     }
 
-    /// The map leaves the memory; its records stay.
+    /// Removes a complete map from memory; its records stay.
     fn complete(&mut self, id: MapId) {
         self.record(Change::MapCompleted {
             map: id,
@@ -252,7 +252,7 @@ impl Core {
         self.release_followers(id, failed);
     }
 
-    /// Maps that waited for this one.
+    /// Releases or aborts the maps that waited for this one.
     fn release_followers(&mut self, id: MapId, failed: u64) {
         for follower in self.followers.get(&id).cloned().unwrap_or_default() {
             if failed == 0 {
@@ -270,19 +270,19 @@ impl Core {
         }
     }
 
-    /// Ends the tasks of a map that was to follow one that has finished with failures; also those that come later.
+    /// Aborts the tasks of a map that follows a failed one, including tasks added later.
     pub(super) fn abort_if_hopeless(&mut self, id: MapId) {
         let Some(other) = self.maps.get(&id).and_then(|m| m.waiting_for) else {
             return;
         };
         if self.finished.get(&other) == Some(&true) {
-            let why = format!("map {other}, which it was to follow, has failed tasks; resubmit those, then this map");
+            let why = format!("map {other}, which it follows, has failed tasks; hint: resubmit those, then this map");
             self.abort_unsent(id, "DependencyFailed", &why);
             self.after_changes(id);
         }
     }
 
-    /// Ends every task of the map that is with no engine. How many.
+    /// Aborts all unassigned tasks of a map and returns their number.
     pub(super) fn abort_unsent(&mut self, id: MapId, ename: &str, why: &str) -> u64 {
         let Some(map) = self.maps.get_mut(&id) else { return 0 };
         let mut tasks: Vec<(u32, u32)> = map.drop_unsent().into_iter().map(|index| (index, 1)).collect();
@@ -301,9 +301,9 @@ impl Core {
         let task = TaskId::new(map, index);
         let in_flight = self.maps.get_mut(&map).and_then(|m| m.in_flight.get_mut(&index));
         let Some(in_flight) = in_flight.filter(|t| t.run == run && t.engine == *engine) else {
-            // Nobody waits for it: the engine need not keep it.
+            // The run is outdated: the engine can drop its output.
             if !progress.parts.is_empty() {
-                self.tell_output_recorded(engine, progress.task, [u64::MAX; 3]);
+                self.send_output_recorded(engine, progress.task, [u64::MAX; 3]);
             }
             return;
         };
@@ -335,23 +335,23 @@ impl Core {
         if !progress.parts.is_empty() {
             let in_flight = self.maps.get(&map).and_then(|m| m.in_flight.get(&index));
             let written = in_flight.map(|t| t.written).unwrap_or_default();
-            self.tell_output_recorded(engine, progress.task, written);
+            self.send_output_recorded(engine, progress.task, written);
         }
     }
 
-    fn tell_output_recorded(&mut self, engine: &EngineUuid, task: Held, [stdout, stderr, value]: Written) {
-        let recorded = say::OutputRecorded {
+    fn send_output_recorded(&mut self, engine: &EngineUuid, task: Held, [stdout, stderr, value]: Written) {
+        let recorded = engine::OutputRecorded {
             task,
             stdout,
             stderr,
             value,
         };
-        self.tell_engine(engine, say::OUTPUT_RECORDED, &recorded);
+        self.send_to_engine(engine, engine::OUTPUT_RECORDED, &recorded);
     }
 
     /// Unbegun tasks come back.
     pub(super) fn returned(&mut self, engine: &EngineUuid, tasks: &[Held]) {
-        self.engines.change(engine, |e| e.asked_back = false);
+        self.engines.change(engine, |e| e.recall_pending = false);
         for held in tasks {
             let task = TaskId::new(held.map, held.index);
             let expected = self.maps.get(&held.map).and_then(|m| m.in_flight.get(&held.index));
@@ -385,7 +385,7 @@ impl Core {
         self.tasks_lost(engine, id, tasks, why);
     }
 
-    /// The engine will not finish these tasks.
+    /// Handles tasks that the engine will not finish.
     pub(super) fn tasks_lost(&mut self, engine: &EngineUuid, id: crate::model::EngineId, tasks: Vec<(TaskId, u32)>, why: &str) {
         let mut maps = BTreeSet::new();
         for (task, run) in tasks {
@@ -393,12 +393,12 @@ impl Core {
             maps.insert(task.map);
             let at = self.now.unix;
             let mut tries = in_flight.tries;
-            // A task that was not begun cannot have been the cause.
+            // A task that was not started cannot have been the cause.
             tries.crashes += u32::from(in_flight.begun);
             let Some(map) = self.maps.get(&task.map) else { continue };
             let may_again = map.targets.is_none() && !in_flight.cancelled && tries.crashes <= map.definition.options.max_crashes;
             let status = if in_flight.cancelled { TaskState::Aborted } else { TaskState::Lost };
-            let mut outcome = Outcome::failure(status, "EngineLost", format!("engine {id} has gone: {why}"), at, at);
+            let mut outcome = Outcome::failure(status, "EngineLost", format!("engine {id} left: {why}"), at, at);
             outcome.crashed = true;
             if may_again {
                 let attempt = in_flight.begun.then_some(outcome);
@@ -467,7 +467,7 @@ impl Core {
             changed += 1;
         }
         for (engine, tasks) in to_engines {
-            self.tell_engine(&engine, say::CANCEL, &say::Cancel { tasks });
+            self.send_to_engine(&engine, engine::CANCEL, &engine::Cancel { tasks });
         }
         let mut maps: Vec<MapId> = selection.maps.clone();
         maps.extend(selection.tasks.iter().map(|t| t.map));

@@ -1,7 +1,7 @@
 //! ipyparallel's hub requests, on the registration socket of clients.
-use super::clients::{Asked, read};
+use super::clients::{RequestContext, read};
 use super::event::FoundRequest;
-use super::{Ask, Core, Due, Effect};
+use super::{Core, Effect, QueryKind, Timer};
 use crate::model::change::{Change, Purge};
 use crate::model::{EngineId, EngineUuid};
 use crate::wire::Message;
@@ -11,8 +11,8 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
 
-/// A client asks for the engines when it connects, and hears of later ones on another connection, which may take so long to
-/// be there. An announcement that it hears twice does no harm.
+/// When to repeat announcements: a client requests the engines when it connects, and learns of later ones on another connection,
+/// which may be established this much later. A duplicate announcement is harmless.
 const ANNOUNCE_AGAIN: [Duration; 4] = [
     Duration::from_millis(300),
     Duration::from_secs(1),
@@ -20,33 +20,33 @@ const ANNOUNCE_AGAIN: [Duration; 4] = [
     Duration::from_secs(15),
 ];
 
-/// The last of them.
-pub(super) const LONGEST_CONNECTING: Duration = Duration::from_secs(16);
+/// The last repetition.
+pub(super) const MAX_CONNECTING: Duration = Duration::from_secs(16);
 
 impl Core {
-    pub(super) fn hub_asked(&mut self, asked: Asked, message: Message) {
+    pub(super) fn hub_request(&mut self, context: RequestContext, message: Message) {
         let result = match message.msg_type() {
             hub::CONNECTION => {
                 let engines = self.engines.iter().map(|(uuid, e)| (e.id.to_string(), uuid.to_string())).collect();
                 self.answer(
-                    &asked,
+                    &context,
                     &hub::ConnectionReply {
                         status: "ok".into(),
                         engines,
                     },
                 );
                 for after in ANNOUNCE_AGAIN {
-                    self.remind(after, Due::Announce(self.now.since_start));
+                    self.set_timer(after, Timer::Announce(self.now.since_start));
                 }
                 Ok(())
             }
-            "queue_request" => self.queue_status(&asked, &message),
-            "load_request" => self.load(&asked, &message),
+            "queue_request" => self.queue_status(&context, &message),
+            "load_request" => self.load(&context, &message),
             "result_request" => read(&message).map(|r: ResultRequest| {
                 let pending = r.msg_ids.iter().filter(|id| self.requests.is_open(id)).cloned().collect();
                 self.query(
-                    &asked,
-                    Ask::Results {
+                    &context,
+                    QueryKind::Results {
                         msg_ids: r.msg_ids,
                         pending,
                         status_only: r.status_only,
@@ -54,23 +54,25 @@ impl Core {
                 );
             }),
             "history_request" => {
-                self.query(&asked, Ask::History);
+                self.query(&context, QueryKind::History);
                 Ok(())
             }
             "db_request" => {
                 self.query(
-                    &asked,
-                    Ask::Records {
+                    &context,
+                    QueryKind::Records {
                         query: message.content_json.clone(),
                     },
                 );
                 Ok(())
             }
-            "purge_request" => self.purge_requests(&asked, &message),
-            "resubmit_request" => read(&message).map(|r: ResultRequest| self.query(&asked, Ask::ResubmitRequests { msg_ids: r.msg_ids })),
+            "purge_request" => self.purge_requests(&context, &message),
+            "resubmit_request" => {
+                read(&message).map(|r: ResultRequest| self.query(&context, QueryKind::ResubmitRequests { msg_ids: r.msg_ids }))
+            }
             "shutdown_request" => {
-                self.answer(&asked, &json!({"status": "ok"}));
-                // Programs that leave their client open print tracebacks when they hear of it, so others that stop us do not say it.
+                self.answer(&context, &json!({"status": "ok"}));
+                // Programs with an open client print tracebacks on this notice, so it is not sent on other kinds of stop.
                 let message = self.message(hub::SHUTDOWN_NOTIFICATION, None, &json!({"status": "ok"}));
                 self.effects.push(Effect::Notify { message });
                 // ipyparallel's client stops the engines itself, through the control channel.
@@ -79,32 +81,32 @@ impl Core {
             }
             hub::BECOME_DASK => read(&message).map(|r: hub::BecomeDask| {
                 self.effects.push(Effect::StartDask {
-                    client: asked.client.clone(),
-                    parent: asked.parent.clone(),
+                    client: context.client.clone(),
+                    parent: context.parent.clone(),
                     arguments: r.scheduler_args,
                 });
             }),
             hub::STOP_DASK => {
                 self.effects.push(Effect::StopDask);
-                self.answer(&asked, &json!({"status": "ok"}));
+                self.answer(&context, &json!({"status": "ok"}));
                 Ok(())
             }
             other => Err(ErrorContent::new("KeyError", format!("'Bad Message Type: {other}'"))),
         };
         if let Err(error) = result {
-            self.reply(asked.client, "hub_error", &asked.parent, &error);
+            self.reply(context.client, "hub_error", &context.parent, &error);
         }
     }
 
-    pub(super) fn dask_answered(&mut self, client: Bytes, parent: Bytes, place: Result<Value, ErrorContent>) {
-        let asked = Asked {
+    pub(super) fn dask_started(&mut self, client: Bytes, parent: Bytes, address: Result<Value, ErrorContent>) {
+        let context = RequestContext {
             client,
             parent,
             request: hub::BECOME_DASK.into(),
         };
-        match place {
-            Ok(place) => self.answer(&asked, &place),
-            Err(error) => self.answer(&asked, &error),
+        match address {
+            Ok(address) => self.answer(&context, &address),
+            Err(error) => self.answer(&context, &error),
         }
     }
 
@@ -131,7 +133,7 @@ impl Core {
             .collect()
     }
 
-    fn queue_status(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
+    fn queue_status(&mut self, context: &RequestContext, message: &Message) -> Result<(), ErrorContent> {
         let request: TargetsRequest = read(message)?;
         let targets = self.hub_targets(request.targets)?;
         let mut content = Map::new();
@@ -150,11 +152,11 @@ impl Core {
             false => self.requests.queued().into(),
         };
         content.insert("unassigned".into(), unassigned);
-        self.reply(asked.client.clone(), "queue_reply", &asked.parent, &content);
+        self.reply(context.client.clone(), "queue_reply", &context.parent, &content);
         Ok(())
     }
 
-    fn load(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
+    fn load(&mut self, context: &RequestContext, message: &Message) -> Result<(), ErrorContent> {
         let request: TargetsRequest = read(message)?;
         let mut content = Map::new();
         content.insert("status".into(), "ok".into());
@@ -162,11 +164,11 @@ impl Core {
             let load = self.engines.get(&uuid).map_or(0, |e| e.load());
             content.insert(id.to_string(), load.into());
         }
-        self.reply(asked.client.clone(), "load_reply", &asked.parent, &content);
+        self.reply(context.client.clone(), "load_reply", &context.parent, &content);
         Ok(())
     }
 
-    fn purge_requests(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
+    fn purge_requests(&mut self, context: &RequestContext, message: &Message) -> Result<(), ErrorContent> {
         let content: Value = read(message)?;
         let mut purges = Vec::new();
         match content.get("msg_ids") {
@@ -175,7 +177,7 @@ impl Core {
                 let ids: Vec<String> = ids.iter().filter_map(Value::as_str).map(str::to_string).collect();
                 if let Some(pending) = ids.iter().find(|id| self.requests.is_open(id)) {
                     let error = ErrorContent::new("IndexError", format!("msg pending: '{pending}'"));
-                    self.reply(asked.client.clone(), "purge_reply", &asked.parent, &error);
+                    self.reply(context.client.clone(), "purge_reply", &context.parent, &error);
                     return Ok(());
                 }
                 purges.push(Purge::Requests(ids));
@@ -188,7 +190,7 @@ impl Core {
                 Some(uuid) => purges.push(Purge::RequestsOfEngine(uuid.clone())),
                 None => {
                     let error = ErrorContent::new("IndexError", format!("No such engine: {id}"));
-                    self.reply(asked.client.clone(), "purge_reply", &asked.parent, &error);
+                    self.reply(context.client.clone(), "purge_reply", &context.parent, &error);
                     return Ok(());
                 }
             }
@@ -196,30 +198,30 @@ impl Core {
         for what in purges {
             self.record(Change::Purged { what });
         }
-        self.reply(asked.client.clone(), "purge_reply", &asked.parent, &json!({"status": "ok"}));
+        self.reply(context.client.clone(), "purge_reply", &context.parent, &json!({"status": "ok"}));
         Ok(())
     }
 
     pub(super) fn requests_found(&mut self, client: Bytes, parent: Bytes, request: &str, found: Vec<FoundRequest>, missing: Vec<String>) {
-        let asked = Asked {
+        let context = RequestContext {
             client,
             parent,
             request: request.to_string(),
         };
         if !missing.is_empty() {
             let error = ErrorContent::new("KeyError", format!("'No such msg(s): {missing:?}'"));
-            return self.answer(&asked, &error);
+            return self.answer(&context, &error);
         }
         let mut resubmitted = Map::new();
         for request in found {
             let old = request.msg_id.clone();
-            let new = self.resubmit_request(asked.client.clone(), request);
+            let new = self.resubmit_request(context.client.clone(), request);
             self.record(Change::RequestResubmitted {
                 msg_id: old.clone(),
                 new_id: new.clone(),
             });
             resubmitted.insert(old, new.into());
         }
-        self.answer(&asked, &json!({"status": "ok", "resubmitted": resubmitted}));
+        self.answer(&context, &json!({"status": "ok", "resubmitted": resubmitted}));
     }
 }

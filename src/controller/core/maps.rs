@@ -1,5 +1,5 @@
-//! The unfinished maps. A task that has not been sent is no more than a line of its chunk; one in flight has an entry;
-//! one that is done has nothing here (it is in the records).
+//! The unfinished maps. An unsent task is only a line of its chunk; one in flight has an entry; a finished task takes no
+//! memory (it is in the records).
 use crate::model::definition::{MapDefinition, Work};
 use crate::model::output::Written;
 use crate::model::task::{Counts, TaskState};
@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Inputs that came together, one JSON text a line.
+/// Inputs that arrived together, one JSON text per line.
 #[derive(Debug)]
 pub struct Chunk {
     /// The index of the line at `at`.
@@ -19,34 +19,34 @@ pub struct Chunk {
     left: u32,
 }
 
-/// A task that is with an engine.
+/// A task assigned to an engine.
 #[derive(Debug)]
 pub struct InFlight {
     pub engine: EngineUuid,
     pub run: u32,
     pub input: Bytes,
-    /// Grows with each task sent: an engine begins its tasks in this order.
+    /// Increases with each task sent: an engine starts its tasks in this order.
     pub sent: u64,
-    /// The engine has said that it runs.
+    /// The engine has reported its start.
     pub begun: bool,
-    /// Bytes of its output that are on record, or will be with the next commit: stdout, stderr.
+    /// Bytes of its output recorded with the next commit or before: stdout, stderr, value.
     pub written: Written,
     pub tries: Tries,
-    /// It is on its way to be cancelled: whatever ends it, it is not tried again.
+    /// It is being cancelled: however it ends, it is not retried.
     pub cancelled: bool,
 }
 
-/// A task that came back and waits for an engine again.
+/// A returned task that waits for an engine again.
 #[derive(Clone, Debug)]
 pub struct Returned {
     pub run: u32,
     pub input: Bytes,
     pub tries: Tries,
-    /// A map with targets: where it must go.
+    /// The target engine, for a map with targets.
     pub engine: Option<EngineUuid>,
 }
 
-/// What has been used of the budgets.
+/// Failed attempts by cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tries {
     pub errors: u32,
@@ -55,7 +55,7 @@ pub struct Tries {
 
 /// A task taken out of the queue to be sent.
 #[derive(Debug)]
-pub struct Taken {
+pub struct NextTask {
     pub index: u32,
     pub run: u32,
     pub input: Bytes,
@@ -71,7 +71,7 @@ pub struct Watch {
     pub limit: u32,
     pub until: Duration,
     pub done: Option<u64>,
-    /// It came with the map itself: the engines that its answer names.
+    /// For a watch that is part of a `map_request`: the engines for the answer.
     pub begun: Option<Vec<EngineId>>,
 }
 
@@ -81,28 +81,28 @@ pub struct Map {
     pub key: String,
     /// Waits for another map.
     pub waiting_for: Option<MapId>,
-    /// Maps with targets: task i goes to the i-th.
+    /// For a map with targets: task i runs on the i-th engine.
     pub targets: Option<Vec<EngineUuid>>,
     pub closed: bool,
-    /// When its client last sent something, while it is open: since the controller's start.
-    pub fed: Duration,
-    /// Its client was silent for too long: what it had not sent is missing.
+    /// When the client of an open map last sent a message, since the controller's start.
+    pub last_input: Duration,
+    /// It was closed without all its inputs; the rest is missing.
     pub abandoned: bool,
     pub counts: Counts,
     chunks: VecDeque<Chunk>,
-    /// Lines in all chunks, dropped ones too.
+    /// Lines in all chunks, including dropped ones.
     lines_left: usize,
     pub returned: BTreeMap<u32, Returned>,
     pub in_flight: HashMap<u32, InFlight>,
-    /// Cancelled while still a line of a chunk: passed over when their turn comes.
+    /// Cancelled while still a line of a chunk: skipped when taken.
     pub dropped: BTreeSet<u32>,
     pub watches: Vec<Watch>,
     pub answered: Duration,
     /// Mean seconds of a task so far (exponentially weighted); None before the first.
     pub mean_s: Option<f64>,
-    /// A task had many bytes.
+    /// A task had a large input or result.
     pub large: bool,
-    /// Engines that were sent the definition.
+    /// Engines that received the definition.
     pub known_by: Vec<EngineUuid>,
 }
 
@@ -114,7 +114,7 @@ impl Map {
             waiting_for: None,
             targets: None,
             closed: false,
-            fed: Duration::ZERO,
+            last_input: Duration::ZERO,
             abandoned: false,
             counts: Counts::default(),
             chunks: VecDeque::new(),
@@ -130,7 +130,7 @@ impl Map {
         }
     }
 
-    /// Adds inputs behind those that are there.
+    /// Appends inputs.
     pub fn push(&mut self, lines: Bytes, count: u32) {
         if count > 0 {
             let next = self.counts.total as u32;
@@ -145,7 +145,7 @@ impl Map {
         }
     }
 
-    /// A restored task that never left.
+    /// Appends a restored task that was never sent.
     pub fn push_one(&mut self, index: u32, input: Bytes) {
         self.chunks.push_back(Chunk {
             next: index,
@@ -156,7 +156,7 @@ impl Map {
         self.lines_left += 1;
     }
 
-    /// Tasks that could be sent, if the map does not wait for another.
+    /// The number of tasks that can be sent, unless the map waits for another.
     pub fn ready(&self) -> usize {
         self.unsent() + self.returned.len()
     }
@@ -165,7 +165,7 @@ impl Map {
         self.lines_left - self.dropped.len()
     }
 
-    /// Its tasks need no Python.
+    /// True if its tasks need no Python.
     pub fn is_command(&self) -> bool {
         matches!(self.definition.work, Work::Command { .. })
     }
@@ -174,10 +174,10 @@ impl Map {
         self.waiting_for.is_none() && self.ready() > 0
     }
 
-    /// The next task to send: those that came back first, then the inputs in order.
-    pub fn take(&mut self) -> Option<Taken> {
+    /// Takes the next task to send: returned tasks first, then inputs in order.
+    pub fn take(&mut self) -> Option<NextTask> {
         if let Some((index, task)) = self.returned.pop_first() {
-            return Some(Taken {
+            return Some(NextTask {
                 index,
                 run: task.run,
                 input: task.input,
@@ -189,7 +189,7 @@ impl Map {
             let (index, input) = self.take_line()?;
             if !self.dropped.remove(&index) {
                 let engine = self.targets.as_ref().and_then(|t| t.get(index as usize).cloned());
-                return Some(Taken {
+                return Some(NextTask {
                     index,
                     run: 1,
                     input,
@@ -217,7 +217,7 @@ impl Map {
         Some((index, input))
     }
 
-    /// Whether the task is known and not done.
+    /// True if the task exists and is not finished.
     pub fn is_open(&self, index: u32) -> bool {
         self.in_flight.contains_key(&index) || self.returned.contains_key(&index) || self.is_unsent(index)
     }
@@ -227,7 +227,7 @@ impl Map {
         self.chunks.get(at).is_some_and(|c| c.next <= index) && !self.dropped.contains(&index)
     }
 
-    /// Lets go of every unsent task; the indices.
+    /// Drops all unsent tasks and returns their indices.
     pub fn drop_unsent(&mut self) -> Vec<u32> {
         let indices = self.unsent_indices();
         self.chunks.clear();
@@ -246,7 +246,7 @@ impl Map {
         self.closed && self.counts.done() >= self.counts.total
     }
 
-    /// Counts a task as done.
+    /// Counts a finished task.
     pub fn count(&mut self, state: TaskState) {
         if let Some(counter) = self.counts.done_counter(state) {
             *counter += 1;
@@ -256,13 +256,13 @@ impl Map {
     pub fn learn_duration(&mut self, seconds: f64) {
         self.mean_s = Some(match self.mean_s {
             None => seconds,
-            // Long ones count at once: a queue behind a long task is worse than an empty one.
+            // Weigh long ones immediately: a queue behind a long task is worse than an empty queue.
             Some(mean) if seconds > mean * 4.0 => (mean + seconds) / 2.0,
             Some(mean) => mean * 0.95 + seconds * 0.05,
         });
     }
 
-    /// Holds the map against itself; for tests and debug builds.
+    /// Checks the invariants of the map; for tests and debug builds.
     pub fn check(&self) {
         let open = self.in_flight.len() + self.ready();
         assert_eq!(open as u64 + self.counts.done(), self.counts.total, "each task is in one place");

@@ -1,10 +1,10 @@
-//! Engines come, fall silent, return, and go.
-use super::{Core, Due, Effect, untrusted};
+//! Engines register, fall silent, reconnect and leave.
+use super::{Core, Effect, Timer, untrusted};
 use crate::model::change::Change;
 use crate::model::engine::EngineFacts;
 use crate::model::{EngineId, EngineUuid, PROTOCOL_VERSION, TaskId, VERSION};
 use crate::wire::Message;
-use crate::wire::content::engine::{self as say, Channel, Held};
+use crate::wire::content::engine::{self, Channel, Held};
 use crate::wire::content::error::ErrorContent;
 use crate::wire::content::hub;
 use bytes::Bytes;
@@ -12,27 +12,27 @@ use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// An engine whose connection ended may come back for so long before its tasks are given away. A process that lives
-/// reconnects within two seconds; silence without an end of the connection is judged by the lease instead.
+/// How long a disconnected engine may take to reconnect before its tasks are reassigned. A live process reconnects within
+/// two seconds; silence on an open connection is subject to the lease instead.
 const RECONNECT_GRACE: Duration = Duration::from_secs(5);
-/// Results of tasks that an engine held when it returned must arrive within this.
+/// How long results may take to arrive for tasks that a reconnected engine did not list.
 const CONFIRM_GRACE: Duration = Duration::from_secs(5);
-/// ipyparallel waits so long for late replies of an engine that left.
-pub(super) const STRANDED_GRACE: Duration = Duration::from_secs(2);
+/// How long to wait for late replies of an engine that left, as ipyparallel does.
+pub(super) const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 
-/// A client that asks to connect has subscribed to news after this. Departures of later are not announced to it again: one that
-/// waits for engines would take the repeated news for the end of one of them.
+/// A connecting client has subscribed to notifications after this time. Later departures are not announced to it again: a client
+/// that waits for engines would count the repeated notification as another departure.
 const CONNECTING: Duration = Duration::from_millis(500);
-/// A reply is read before news that is sent so much later on another connection.
-/// Longer would hold up clients that wait for other engines in the place of these.
+/// A reply is read before a notification that is sent this much later on another connection.
+/// A longer lead would delay clients that wait for replacement engines.
 const REPLY_LEAD: Duration = Duration::from_millis(300);
 
-/// Engines that have gone, as ipyparallel's clients hear of it.
+/// Departed engines, for notifications to ipyparallel's clients.
 #[derive(Debug, Default)]
 pub(super) struct Departures {
     /// Not published yet.
     pub(super) pending: HashMap<EngineUuid, Departure>,
-    /// Published lately: since the controller's start.
+    /// Recently published, with the time since the controller's start.
     recent: Vec<(Duration, EngineUuid, EngineId)>,
 }
 
@@ -46,85 +46,85 @@ fn parse<T: DeserializeOwned>(message: &Message) -> Option<T> {
     match message.content() {
         Ok(content) => Some(content),
         Err(error) => {
-            tracing::warn!(kind = message.msg_type(), %error, "an engine's message is not understood");
+            tracing::warn!(kind = message.msg_type(), %error, "malformed message from an engine");
             None
         }
     }
 }
 
 impl Core {
-    pub(super) fn engine_said(&mut self, engine: EngineUuid, native: bool, channel: Channel, client: Bytes, message: Message) {
+    pub(super) fn engine_message(&mut self, engine: EngineUuid, native: bool, channel: Channel, client: Bytes, message: Message) {
         if native && let Some(why) = self.refused.get(&engine).cloned() {
-            if message.msg_type() == say::REGISTER {
-                self.say_refused(&engine, &why);
+            if message.msg_type() == engine::REGISTER {
+                self.send_refusal(&engine, &why);
             }
             return;
         }
-        if channel == Channel::Native && message.msg_type() == say::REGISTER {
+        if channel == Channel::Native && message.msg_type() == engine::REGISTER {
             return self.register_native(&engine, &message);
         }
         if self.engines.get(&engine).is_none() {
             match channel {
-                _ if native => self.tell_engine(&engine, say::UNKNOWN_ENGINE, &serde_json::json!({})),
+                _ if native => self.send_to_engine(&engine, engine::UNKNOWN_ENGINE, &serde_json::json!({})),
                 Channel::Native | Channel::Iopub => {}
-                // An `ipengine` has several connections: what it said last may come behind the word that it has left.
+                // An `ipengine` has several connections: its last messages may arrive after the notice that it left.
                 _ => self.reply_of_engine(&engine, channel, client, message),
             }
             return;
         }
-        self.heard_of(&engine);
-        if native && self.engines.get(&engine).is_some_and(|e| e.unsure) && message.msg_type() == say::HEARTBEAT {
-            self.tell_engine(&engine, say::UNKNOWN_ENGINE, &serde_json::json!({}));
+        self.note_activity(&engine);
+        if native && self.engines.get(&engine).is_some_and(|e| e.uncertain) && message.msg_type() == engine::HEARTBEAT {
+            self.send_to_engine(&engine, engine::UNKNOWN_ENGINE, &serde_json::json!({}));
         }
         match channel {
-            Channel::Native => self.native_said(&engine, &message),
+            Channel::Native => self.native_message(&engine, &message),
             Channel::Iopub => self.iopub(&engine, client, message),
             _ => self.reply_of_engine(&engine, channel, client, message),
         }
     }
 
-    fn native_said(&mut self, engine: &EngineUuid, message: &Message) {
+    fn native_message(&mut self, engine: &EngineUuid, message: &Message) {
         match message.msg_type() {
-            say::RESULTS => match self.checked_results(message) {
+            engine::RESULTS => match self.checked_results(message) {
                 Ok(results) => self.results(engine, results),
                 Err(why) => self.refuse_engine(engine, &why),
             },
-            say::PROGRESS => {
+            engine::PROGRESS => {
                 if let Some(progress) = parse(message) {
                     self.progress(engine, progress, &message.buffers);
                 }
             }
-            say::VALUES_REQUEST => {
+            engine::VALUES_REQUEST => {
                 if let Some(request) = parse(message) {
                     self.values_requested(engine, request);
                 }
             }
-            say::RETURNED => {
+            engine::RETURNED => {
                 if let Some(returned) = parse(message) {
-                    self.given_back(engine, &returned);
+                    self.tasks_returned(engine, &returned);
                 }
             }
-            say::HEARTBEAT => self.heartbeat(engine),
-            say::AVAILABILITY => {
-                if let Some(say::Availability { reason }) = parse(message) {
+            engine::HEARTBEAT => self.heartbeat(engine),
+            engine::AVAILABILITY => {
+                if let Some(engine::Availability { reason }) = parse(message) {
                     self.availability(engine, reason.as_deref().map(untrusted::reason));
                 }
             }
-            say::LEAVING => {
-                let reason = untrusted::reason(&parse::<say::Leaving>(message).map(|l| l.reason).unwrap_or_default());
+            engine::LEAVING => {
+                let reason = untrusted::reason(&parse::<engine::Leaving>(message).map(|l| l.reason).unwrap_or_default());
                 let id = self.engines.get(engine).map(|e| e.id.0);
-                tracing::info!(engine = id, %reason, "an engine is about to leave");
+                tracing::info!(engine = id, %reason, "engine is leaving");
                 self.engines.change(engine, |e| e.leaving = true);
             }
-            say::UNREGISTER => {
-                let reason = untrusted::reason(&parse::<say::Unregister>(message).map(|u| u.reason).unwrap_or_default());
+            engine::UNREGISTER => {
+                let reason = untrusted::reason(&parse::<engine::Unregister>(message).map(|u| u.reason).unwrap_or_default());
                 self.engine_gone(engine, &reason);
             }
-            other => tracing::warn!(kind = other, %engine, "an engine said something unknown"),
+            other => tracing::warn!(kind = other, %engine, "unknown message type from an engine"),
         }
     }
 
-    /// Whether its Python works now.
+    /// Updates whether the engine can run Python.
     fn availability(&mut self, engine: &EngineUuid, reason: Option<String>) {
         let id = self.engines.get(engine).map(|e| e.id.0);
         let changed = self.engines.change(engine, |e| {
@@ -133,54 +133,54 @@ impl Core {
             changed
         });
         match (changed, reason) {
-            (Some(true), Some(reason)) => tracing::warn!(engine = id, %reason, "an engine cannot run Python: it gets commands only"),
+            (Some(true), Some(reason)) => tracing::warn!(engine = id, %reason, "engine cannot run Python; it gets commands only"),
             (Some(true), None) => {
-                tracing::info!(engine = id, "an engine can run Python");
+                tracing::info!(engine = id, "engine can run Python");
                 self.requests.recheck = true;
             }
             _ => {}
         }
     }
 
-    fn given_back(&mut self, engine: &EngineUuid, returned: &say::Returned) {
+    fn tasks_returned(&mut self, engine: &EngineUuid, returned: &engine::Returned) {
         self.requests_returned(engine, returned);
         self.returned(engine, &returned.tasks);
-        self.say_return_recorded(engine, returned);
+        self.send_return_recorded(engine, returned);
     }
 
-    fn say_return_recorded(&mut self, engine: &EngineUuid, say::Returned { sequence, .. }: &say::Returned) {
+    fn send_return_recorded(&mut self, engine: &EngineUuid, engine::Returned { sequence, .. }: &engine::Returned) {
         if *sequence > 0 {
-            self.tell_engine(engine, say::RETURN_RECORDED, &say::ReturnRecorded { sequence: *sequence });
+            self.send_to_engine(engine, engine::RETURN_RECORDED, &engine::ReturnRecorded { sequence: *sequence });
         }
     }
 
-    /// Answered as often as the engine needs it, not to give its controller up.
+    /// Answers heartbeats often enough that the engine does not time out on its controller.
     fn heartbeat(&mut self, engine: &EngineUuid) {
         let (now, enough) = (self.now.since_start, Self::period(self.config.engine_reconnect_timeout_ms) / 8);
         let due = self.engines.change(engine, |e| {
-            let due = e.answered.is_none_or(|at| now.saturating_sub(at) >= enough);
+            let due = e.last_pong.is_none_or(|at| now.saturating_sub(at) >= enough);
             if due {
-                e.answered = Some(now);
+                e.last_pong = Some(now);
             }
             due
         });
         if due == Some(true) {
-            self.tell_engine(engine, say::HEARTBEAT, &say::Heartbeat {});
+            self.send_to_engine(engine, engine::HEARTBEAT, &engine::Heartbeat {});
         }
     }
 
     fn register_native(&mut self, uuid: &EngineUuid, message: &Message) {
-        let mut register: say::Register = match message.content() {
+        let mut register: engine::Register = match message.content() {
             Ok(register) if untrusted::is_name(&uuid.0) => register,
-            Ok(_) => return self.say_refused(uuid, "its name is not one: up to 255 printable characters"),
+            Ok(_) => return self.send_refusal(uuid, "invalid uuid: it must have 1 to 255 printable characters"),
             Err(error) => {
-                let why = untrusted::reason(&format!("its registration cannot be read: {error}"));
-                tracing::warn!(uuid = untrusted::reason(&uuid.0), why, "an engine is refused");
-                return self.say_refused(uuid, &why);
+                let why = untrusted::reason(&format!("malformed registration: {error}"));
+                tracing::warn!(uuid = untrusted::reason(&uuid.0), why, "engine refused");
+                return self.send_refusal(uuid, &why);
             }
         };
         register.facts = untrusted::facts(register.facts);
-        let mut reply = say::Registered {
+        let mut reply = engine::Registered {
             status: "ok".into(),
             evalue: String::new(),
             id: None,
@@ -194,51 +194,51 @@ impl Core {
                 "the controller is pcluster {VERSION} (protocol {PROTOCOL_VERSION}), the engine {} (protocol {}): start both with the same binary",
                 register.facts.version, register.protocol
             );
-            return self.say_refused(uuid, &why);
+            return self.send_refusal(uuid, &why);
         }
         if register.facts.uuid != *uuid {
-            return self.say_refused(uuid, "its uuid is not its routing id");
+            return self.send_refusal(uuid, "its uuid does not match its routing id");
         }
         let known = self.engines.get(uuid).map(|e| e.id);
         let id = match known {
             Some(id) => {
-                // It may not have arrived when it was said.
-                register.returned.iter().for_each(|returned| self.given_back(uuid, returned));
+                // The first report may have been lost.
+                register.returned.iter().for_each(|returned| self.tasks_returned(uuid, returned));
                 self.reconcile(uuid, &register.holds, &mut reply.drop);
                 self.send_again(uuid, &register.requests);
                 id
             }
             None => {
-                // It was given up, or is new: what it still runs has been given away.
+                // It is new, or its lease expired: its tasks have been reassigned.
                 reply.drop = register.holds;
-                // A registration as an `ipengine` that it has begun under this name is void.
+                // This cancels an unfinished `ipengine` registration under the same uuid.
                 self.incoming.remove(uuid);
                 let promised = |id: &crate::model::EngineId| self.incoming.values().any(|i| i == id);
                 let id = register.id.filter(|id| !promised(id));
                 let id = self.engines.choose_id(id);
                 self.add_engine(id, register.facts);
-                // All that it had was given away, that too.
+                // These tasks have been reassigned, too.
                 register
                     .returned
                     .iter()
-                    .for_each(|returned| self.say_return_recorded(uuid, returned));
+                    .for_each(|returned| self.send_return_recorded(uuid, returned));
                 id
             }
         };
         reply.id = Some(id);
         self.availability(uuid, register.unavailable.as_deref().map(untrusted::reason));
-        self.tell_engine(uuid, say::REGISTERED, &reply);
+        self.send_to_engine(uuid, engine::REGISTERED, &reply);
     }
 
-    /// The engine is back with what it holds; ours are compared.
+    /// Compares the tasks that a reconnected engine holds with those assigned to it.
     fn reconcile(&mut self, uuid: &EngineUuid, holds: &[Held], drop: &mut Vec<Held>) {
-        self.heard_of(uuid);
-        // It may be a new process of the same name: definitions are sent again.
+        self.note_activity(uuid);
+        // It may be a new process under the same uuid: definitions are sent again.
         self.engines.change(uuid, |e| {
             e.definitions.clear();
             e.bundles.clear();
-            e.asked_back = false;
-            e.unsure = false;
+            e.recall_pending = false;
+            e.uncertain = false;
         });
         let Some(engine) = self.engines.get(uuid) else { return };
         let held: std::collections::HashSet<(TaskId, u32)> = holds.iter().map(|h| (TaskId::new(h.map, h.index), h.run)).collect();
@@ -247,7 +247,7 @@ impl Core {
                 .iter()
                 .filter(|h| engine.tasks.get(&TaskId::new(h.map, h.index)) != Some(&h.run)),
         );
-        // It may not have heard that these were cancelled.
+        // The cancellation of these may not have reached it.
         let is_cancelled = |held: &&Held| {
             let task = self.maps.get(&held.map).and_then(|m| m.in_flight.get(&held.index));
             task.is_some_and(|t| t.cancelled && t.run == held.run && t.engine == *uuid)
@@ -260,14 +260,14 @@ impl Core {
             .filter(|pair| !held.contains(pair))
             .collect();
         if !missing.is_empty() {
-            self.remind(CONFIRM_GRACE, Due::Unconfirmed(uuid.clone(), missing));
+            self.set_timer(CONFIRM_GRACE, Timer::Unconfirmed(uuid.clone(), missing));
         }
         if !cancelled.is_empty() {
-            self.tell_engine(uuid, say::CANCEL, &say::Cancel { tasks: cancelled });
+            self.send_to_engine(uuid, engine::CANCEL, &engine::Cancel { tasks: cancelled });
         }
     }
 
-    /// Tasks that never reached the engine, or whose results never came: given to another.
+    /// Reassigns tasks that never reached the engine, or whose results never arrived.
     pub(super) fn unconfirmed(&mut self, uuid: EngineUuid, tasks: Vec<(TaskId, u32)>) {
         let Some(engine) = self.engines.get(&uuid) else { return };
         let id = engine.id;
@@ -275,7 +275,7 @@ impl Core {
             .into_iter()
             .filter(|(task, run)| engine.tasks.get(task) == Some(run))
             .collect();
-        self.tasks_lost(&uuid, id, still, "it came back without this task");
+        self.tasks_lost(&uuid, id, still, "it reconnected without this task");
     }
 
     fn add_engine(&mut self, id: EngineId, facts: EngineFacts) {
@@ -305,7 +305,7 @@ impl Core {
         self.effects.push(Effect::Notify { message });
     }
 
-    /// Engines that have registered since that time after the start.
+    /// Announces engines that registered since that time after the start.
     pub(super) fn announce_again(&mut self, since: Duration) {
         let ago = self.now.since_start.saturating_sub(since).as_secs_f64();
         let then = self.now.unix.0 - ago;
@@ -314,7 +314,7 @@ impl Core {
         for (id, uuid) in new {
             self.announce(id, &uuid);
         }
-        // Not under a number that another has by now.
+        // Not if another engine has the same id by now.
         let gone = self
             .departures
             .recent
@@ -326,28 +326,28 @@ impl Core {
         }
     }
 
-    // ---- news for ipyparallel's clients
+    // ---- notifications for ipyparallel's clients
 
-    /// Such a client ends its direct requests to an engine when it hears that the engine has gone, and does not survive
-    /// a reply to one of them that it reads afterwards. Replies come on another connection than this news, so they get a lead.
+    /// An ipyparallel client ends its direct requests to an engine when it is notified of the departure, and crashes if it then
+    /// reads a reply to one of them. Replies use another connection than notifications, so they get a lead.
     fn announce_departure(&mut self, uuid: &EngineUuid, id: EngineId, last_reply: Option<Duration>, awaited: bool) {
         let now = self.now.since_start;
         let settled = last_reply.map_or(now, |at| at + REPLY_LEAD);
-        let due = if awaited { settled.max(now + STRANDED_GRACE) } else { settled };
+        let due = if awaited { settled.max(now + ORPHAN_GRACE) } else { settled };
         if due <= now {
             return self.publish_departure(uuid.clone(), id);
         }
         self.departures.pending.insert(uuid.clone(), Departure { id, due });
-        self.remind(due - now, Due::Departed(uuid.clone()));
+        self.set_timer(due - now, Timer::Departed(uuid.clone()));
     }
 
-    /// The departure's lead may be over.
+    /// Publishes a departure once its lead has passed.
     pub(super) fn departed(&mut self, uuid: EngineUuid) {
         let now = self.now.since_start;
         match self.departures.pending.get(&uuid) {
             Some(departure) if departure.due > now => {
                 let after = departure.due - now;
-                self.remind(after, Due::Departed(uuid));
+                self.set_timer(after, Timer::Departed(uuid));
             }
             Some(_) => self.publish_pending_departure(&uuid),
             None => {}
@@ -364,7 +364,7 @@ impl Core {
         let now = self.now.since_start;
         self.departures
             .recent
-            .retain(|(at, _, _)| now.saturating_sub(*at) <= super::hub::LONGEST_CONNECTING);
+            .retain(|(at, _, _)| now.saturating_sub(*at) <= super::hub::MAX_CONNECTING);
         self.notify_departure(&uuid, id);
         self.departures.recent.push((now, uuid, id));
     }
@@ -378,8 +378,8 @@ impl Core {
         self.effects.push(Effect::Notify { message });
     }
 
-    /// A reply of this engine's is on its way to a client. False: clients know that the engine has gone, and have given its
-    /// direct requests up.
+    /// Notes a reply of this engine to a client. Returns false if clients were already notified of the departure and have
+    /// ended its direct requests.
     pub(super) fn note_reply(&mut self, uuid: &EngineUuid) -> bool {
         let now = self.now.since_start;
         if self.engines.change(uuid, |e| e.last_reply = Some(now)).is_some() {
@@ -393,21 +393,21 @@ impl Core {
         is_pending
     }
 
-    pub(super) fn heard_of(&mut self, uuid: &EngineUuid) {
+    pub(super) fn note_activity(&mut self, uuid: &EngineUuid) {
         let now = self.now.since_start;
         self.engines.change(uuid, |e| {
-            e.heard = now;
+            e.last_seen = now;
             e.away_until = None;
         });
     }
 
-    pub(super) fn connection_ended(&mut self, uuid: EngineUuid) {
-        // What was on its way in either direction may be lost.
-        self.engines.change(&uuid, |e| e.unsure = true);
-        self.send_away(&uuid, RECONNECT_GRACE);
+    pub(super) fn engine_disconnected(&mut self, uuid: EngineUuid) {
+        // Messages in transit in either direction may be lost.
+        self.engines.change(&uuid, |e| e.uncertain = true);
+        self.mark_away(&uuid, RECONNECT_GRACE);
     }
 
-    fn send_away(&mut self, uuid: &EngineUuid, grace: Duration) {
+    fn mark_away(&mut self, uuid: &EngineUuid, grace: Duration) {
         let until = self.now.since_start + grace;
         let away = self.engines.change(uuid, |e| match e.away_until {
             Some(earlier) if earlier <= until => false,
@@ -417,37 +417,37 @@ impl Core {
             }
         });
         if away == Some(true) {
-            self.remind(grace, Due::Lease(uuid.clone()));
+            self.set_timer(grace, Timer::Lease(uuid.clone()));
         }
     }
 
-    pub(super) fn lease_over(&mut self, uuid: EngineUuid) {
+    pub(super) fn lease_expired(&mut self, uuid: EngineUuid) {
         let due = self
             .engines
             .get(&uuid)
             .and_then(|e| e.away_until)
             .is_some_and(|until| until <= self.now.since_start);
         if due {
-            self.engine_gone(&uuid, "its connection ended, or it was silent for longer than its lease");
+            self.engine_gone(&uuid, "its connection closed, or it was silent for longer than its lease");
         }
     }
 
-    /// Pings `ipengine`s, and sends those away that have been silent for too long.
-    pub(super) fn beat_hearts(&mut self) {
+    /// Pings `ipengine`s, and marks engines that have been silent for too long as away.
+    pub(super) fn send_heartbeats(&mut self) {
         if self.engines.iter().any(|(_, e)| !e.native) || !self.incoming.is_empty() {
             let payload = Bytes::from(format!("{:.6}", self.now.since_start.as_secs_f64()));
             self.effects.push(Effect::Ping { payload });
         }
-        let patience = Self::period(self.config.heartbeat_interval_ms) * 3;
-        let lease = Self::period(self.config.lease_ms).saturating_sub(patience);
+        let max_silence = Self::period(self.config.heartbeat_interval_ms) * 3;
+        let lease = Self::period(self.config.lease_ms).saturating_sub(max_silence);
         let silent: Vec<EngineUuid> = self
             .engines
             .iter()
-            .filter(|(_, e)| e.is_here() && self.now.since_start.saturating_sub(e.heard) > patience)
+            .filter(|(_, e)| e.is_connected() && self.now.since_start.saturating_sub(e.last_seen) > max_silence)
             .map(|(uuid, _)| uuid.clone())
             .collect();
         for uuid in silent {
-            self.send_away(&uuid, lease);
+            self.mark_away(&uuid, lease);
         }
     }
 
@@ -456,7 +456,7 @@ impl Core {
         let (id, tasks) = (engine.id, engine.tasks.iter().map(|(t, r)| (*t, *r)).collect::<Vec<_>>());
         let (host, pid) = (&engine.facts.host, engine.facts.pid);
         tracing::info!(engine = %id, %uuid, host, pid, reason, tasks = tasks.len(), "engine gone");
-        // No new tasks for it while its old ones are given away.
+        // No new tasks for it while its old ones are reassigned.
         self.engines.change(uuid, |e| e.leaving = true);
         self.tasks_of_gone(uuid, id, tasks, reason);
         self.requests_of_gone(uuid);
@@ -468,15 +468,15 @@ impl Core {
             reason: reason.to_string(),
         });
         let last = departed.as_ref().and_then(|e| e.last_reply);
-        // An `ipengine` has several connections: its last replies may come behind the news that it has left.
-        let awaited = departed.is_some_and(|e| !e.native) && self.requests.stranded.contains_key(uuid);
+        // An `ipengine` has several connections: its last replies may arrive after the notice that it left.
+        let awaited = departed.is_some_and(|e| !e.native) && self.requests.orphaned.contains_key(uuid);
         self.announce_departure(uuid, id, last, awaited);
         self.recheck_impossible();
     }
 
     // ---- ipengine
 
-    pub(super) fn registrant_said(&mut self, identity: Bytes, message: Message) {
+    pub(super) fn registrant_message(&mut self, identity: Bytes, message: Message) {
         match message.msg_type() {
             hub::REGISTRATION => self.register_stock(identity, &message),
             hub::UNREGISTRATION => {
@@ -499,7 +499,7 @@ impl Core {
             return;
         };
         if !untrusted::is_name(&registration.uuid) {
-            let content = ErrorContent::new("ValueError", "'an engine's uuid has up to 255 printable characters'");
+            let content = ErrorContent::new("ValueError", "'an engine's uuid must have 1 to 255 printable characters'");
             let message = self.message("registration_reply", Some(&message.header_json), &content);
             return self.effects.push(Effect::ToRegistrant { identity, message });
         }
@@ -508,12 +508,12 @@ impl Core {
             let content = ErrorContent::new("KeyError", format!("\"uuid '{uuid}' in use\""));
             self.message("registration_reply", Some(&message.header_json), &content)
         } else {
-            let wish = registration.id.map(EngineId);
-            let taken = wish.is_some_and(|id| self.incoming.values().any(|i| *i == id));
-            let id = self.engines.choose_id(wish.filter(|_| !taken));
+            let requested = registration.id.map(EngineId);
+            let taken = requested.is_some_and(|id| self.incoming.values().any(|i| *i == id));
+            let id = self.engines.choose_id(requested.filter(|_| !taken));
             self.incoming.insert(uuid.clone(), id);
-            let patience = Self::period(self.config.registration_timeout_ms);
-            self.remind(patience, Due::Registration(uuid));
+            let timeout = Self::period(self.config.registration_timeout_ms);
+            self.set_timer(timeout, Timer::Registration(uuid));
             let content = serde_json::json!({
                 "id": id.0,
                 "status": "ok",
@@ -529,12 +529,12 @@ impl Core {
 
     pub(super) fn registration_stalled(&mut self, uuid: EngineUuid) {
         if self.incoming.remove(&uuid).is_some() {
-            tracing::warn!(%uuid, "an ipengine asked to register and never beat");
+            tracing::warn!(%uuid, "an ipengine requested registration but answered no ping");
         }
     }
 
-    /// The first beat completes a registration.
-    pub(super) fn ponged(&mut self, uuid: EngineUuid) {
+    /// The first pong completes a registration.
+    pub(super) fn pong_received(&mut self, uuid: EngineUuid) {
         if let Some(id) = self.incoming.remove(&uuid) {
             let facts = EngineFacts {
                 uuid,
@@ -548,7 +548,7 @@ impl Core {
             };
             self.add_engine(id, facts);
         } else {
-            self.heard_of(&uuid);
+            self.note_activity(&uuid);
         }
     }
 }

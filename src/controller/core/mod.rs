@@ -1,11 +1,11 @@
-//! The controller's decisions, pure: an event and the time in, effects out. No socket, file, clock or random source is
-//! known here; the driver (`controller::driver`) acts.
+//! The controller's decisions as a pure state machine: an event and the time in, effects out. It knows no socket, file,
+//! clock or random source; the driver (`controller::driver`) carries out the effects.
 //!
-//! Parts: [`event`], [`effect`], [`engines`] (the table of engines), [`maps`] (unfinished maps), [`balanced`] (which engine gets what),
-//! [`finish`] (what results, losses and cancellations do to tasks), [`membership`] (engines come and go), [`clients`] (pcluster's own requests), [`bundles`] (the code of maps),
-//! [`abandoned`] (maps whose client has died), [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`placing`] (which of them run where), [`ahead`], [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`retention`] (what is forgotten unasked), [`transition`], [`untrusted`] (what engines send, checked).
+//! Parts: [`event`], [`effect`], [`engines`] (the table of engines), [`maps`] (unfinished maps), [`balanced`] (assigns map tasks to engines),
+//! [`finish`] (effects of results, losses and cancellations on tasks), [`membership`] (engines register and leave), [`clients`] (pcluster's own requests), [`bundles`] (the code of maps),
+//! [`abandoned`] (maps whose client has died), [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`schedule`] (assigns them to engines), [`prefetch`], [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`reconnect`] (clients that reconnect), [`admin`] (stop and signal engines), [`values`], [`restore`], [`retention`] (expiry of old records), [`transition`], [`untrusted`] (validation of what engines send).
 mod abandoned;
-mod ahead;
+mod admin;
 mod balanced;
 mod broadcast;
 mod bundles;
@@ -18,14 +18,14 @@ mod finish;
 mod hub;
 mod maps;
 mod membership;
-mod orders;
 mod output;
-mod placing;
 pub mod policy;
+mod prefetch;
+pub mod reconnect;
 mod requests;
 mod restore;
 mod retention;
-pub mod returning;
+mod schedule;
 #[cfg(test)]
 mod transition;
 mod untrusted;
@@ -34,7 +34,7 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-pub use effect::{Ask, ClientChannel, Effect, Query};
+pub use effect::{ClientChannel, Effect, Query, QueryKind};
 pub use event::Event;
 pub use retention::Expired;
 
@@ -43,63 +43,63 @@ use crate::model::{EngineUuid, MapId, UnixTime};
 use crate::profile::config::ControllerConfig;
 use crate::wire::content::engine::Channel;
 use crate::wire::{Message, Session};
-use ahead::Ahead;
 use bundles::Bundles;
 use bytes::Bytes;
 use engines::Engines;
 use maps::Map;
+use prefetch::Prefetch;
 use requests::Requests;
 use serde::Serialize;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::time::Duration;
 
-/// The time of an event: since the controller's start for periods, since 1970 for records.
+/// The time of an event: since the controller's start for intervals, since 1970 for records.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Now {
+pub struct EventTime {
     pub since_start: Duration,
     pub unix: UnixTime,
 }
 
-/// What the core must know of its own process.
+/// Facts about the controller's own process.
 #[derive(Clone, Debug)]
 pub struct Facts {
     pub cluster_id: String,
     pub pid: u32,
     pub host: String,
     pub started: UnixTime,
-    /// Unique to this run of the controller; the stem of its message ids.
+    /// Unique to this run of the controller; the prefix of its message ids.
     pub session: String,
-    /// What an `ipengine` is told beside its id: the engine connection file as JSON.
+    /// The engine connection file as JSON; an `ipengine` receives it with its id.
     pub engine_file: serde_json::Value,
     /// For schemes that choose at random.
     pub seed: u64,
 }
 
-/// Something that is due at a time. What it is about may be gone by then.
+/// An action scheduled for a later time. Its subject may no longer exist by then.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Due {
-    /// Pings, silent engines, stuck queues.
-    Beat,
+enum Timer {
+    /// Sends pings and checks for silent engines and stuck queues.
+    Heartbeat,
     Lease(EngineUuid),
-    /// An `ipengine` that has not beaten yet.
+    /// An `ipengine` that has not answered its first ping.
     Registration(EngineUuid),
-    /// Tasks that an engine was thought to hold when it came back, and did not name.
+    /// Tasks that were assigned to an engine and that it did not list when it reconnected.
     Unconfirmed(EngineUuid, Vec<(crate::model::TaskId, u32)>),
     Watches(MapId),
-    /// Its client may have died while it sent inputs.
+    /// Checks whether the client that sends the map's inputs is still alive.
     Inputs(MapId),
-    /// Replies of this engine's have been recorded.
+    /// Acknowledges this engine's recorded replies.
     RepliesRecorded(EngineUuid),
-    /// It has waited long enough in this run.
+    /// The request timed out waiting for an engine in this run.
     RequestTimeout(String, u32),
-    /// What an `ipengine` had when it left: late replies may still come.
-    Stranded(EngineUuid),
-    /// ipyparallel's clients may hear that it has gone.
+    /// Ends the requests that an `ipengine` held when it left; late replies could arrive until now.
+    Orphaned(EngineUuid),
+    /// Announces the engine's departure to ipyparallel's clients.
     Departed(EngineUuid),
-    /// Is there something to be forgotten?
+    /// Checks for expired records.
     Retention,
-    /// Engines that have registered since then are announced again: to a client that did not listen yet.
+    /// Announces engines that registered since then again, for a client that had not subscribed yet.
     Announce(Duration),
 }
 
@@ -108,40 +108,40 @@ pub struct Core {
     facts: Facts,
     session: Session,
     engines: Engines,
-    /// `ipengine`s that have asked to register and not beaten yet.
+    /// `ipengine`s that requested registration and have not answered a ping yet.
     incoming: HashMap<EngineUuid, crate::model::EngineId>,
     maps: BTreeMap<MapId, Map>,
     keys: HashMap<String, MapId>,
     next_map: u32,
     bundles: Bundles,
-    /// Engines to be told what is on disk and what is finished.
+    /// Engines with pending acknowledgements: results on disk, finished maps.
     unsettled: BTreeSet<EngineUuid>,
-    /// The maps that wait for a map.
+    /// For each map, the maps that wait for it.
     followers: HashMap<MapId, Vec<MapId>>,
-    /// Maps with tasks that could be sent now.
+    /// Maps with tasks that can be sent now.
     runnable: BTreeSet<MapId>,
-    /// Finished maps: whether a task failed. One entry a map, not a task.
+    /// Finished maps: true if a task failed. One entry per map, not per task.
     finished: HashMap<MapId, bool>,
     requests: Requests,
     departures: membership::Departures,
-    /// Engines that broke the protocol, and how: they are not registered again.
+    /// Engines that violated the protocol, with the reason: they are not registered again.
     refused: HashMap<EngineUuid, String>,
-    ahead: Ahead,
+    prefetch: Prefetch,
     readers: retention::Readers,
     /// [`Core::retention_clock`] at the start of this controller.
     retention_base: UnixTime,
-    timers: BinaryHeap<Reverse<(Duration, Due)>>,
-    dice: policy::Dice,
-    beats: u64,
+    timers: BinaryHeap<Reverse<(Duration, Timer)>>,
+    rng: policy::Rng,
+    heartbeats: u64,
     finished_tasks: u64,
     sent_tasks: u64,
     cut_off: u64,
     effects: Vec<Effect>,
-    now: Now,
+    now: EventTime,
 }
 
 impl Core {
-    pub fn new(config: ControllerConfig, facts: Facts, now: Now) -> Core {
+    pub fn new(config: ControllerConfig, facts: Facts, now: EventTime) -> Core {
         let session = Session::new(b"", facts.session.clone(), "pcluster");
         let mut core = Core {
             config,
@@ -159,63 +159,63 @@ impl Core {
             requests: Requests::default(),
             departures: Default::default(),
             refused: HashMap::new(),
-            ahead: Ahead::default(),
+            prefetch: Prefetch::default(),
             readers: Default::default(),
             retention_base: UnixTime(now.unix.0 - now.since_start.as_secs_f64()),
             timers: BinaryHeap::new(),
-            dice: policy::Dice::new(facts.seed),
+            rng: policy::Rng::new(facts.seed),
             facts,
-            beats: 0,
+            heartbeats: 0,
             finished_tasks: 0,
             sent_tasks: 0,
             cut_off: 0,
             effects: Vec::new(),
             now,
         };
-        core.remind(Duration::ZERO, Due::Beat);
+        core.set_timer(Duration::ZERO, Timer::Heartbeat);
         if core.config.retention_days.is_some() {
-            core.remind(retention::FIRST, Due::Retention);
+            core.set_timer(retention::FIRST_CHECK, Timer::Retention);
         }
         core
     }
 
-    /// The only way in. What is to be done is appended to `effects`.
-    pub fn handle(&mut self, now: Now, event: Event, effects: &mut Vec<Effect>) {
+    /// The only entry point. Appends the effects to carry out to `effects`.
+    pub fn handle(&mut self, now: EventTime, event: Event, effects: &mut Vec<Effect>) {
         self.now = now;
         std::mem::swap(&mut self.effects, effects);
         match event {
-            Event::ClientSaid {
+            Event::ClientMessage {
                 channel: ClientChannel::Registration,
                 message,
-            } => self.client_asked(message),
-            Event::ClientSaid {
+            } => self.client_request(message),
+            Event::ClientMessage {
                 channel: ClientChannel::Mux,
                 message,
             } => self.mux_request(message),
-            Event::ClientSaid {
+            Event::ClientMessage {
                 channel: ClientChannel::Task,
                 message,
             } => self.task_request(message),
-            Event::ClientSaid {
+            Event::ClientMessage {
                 channel: ClientChannel::Broadcast,
                 message,
             } => self.broadcast_request(message),
-            Event::ClientSaid {
+            Event::ClientMessage {
                 channel: ClientChannel::Control,
                 message,
             } => self.control_request(message),
-            Event::EngineSaid {
+            Event::EngineMessage {
                 engine,
                 native,
                 channel,
                 client,
                 message,
-            } => self.engine_said(engine, native, channel, client, message),
-            Event::RegistrantSaid { identity, message } => self.registrant_said(identity, message),
-            Event::Ponged { engine } => self.ponged(engine),
-            Event::ConnectionEnded { engine } => self.connection_ended(engine),
-            Event::ClientCame { channel, identity, key } => self.client_came(channel, identity, key),
-            Event::ClientLeft { channel, identity } => self.client_left(channel, &identity),
+            } => self.engine_message(engine, native, channel, client, message),
+            Event::RegistrantMessage { identity, message } => self.registrant_message(identity, message),
+            Event::PongReceived { engine } => self.pong_received(engine),
+            Event::EngineDisconnected { engine } => self.engine_disconnected(engine),
+            Event::ClientConnected { channel, identity, key } => self.client_connected(channel, identity, key),
+            Event::ClientDisconnected { channel, identity } => self.client_disconnected(channel, &identity),
             Event::TimePassed => self.time_passed(),
             Event::ResubmitFound {
                 client,
@@ -234,29 +234,29 @@ impl Core {
                 found,
                 missing,
             } => self.requests_found(client, parent, &request, found, missing),
-            Event::DaskAnswered { client, parent, place } => self.dask_answered(client, parent, place),
+            Event::DaskStarted { client, parent, address } => self.dask_started(client, parent, address),
             Event::ExpiredFound(expired) => self.expired_found(expired),
-            Event::RepliesGiven { tasks } => self.record(Change::RepliesGiven { tasks }),
-            Event::ReplyUnsent { channel, client, reply } => self.reply_unsent(channel, &client, reply),
-            Event::PeersCutOff { total } => self.cut_off = total,
-            Event::StopAsked { engines } => self.stop(engines),
+            Event::RepliesDelivered { tasks } => self.record(Change::RepliesDelivered { tasks }),
+            Event::ReplyUndelivered { channel, client, reply } => self.reply_undelivered(channel, &client, reply),
+            Event::PeersDisconnected { total } => self.cut_off = total,
+            Event::StopRequested { engines } => self.stop(engines),
         }
         self.dispatch();
         std::mem::swap(&mut self.effects, effects);
     }
 
-    /// The engine whose id stands in an iopub topic, such as `engine.3.stdout`.
+    /// The engine named by an iopub topic such as `engine.3.stdout`.
     pub fn engine_of_topic(&self, topic: &[u8]) -> Option<EngineUuid> {
         let id = std::str::from_utf8(topic).ok()?.strip_prefix("engine.")?.split('.').next()?;
         self.engines.uuid_of(crate::model::EngineId(id.parse().ok()?)).cloned()
     }
 
-    /// When [`Event::TimePassed`] is wanted next, counted from the start.
+    /// When the next [`Event::TimePassed`] is due, counted from the start.
     pub fn next_wake(&self) -> Option<Duration> {
         self.timers.peek().map(|Reverse((at, _))| *at)
     }
 
-    fn remind(&mut self, after: Duration, due: Due) {
+    fn set_timer(&mut self, after: Duration, due: Timer) {
         self.timers.push(Reverse((self.now.since_start + after, due)));
     }
 
@@ -267,18 +267,18 @@ impl Core {
             }
             let Some(Reverse((_, due))) = self.timers.pop() else { break };
             match due {
-                Due::Beat => self.beat(),
-                Due::Lease(engine) => self.lease_over(engine),
-                Due::Registration(engine) => self.registration_stalled(engine),
-                Due::Unconfirmed(engine, tasks) => self.unconfirmed(engine, tasks),
-                Due::Watches(map) => self.answer_watches(map),
-                Due::Inputs(map) => self.inputs_due(map),
-                Due::RepliesRecorded(engine) => self.tell_recorded(&engine),
-                Due::RequestTimeout(msg_id, run) => self.request_timed_out(&msg_id, run),
-                Due::Stranded(engine) => self.stranded(engine),
-                Due::Departed(engine) => self.departed(engine),
-                Due::Announce(since) => self.announce_again(since),
-                Due::Retention => self.look_for_expired(),
+                Timer::Heartbeat => self.beat(),
+                Timer::Lease(engine) => self.lease_expired(engine),
+                Timer::Registration(engine) => self.registration_stalled(engine),
+                Timer::Unconfirmed(engine, tasks) => self.unconfirmed(engine, tasks),
+                Timer::Watches(map) => self.answer_watches(map),
+                Timer::Inputs(map) => self.inputs_due(map),
+                Timer::RepliesRecorded(engine) => self.send_replies_recorded(&engine),
+                Timer::RequestTimeout(msg_id, run) => self.request_timed_out(&msg_id, run),
+                Timer::Orphaned(engine) => self.orphaned(engine),
+                Timer::Departed(engine) => self.departed(engine),
+                Timer::Announce(since) => self.announce_again(since),
+                Timer::Retention => self.check_expired(),
             }
         }
     }
@@ -308,11 +308,11 @@ impl Core {
         });
     }
 
-    fn tell_engine<T: Serialize + ?Sized>(&mut self, engine: &EngineUuid, msg_type: &str, content: &T) {
-        self.tell_engine_with(engine, msg_type, content, Vec::new());
+    fn send_to_engine<T: Serialize + ?Sized>(&mut self, engine: &EngineUuid, msg_type: &str, content: &T) {
+        self.send_to_engine_with(engine, msg_type, content, Vec::new());
     }
 
-    fn tell_engine_with<T: Serialize + ?Sized>(&mut self, engine: &EngineUuid, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
+    fn send_to_engine_with<T: Serialize + ?Sized>(&mut self, engine: &EngineUuid, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
         let message = Message {
             buffers,
             ..self.message(msg_type, None, content)
@@ -326,7 +326,7 @@ impl Core {
         });
     }
 
-    /// Of messages that come here; peers are told.
+    /// The size limit of incoming messages; reported to peers.
     fn max_message_bytes(&self) -> u64 {
         self.config.max_message_mb.saturating_mul(1 << 20)
     }
@@ -335,7 +335,7 @@ impl Core {
         Duration::from_millis(ms)
     }
 
-    /// Holds everything against everything; for tests and debug builds.
+    /// Checks all invariants; for tests and debug builds.
     pub fn check(&self) {
         self.engines.check();
         for (id, map) in &self.maps {

@@ -1,4 +1,4 @@
-//! What ipyparallel's tasks print and display (iopub): recorded with the request, and passed on to every client that listens.
+//! Output of ipyparallel's tasks (iopub): recorded with the request, and published to every subscribed client.
 use super::{Core, Effect};
 use crate::model::EngineUuid;
 use crate::model::change::{Change, RequestOutput};

@@ -1,10 +1,10 @@
 //! Tasks of ipyparallel clients: `apply_request` and `execute_request` through the direct (`mux`), balanced (`task`) and
-//! broadcast schedulers. Their frames are passed on as they came; only header and metadata are looked at.
-use super::ahead::function_of;
+//! broadcast schedulers. Frames are forwarded unchanged; only header and metadata are read.
 use super::dependency::Dependency;
 use super::engines::Engines;
-use super::membership::STRANDED_GRACE;
-use super::{ClientChannel, Core, Due, Effect};
+use super::membership::ORPHAN_GRACE;
+use super::prefetch::function_of;
+use super::{ClientChannel, Core, Effect, Timer};
 use crate::model::buffer_file::BufferFile;
 use crate::model::change::{Change, Reply, Request};
 use crate::model::definition::{MapDefinition, MapOptions, Work};
@@ -18,26 +18,26 @@ use bytes::Bytes;
 use serde_json::Value;
 use std::collections::{HashMap, HashSet, VecDeque};
 
-/// Outcomes kept for dependencies that are named later.
+/// Outcomes kept for dependencies of later requests.
 const REMEMBERED: usize = 200_000;
 
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     pub(super) open: HashMap<String, Open>,
-    /// Balanced, may run anywhere, in order.
+    /// Balanced requests that may run on any engine, in order.
     pub(super) ready: VecDeque<String>,
-    /// Balanced, bound to certain engines or waiting for others: looked at when something changes.
+    /// Balanced requests bound to certain engines or waiting for others: rechecked after changes.
     pub(super) bound: VecDeque<String>,
     pub(super) recheck: bool,
-    /// Finished balanced tasks: well or not, and where.
+    /// Finished balanced tasks: success, and the engine.
     pub(super) outcomes: HashMap<String, (bool, Option<EngineUuid>)>,
     pub(super) outcome_order: VecDeque<String>,
     /// Each client session is one submission.
     pub(super) sessions: HashMap<String, (MapId, u32)>,
     pub(super) broadcasts: HashMap<String, super::broadcast::Coalescing>,
-    /// Requests of `ipengine`s that left; a late reply may still come.
-    pub(super) stranded: HashMap<EngineUuid, Vec<String>>,
-    pub(super) returning: super::returning::Returning,
+    /// Requests of `ipengine`s that left; a late reply may still arrive.
+    pub(super) orphaned: HashMap<EngineUuid, Vec<String>>,
+    pub(super) reconnects: super::reconnect::Reconnects,
 }
 
 #[derive(Debug)]
@@ -45,12 +45,12 @@ pub(super) struct Open {
     pub(super) task: TaskId,
     pub(super) run: u32,
     pub(super) queue: Channel,
-    /// The routing id under which its client is connected; empty while that is not known or not connected.
+    /// The routing id of its client; empty while the client is unknown or disconnected.
     pub(super) client: Bytes,
     /// Its CURVE key.
     pub(super) key: Option<String>,
     pub(super) message: Message,
-    /// Where it is.
+    /// Its assigned engine.
     pub(super) engine: Option<EngineUuid>,
     pub(super) after: Dependency,
     pub(super) follow: Dependency,
@@ -59,10 +59,10 @@ pub(super) struct Open {
     pub(super) retries: u64,
     /// The id of the broadcast that it is part of.
     pub(super) broadcast: Option<String>,
-    /// What a balanced one calls, where that can be seen.
+    /// A hash of the function that a balanced request calls, if known.
     pub(super) function: Option<u64>,
     pub(super) has_timeout: bool,
-    /// Of what engines of ours were sent, the how manyth it was; 0: it is with another's.
+    /// The sequence number of its dispatch to a pcluster engine; 0 if it is on an `ipengine`.
     pub(super) sent: u64,
 }
 
@@ -99,12 +99,12 @@ impl Open {
         }
     }
 
-    /// Its client can be known again after a restart.
-    fn owed(&self) -> Option<TaskId> {
+    /// The task, if its client can be identified after a restart.
+    fn undelivered(&self) -> Option<TaskId> {
         self.key.is_some().then_some(self.task)
     }
-    /// Nothing binds it to certain engines, and it waits for no other.
-    pub(super) fn may_run_anywhere(&self) -> bool {
+    /// True if it is not bound to certain engines and has no dependencies.
+    pub(super) fn is_unconstrained(&self) -> bool {
         self.after.is_empty() && self.follow.is_empty() && self.targets.is_empty() && self.blacklist.is_empty()
     }
 
@@ -121,7 +121,7 @@ impl Open {
         message
     }
 
-    /// How long it may wait for an engine.
+    /// Returns how long it may wait for an engine.
     fn timeout(&mut self, metadata: &Value) -> Option<std::time::Duration> {
         let seconds = metadata
             .get("timeout")
@@ -135,7 +135,7 @@ impl Open {
 }
 
 impl Requests {
-    /// Tasks that are with no engine.
+    /// The number of unassigned tasks.
     pub(super) fn queued(&self) -> usize {
         self.ready.len() + self.bound.len()
     }
@@ -145,15 +145,15 @@ impl Requests {
     pub(super) fn is_open_map(&self, map: MapId) -> bool {
         self.sessions.values().any(|(m, _)| *m == map)
     }
-    /// Unfinished balanced tasks without an engine.
+    /// Unassigned balanced tasks.
     pub(super) fn unassigned(&self) -> impl Iterator<Item = &String> {
         self.ready.iter().chain(self.bound.iter())
     }
-    /// Of the given engine: direct ones and balanced ones.
+    /// Splits an engine's requests into direct and balanced ones.
     pub(super) fn of_engine<'a>(&'a self, ids: impl Iterator<Item = &'a String>) -> (Vec<&'a String>, Vec<&'a String>) {
         ids.partition(|id| self.open.get(*id).is_some_and(|o| o.queue != Channel::Task))
     }
-    /// Unfinished ones that came through this channel.
+    /// Unfinished requests of this channel.
     pub(super) fn open_on(&mut self, channel: ClientChannel) -> impl Iterator<Item = &mut Open> {
         self.open.values_mut().filter(move |open| client_channel(open.queue) == channel)
     }
@@ -182,16 +182,16 @@ impl Requests {
     pub(super) fn check(&self, engines: &Engines) {
         for (id, open) in &self.open {
             let Some(uuid) = &open.engine else { continue };
-            // What an engine had when it was given up waits, also when the engine is back.
-            let stranded = self.stranded.get(uuid).is_some_and(|ids| ids.contains(id));
-            if let Some(engine) = engines.get(uuid).filter(|_| !stranded) {
-                assert!(engine.requests.contains(id), "{id} is with its engine");
+            // Orphaned requests wait even if their engine has reconnected.
+            let orphaned = self.orphaned.get(uuid).is_some_and(|ids| ids.contains(id));
+            if let Some(engine) = engines.get(uuid).filter(|_| !orphaned) {
+                assert!(engine.requests.contains(id), "{id} is assigned to its engine");
             }
         }
         for id in self.unassigned() {
             assert!(
                 self.open.get(id).is_some_and(|o| o.engine.is_none()),
-                "{id} is queued and with no engine"
+                "{id} is queued and unassigned"
             );
         }
     }
@@ -206,7 +206,7 @@ fn date_of(message: &Message, otherwise: UnixTime) -> UnixTime {
 }
 
 impl Core {
-    /// Records a request, and keeps it until its reply.
+    /// Records a request and tracks it until its reply.
     pub(super) fn open_request(
         &mut self,
         queue: Channel,
@@ -218,7 +218,7 @@ impl Core {
         message.buffer_file = BufferFile::unwritten(&message.buffers);
         let metadata: Value = message.metadata().unwrap_or_default();
         let session = message.header.session.clone();
-        let key = self.requests.returning.key_of(client_channel(queue), &client);
+        let key = self.requests.reconnects.key_of(client_channel(queue), &client);
         let known = self.requests.sessions.get(&session).copied();
         let (map, index) = match known {
             Some(place) => place,
@@ -268,7 +268,7 @@ impl Core {
         let mut open = Open::new(TaskId::new(map, index), queue, (client, key), message, &metadata, broadcast);
         let msg_id = open.message.header.msg_id.clone();
         if let Some(timeout) = open.timeout(&metadata) {
-            self.remind(timeout, Due::RequestTimeout(msg_id.clone(), open.run));
+            self.set_timer(timeout, Timer::RequestTimeout(msg_id.clone(), open.run));
         }
         self.requests.open.insert(msg_id.clone(), open);
         if let Some(engine) = engine {
@@ -276,7 +276,7 @@ impl Core {
         }
     }
 
-    /// An unfinished request of before: with its engine, if that may come back; waiting; or, without its engine, at its end.
+    /// Restores an unfinished request: assigned if its engine may reconnect, queued, or failed if its engine is gone.
     pub(super) fn restore_request(&mut self, key: Option<String>, found: super::event::UnfinishedRequest) {
         let request = found.request;
         let queue = match request.queue {
@@ -300,7 +300,7 @@ impl Core {
         let mut open = Open::new(found.task, queue, (Bytes::new(), key), message, &metadata, broadcast);
         open.run = found.run;
         if let Some(timeout) = open.timeout(&metadata) {
-            self.remind(timeout, Due::RequestTimeout(msg_id.clone(), open.run));
+            self.set_timer(timeout, Timer::RequestTimeout(msg_id.clone(), open.run));
         }
         let engine = found.engine.and_then(|id| self.engines.uuid_of(id).cloned());
         open.engine = engine.clone();
@@ -312,20 +312,20 @@ impl Core {
                 });
             }
             None if queue == Channel::Task && found.engine.is_none() => self.admit(&msg_id),
-            None if self.has_retry(&msg_id) => self.run_again(&msg_id),
-            None => self.fail_request(&msg_id, "EngineError", "its engine ended with the controller"),
+            None if self.has_retry(&msg_id) => self.rerun_request(&msg_id),
+            None => self.fail_request(&msg_id, "EngineError", "its engine ended with the previous controller"),
         }
     }
 
-    /// Whether a request whose engine has ended may run on another one; that uses up one of its retries.
+    /// Uses a retry of a request whose engine is gone, if one is left.
     fn has_retry(&mut self, msg_id: &str) -> bool {
         let open = self.requests.open.get_mut(msg_id);
         let retries = open.filter(|open| open.queue == Channel::Task).map(|open| &mut open.retries);
         retries.filter(|retries| **retries > 0).map(|retries| *retries -= 1).is_some()
     }
 
-    fn run_again(&mut self, msg_id: &str) {
-        self.take_back(msg_id);
+    fn rerun_request(&mut self, msg_id: &str) {
+        self.withdraw_request(msg_id);
         self.admit(msg_id);
     }
 
@@ -347,7 +347,7 @@ impl Core {
             });
         }
         let quick = function.is_some_and(|function| self.is_quick(function));
-        self.ahead.hurry |= !quick;
+        self.prefetch.flush_now |= !quick;
         let native = self.engines.change(uuid, |e| {
             e.requests.insert(msg_id.to_string());
             if quick {
@@ -370,7 +370,7 @@ impl Core {
         });
     }
 
-    // ---- what clients send
+    // ---- messages of clients
 
     pub(super) fn mux_request(&mut self, mut message: Message) {
         let client = message.sender();
@@ -379,19 +379,16 @@ impl Core {
             .get(1)
             .map(|t| EngineUuid::from(String::from_utf8_lossy(t).as_ref()))
         else {
-            tracing::warn!("a direct request names no engine");
+            tracing::warn!("direct request without an engine");
             return;
         };
         message.identities.clear();
         if self.departures.pending.contains_key(&target) {
-            // The client hears that it has gone, and ends this request with the others.
-            return tracing::info!(%target, "a direct request to an engine that has just gone");
+            // The client is about to be notified of the departure, and ends this request with the others.
+            return tracing::info!(%target, "direct request to an engine that just left");
         }
         let Some(native) = self.engines.get(&target).map(|e| e.native) else {
-            let content = ErrorContent::new(
-                "EngineError",
-                format!("engine {target} is not registered: it has gone, or never was"),
-            );
+            let content = ErrorContent::new("EngineError", format!("engine {target} is not registered"));
             return self.refuse(ClientChannel::Mux, client, &message, &content);
         };
         if is_task(&message) {
@@ -422,11 +419,11 @@ impl Core {
                 client,
                 message,
             }),
-            None => tracing::warn!(kind = message.msg_type(), "a control request for an engine that is not registered"),
+            None => tracing::warn!(kind = message.msg_type(), "control request for an unregistered engine"),
         }
     }
 
-    /// Ends a request that no engine has with an error of ours.
+    /// Fails a request with an error of the controller.
     pub(super) fn fail_request(&mut self, msg_id: &str, ename: &str, why: &str) {
         let Some(open) = self.requests.open.remove(msg_id) else { return };
         self.requests.ready.retain(|id| id != msg_id);
@@ -439,9 +436,9 @@ impl Core {
         if let Some(engine) = &open.engine {
             reply.metadata_json = to_json(&serde_json::json!({"status": "error", "engine": engine.to_string()}));
         }
-        self.record_own_reply(msg_id, &reply, open.engine.as_ref(), open.owed());
+        self.record_own_reply(msg_id, &reply, open.engine.as_ref(), open.undelivered());
         self.settle(msg_id, false, open.engine.clone());
-        self.hand_over(msg_id.to_string(), open, None, reply, "error");
+        self.route_reply(msg_id.to_string(), open, None, reply, "error");
     }
 
     pub(super) fn refuse(&mut self, channel: ClientChannel, client: Bytes, request: &Message, content: &ErrorContent) {
@@ -453,7 +450,7 @@ impl Core {
         });
     }
 
-    /// What depends on it may run now, or never.
+    /// Records an outcome; dependent requests are rechecked.
     pub(super) fn settle(&mut self, msg_id: &str, ok: bool, engine: Option<EngineUuid>) {
         self.requests.remember(msg_id, ok, engine);
         self.requests.recheck = !self.requests.bound.is_empty();
@@ -469,8 +466,8 @@ impl Core {
         self.requests.recheck = !self.requests.bound.is_empty();
     }
 
-    /// An engine is back with these requests: those that it was sent and does not have never reached it, or it gave them back
-    /// to a controller that is no more.
+    /// Resends requests to a reconnected engine that holds only `has`: the missing ones never reached it, or it returned them
+    /// to the previous controller.
     pub(super) fn send_again(&mut self, uuid: &EngineUuid, has: &[String]) {
         let Some(engine) = self.engines.get(uuid) else { return };
         let mut missing: Vec<&Open> = engine
@@ -497,12 +494,12 @@ impl Core {
         }
         for msg_id in of_before {
             self.engines.change(uuid, |e| e.drop_request(&msg_id));
-            self.take_back(&msg_id);
+            self.withdraw_request(&msg_id);
             self.send_request(&msg_id, uuid);
         }
     }
 
-    // ---- what engines answer
+    // ---- messages of engines
 
     pub(super) fn reply_of_engine(&mut self, engine: &EngineUuid, channel: Channel, client: Bytes, message: Message) {
         let msg_id = message.parent().map(|p| p.msg_id).unwrap_or_default();
@@ -514,7 +511,7 @@ impl Core {
             self.note_recorded(engine, msg_id.clone(), &message);
         }
         if is_reply && !known && channel != Channel::Control {
-            // Settled before: a reply sent twice, or one that was given up.
+            // A duplicate reply, or one to a request that has already ended.
             return;
         }
         if !known || channel == Channel::Control {
@@ -529,27 +526,27 @@ impl Core {
         let metadata: Value = message.metadata().unwrap_or_default();
         let content: Value = message.content().unwrap_or_default();
         let status = content.get("status").and_then(Value::as_str).unwrap_or("error").to_string();
-        if channel == Channel::Task && self.try_elsewhere(&msg_id, engine, &metadata, &status) {
+        if channel == Channel::Task && self.retry_elsewhere(&msg_id, engine, &metadata, &status) {
             return;
         }
         let Some(open) = self.requests.open.remove(&msg_id) else { return };
         self.forget_at_engine(&msg_id, engine);
-        // A direct request, not a part of a broadcast, ends at its client with its engine.
-        let is_given_up = !self.note_reply(engine) && open.queue == Channel::Mux;
-        let owed = open.owed().filter(|_| !is_given_up);
-        let (started, ended) = self.record_reply(&msg_id, &message, (&metadata, &content), Some(engine), owed);
+        // The client itself ends a direct request, but not a part of a broadcast, when its engine departs.
+        let is_ended_by_client = !self.note_reply(engine) && open.queue == Channel::Mux;
+        let undelivered = open.undelivered().filter(|_| !is_ended_by_client);
+        let (started, ended) = self.record_reply(&msg_id, &message, (&metadata, &content), Some(engine), undelivered);
         if native {
             self.learn_request(&open, started, ended);
             self.publish_idle(engine, &message);
         }
         self.settle(&msg_id, status == "ok", Some(engine.clone()));
-        if !is_given_up {
-            self.hand_over(msg_id, open, Some(uuid), message, &status);
+        if !is_ended_by_client {
+            self.route_reply(msg_id, open, Some(uuid), message, &status);
         }
     }
 
-    /// A reply on its way to its client, by itself or as a part.
-    fn hand_over(&mut self, msg_id: String, open: Open, engine: Option<Bytes>, reply: Message, status: &str) {
+    /// Sends a reply to its client, by itself or as a part of a broadcast.
+    fn route_reply(&mut self, msg_id: String, open: Open, engine: Option<Bytes>, reply: Message, status: &str) {
         let client = (open.client, open.key);
         match &open.broadcast {
             Some(original) => self.broadcast_reply(original, msg_id, client, Some(open.task), reply, status),
@@ -557,8 +554,8 @@ impl Core {
         }
     }
 
-    /// An unmet functional dependency, or a failure with retries left. True when it will run again.
-    fn try_elsewhere(&mut self, msg_id: &str, engine: &EngineUuid, metadata: &Value, status: &str) -> bool {
+    /// Reruns a request after an unmet functional dependency, or after a failure with retries left. Returns true if it reruns.
+    fn retry_elsewhere(&mut self, msg_id: &str, engine: &EngineUuid, metadata: &Value, status: &str) -> bool {
         let met = metadata.get("dependencies_met").and_then(Value::as_bool).unwrap_or(true);
         let Some(open) = self.requests.open.get_mut(msg_id) else {
             return false;
@@ -571,7 +568,7 @@ impl Core {
         }
         open.blacklist.insert(engine.clone());
         self.forget_at_engine(msg_id, engine);
-        self.take_back(msg_id);
+        self.withdraw_request(msg_id);
         let Some(open) = self.requests.open.get(msg_id) else {
             return true;
         };
@@ -581,19 +578,19 @@ impl Core {
             (open.targets.is_empty() || open.targets.contains(uuid)) && (open.follow.ids.is_empty() || follows.contains(uuid))
         };
         let nowhere_else = self.engines.iter().all(|(uuid, _)| !may(uuid) || open.blacklist.contains(uuid));
-        let asked: Value = open.message.metadata().unwrap_or_default();
+        let request_metadata: Value = open.message.metadata().unwrap_or_default();
         let Some(open) = self.requests.open.get_mut(msg_id) else {
             return true;
         };
-        match open.timeout(&asked) {
+        match open.timeout(&request_metadata) {
             _ if nowhere_else && !met => {
-                self.fail_request(msg_id, "ImpossibleDependency", "no engine meets what it needs");
+                self.fail_request(msg_id, "ImpossibleDependency", "no engine meets its functional dependency");
                 return true;
             }
-            // It waits for another engine to come, so long.
+            // It waits this long for another engine.
             Some(timeout) => {
                 let run = open.run;
-                self.remind(timeout, Due::RequestTimeout(msg_id.to_string(), run));
+                self.set_timer(timeout, Timer::RequestTimeout(msg_id.to_string(), run));
             }
             None if nowhere_else => open.blacklist.clear(),
             None => {}
@@ -602,8 +599,8 @@ impl Core {
         true
     }
 
-    /// It is with no engine any more.
-    pub(super) fn take_back(&mut self, msg_id: &str) {
+    /// Removes the assignment to an engine.
+    pub(super) fn withdraw_request(&mut self, msg_id: &str) {
         let Some(open) = self.requests.open.get_mut(msg_id) else { return };
         open.engine = None;
         open.run += 1;
@@ -611,14 +608,14 @@ impl Core {
         self.record(Change::TaskReturned { task, run, attempt: None });
     }
 
-    /// `owed`: to whom it must get, whatever becomes of this controller. Returns when it was begun and ended, as far as the reply says.
+    /// Records a reply. `undelivered`: the task, if the reply must be delivered even after a restart. Returns its start, if the reply has it, and its end.
     fn record_reply(
         &mut self,
         msg_id: &str,
         reply: &Message,
         (metadata, content): (&Value, &Value),
         engine: Option<&EngineUuid>,
-        owed: Option<TaskId>,
+        undelivered: Option<TaskId>,
     ) -> (Option<UnixTime>, UnixTime) {
         let status = match content.get("status").and_then(Value::as_str) {
             Some("ok") => TaskState::Ok,
@@ -648,35 +645,35 @@ impl Core {
                 received: self.now.unix,
             }),
         });
-        if let Some(task) = owed {
-            self.record(Change::ReplyOwed { task });
+        if let Some(task) = undelivered {
+            self.record(Change::ReplyUndelivered { task });
         }
         (started, completed)
     }
 
-    /// Of one of our own making.
-    pub(super) fn record_own_reply(&mut self, msg_id: &str, reply: &Message, engine: Option<&EngineUuid>, owed: Option<TaskId>) {
+    /// Records a reply made by the controller.
+    pub(super) fn record_own_reply(&mut self, msg_id: &str, reply: &Message, engine: Option<&EngineUuid>, undelivered: Option<TaskId>) {
         let (metadata, content) = (reply.metadata().unwrap_or_default(), reply.content().unwrap_or_default());
-        self.record_reply(msg_id, reply, (&metadata, &content), engine, owed);
+        self.record_reply(msg_id, reply, (&metadata, &content), engine, undelivered);
     }
 
-    /// The engine will not answer. Direct requests are settled by the client itself when it hears that the engine is gone.
+    /// Orphans the requests of a departed engine. The client itself ends direct requests when it is notified of the departure.
     pub(super) fn requests_of_gone(&mut self, uuid: &EngineUuid) {
         let Some(engine) = self.engines.get(uuid) else { return };
         let ids: Vec<String> = engine.requests.iter().cloned().collect();
         if ids.is_empty() {
             return;
         }
-        // ipyparallel's client, too, waits before it gives up: a reply may be on its way.
-        // It may go, come back and go again in that time.
-        self.requests.stranded.entry(uuid.clone()).or_default().extend(ids.iter().cloned());
-        self.remind(STRANDED_GRACE, Due::Stranded(uuid.clone()));
+        // Like ipyparallel's client, wait for replies in transit.
+        // The engine may leave, reconnect and leave again in that time.
+        self.requests.orphaned.entry(uuid.clone()).or_default().extend(ids.iter().cloned());
+        self.set_timer(ORPHAN_GRACE, Timer::Orphaned(uuid.clone()));
         for id in ids {
             self.engines.change(uuid, |e| e.drop_request(&id));
         }
     }
 
-    pub(super) fn stranded(&mut self, uuid: EngineUuid) {
+    pub(super) fn orphaned(&mut self, uuid: EngineUuid) {
         let sent = |id: &String| {
             self.requests
                 .open
@@ -684,20 +681,20 @@ impl Core {
                 .filter(|o| o.engine.as_ref() == Some(&uuid))
                 .map(|o| o.sent)
         };
-        let left = self.requests.stranded.get(&uuid).into_iter().flatten();
+        let left = self.requests.orphaned.get(&uuid).into_iter().flatten();
         let mut left: Vec<(u64, String)> = left.filter_map(|id| Some((sent(id)?, id.clone()))).collect();
         left.sort();
         left.dedup();
-        self.requests.stranded.remove(&uuid);
+        self.requests.orphaned.remove(&uuid);
         for (place, (sent, msg_id)) in left.into_iter().enumerate() {
             let Some(open) = self.requests.open.get(&msg_id) else { continue };
             if open.queue == Channel::Task && sent > 0 && place > 0 {
-                // It stood behind the one that the engine may have died of.
-                self.run_again(&msg_id);
+                // It was queued behind the request that may have crashed the engine.
+                self.rerun_request(&msg_id);
                 continue;
             }
             if self.has_retry(&msg_id) {
-                self.run_again(&msg_id);
+                self.rerun_request(&msg_id);
                 continue;
             }
             let Some(open) = self.requests.open.get(&msg_id) else { continue };
@@ -708,16 +705,16 @@ impl Core {
                 let content = ErrorContent::new("EngineError", why);
                 let reply = self.message(&reply_type(&open.message), Some(&open.message.header_json), &content);
                 let is_part = open.broadcast.is_some();
-                self.record_own_reply(&msg_id, &reply, None, open.owed().filter(|_| is_part));
+                self.record_own_reply(&msg_id, &reply, None, open.undelivered().filter(|_| is_part));
                 self.settle(&msg_id, false, Some(uuid.clone()));
                 if is_part {
-                    self.hand_over(msg_id, open, None, reply, "error");
+                    self.route_reply(msg_id, open, None, reply, "error");
                 }
             }
         }
     }
 
-    /// A finished request is to run again, under a new id (ipyparallel's `resubmit_request`).
+    /// Reruns a finished request under a new id (ipyparallel's `resubmit_request`).
     pub(super) fn resubmit_request(&mut self, client: Bytes, found: super::event::FoundRequest) -> String {
         let msg_id = self.session.next_id();
         let mut header: Value = serde_json::from_slice(&found.header).unwrap_or_default();
@@ -741,7 +738,7 @@ impl Core {
     }
 }
 
-/// The metadata with one key more.
+/// Adds the run number to the metadata.
 fn with_run(metadata: &Bytes, run: u32) -> Bytes {
     let mut metadata: serde_json::Map<String, Value> = serde_json::from_slice(metadata).unwrap_or_default();
     metadata.insert("pcluster_run".into(), run.into());

@@ -1,10 +1,10 @@
-//! A controller that starts again takes up what the records hold: tasks that were with an engine stay with it until
-//! the engine comes back or its lease is over.
+//! Restores the recorded state after a restart: assigned tasks stay with their engine until it reconnects or its lease
+//! expires.
 use super::broadcast::{Part, is_joined};
 use super::event::{FoundClient, FoundReply, FoundTask, Restored, UnfinishedRequest};
 use super::maps::{InFlight, Map, Returned, Tries};
-use super::returning::OwedReply;
-use super::{ClientChannel, Core, Due};
+use super::reconnect::UndeliveredReply;
+use super::{ClientChannel, Core, Timer};
 use crate::model::change::Change;
 use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineUuid, TaskId};
@@ -14,15 +14,15 @@ use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
 
 impl Core {
-    /// To be called once, before the first event.
-    pub fn restore(&mut self, now: super::Now, restored: Restored, effects: &mut Vec<super::Effect>) {
+    /// Restores the state. Call it once, before the first event.
+    pub fn restore(&mut self, now: super::EventTime, restored: Restored, effects: &mut Vec<super::Effect>) {
         self.now = now;
         std::mem::swap(&mut self.effects, effects);
-        self.take_up(restored);
+        self.apply_restored(restored);
         std::mem::swap(&mut self.effects, effects);
     }
 
-    fn take_up(&mut self, restored: Restored) {
+    fn apply_restored(&mut self, restored: Restored) {
         self.next_map = restored.next_map.max(1);
         self.engines.next_id = restored.next_engine;
         if let Some(clock) = restored.retention_clock {
@@ -37,12 +37,12 @@ impl Core {
             let until = self.now.since_start + lease;
             self.engines.change(&uuid, |e| {
                 e.away_until = Some(until);
-                e.unsure = true;
+                e.uncertain = true;
             });
-            self.remind(lease, Due::Lease(uuid));
+            self.set_timer(lease, Timer::Lease(uuid));
         }
         for (id, uuid) in restored.departed {
-            let reason = "the controller ended".to_string();
+            let reason = "the previous controller ended".to_string();
             self.record(Change::EngineGone {
                 id,
                 uuid,
@@ -51,7 +51,7 @@ impl Core {
             });
         }
         self.finished.extend(restored.finished);
-        self.take_up_clients(restored.outcomes, restored.clients, &restored.delivered);
+        self.restore_clients(restored.outcomes, restored.clients, &restored.delivered);
         for found in restored.maps {
             let id = found.map;
             let mut map = Map::new(self.with_shared_bundle(found.definition), found.key.clone());
@@ -77,7 +77,7 @@ impl Core {
                     });
                     continue;
                 }
-                if let Some(run) = place(&mut map, task_id, task, &uuids, &mut self.engines) {
+                if let Some(run) = restore_task(&mut map, task_id, task, &uuids, &mut self.engines) {
                     self.record(Change::TaskReturned {
                         task: task_id,
                         run,
@@ -100,8 +100,8 @@ impl Core {
         }
     }
 
-    /// After the engines. Dependencies may be on requests of other clients, so all outcomes come first.
-    fn take_up_clients(
+    /// Restores clients, after the engines. Requests may depend on those of other clients, so all outcomes come first.
+    fn restore_clients(
         &mut self,
         outcomes: Vec<(String, bool, Option<EngineUuid>)>,
         clients: Vec<FoundClient>,
@@ -111,24 +111,24 @@ impl Core {
             self.requests.restore_outcome(&msg_id, ok, engine);
         }
         for mut client in clients {
-            let (has, owed) = client.owed.into_iter().partition(|reply| delivered.contains(&reply.task));
-            client.owed = owed;
+            let (has, undelivered) = client.undelivered.into_iter().partition(|reply| delivered.contains(&reply.task));
+            client.undelivered = undelivered;
             let tasks: Vec<TaskId> = Vec::from_iter(has.iter().map(|reply: &FoundReply| reply.task));
             if !tasks.is_empty() {
-                self.record(Change::RepliesGiven { tasks });
+                self.record(Change::RepliesDelivered { tasks });
             }
             self.requests.restore_session(client.session, client.map, client.next_index);
-            self.take_up_owed(client.key.as_ref(), client.owed, &client.requests);
+            self.restore_undelivered(client.key.as_ref(), client.undelivered, &client.requests);
             for request in client.requests {
                 self.restore_request(client.key.clone(), request);
             }
         }
     }
 
-    /// Replies that the client was not given, and broadcasts whose joined reply it was not.
-    fn take_up_owed(&mut self, key: Option<&String>, owed: Vec<FoundReply>, unfinished: &[UnfinishedRequest]) {
+    /// Restores undelivered replies, and broadcasts with undelivered joined replies.
+    fn restore_undelivered(&mut self, key: Option<&String>, undelivered: Vec<FoundReply>, unfinished: &[UnfinishedRequest]) {
         let mut parts: Vec<Part> = Vec::new();
-        for mut found in owed {
+        for mut found in undelivered {
             self.renew(&mut found.reply);
             let channel = match found.queue.as_str() {
                 "mux" => ClientChannel::Mux,
@@ -143,15 +143,15 @@ impl Core {
                     reply: Some(found.reply),
                 });
             } else if let Some(key) = key {
-                // As it would have been sent: a reply of a broadcast's part has no engine in front.
+                // Same frames as on the first delivery: a reply to a broadcast's part has no engine frame.
                 let engine = found.engine.filter(|_| channel != ClientChannel::Broadcast).map(Bytes::from);
-                let reply = OwedReply {
+                let reply = UndeliveredReply {
                     key: key.clone(),
                     tasks: vec![found.task],
                     engine,
                     message: found.reply,
                 };
-                self.keep_reply(channel, reply);
+                self.queue_for_client(channel, reply);
             }
         }
         parts.extend(unfinished.iter().filter(|open| open.request.queue == "broadcast").map(|open| Part {
@@ -163,8 +163,8 @@ impl Core {
         self.restore_broadcasts(key, parts);
     }
 
-    /// What is sent again is another message: clients refuse a signature that they have seen. The date stays: it is when the
-    /// request was completed.
+    /// Gives a resent reply a new id: clients reject a replayed signature. The date stays: it is the completion time of the
+    /// request.
     fn renew(&mut self, reply: &mut Message) {
         let mut header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&reply.header_json).unwrap_or_default();
         header.insert("msg_id".into(), self.session.next_id().into());
@@ -191,8 +191,8 @@ impl Core {
     }
 }
 
-/// Puts a task where it was. A run number, when it must run again under that.
-fn place(
+/// Restores a task. Returns the new run number if it must run again.
+fn restore_task(
     map: &mut Map,
     id: TaskId,
     task: FoundTask,
@@ -221,7 +221,7 @@ fn place(
             map.in_flight.insert(id.index, in_flight);
         }
         (TaskState::Assigned | TaskState::Running, None) => {
-            // Its engine left without a word in the records: another run.
+            // Its engine left without a record of it: start another run.
             let engine = map.targets.as_ref().and_then(|t| t.get(id.index as usize).cloned());
             let run = task.run + 1;
             map.returned.insert(

@@ -1,28 +1,28 @@
-//! Every change of state that a task may make; `docs/reference/task-states.md` shows the same table.
+//! All state transitions of a task; `docs/reference/task-states.md` shows the same table.
 use crate::model::task::TaskState::{self, *};
 
-/// From, to, and what makes it so.
-pub const ARROWS: &[(TaskState, TaskState, &str)] = &[
-    (Waiting, Ready, "what it depends on has finished well"),
-    (Waiting, Aborted, "cancelled, or what it depends on failed"),
+/// From, to, and the cause.
+pub const TRANSITIONS: &[(TaskState, TaskState, &str)] = &[
+    (Waiting, Ready, "its dependency succeeded"),
+    (Waiting, Aborted, "cancelled, or its dependency failed"),
     (Waiting, Timeout, "its dependencies were not met in time"),
     (Ready, Assigned, "sent to an engine"),
     (Ready, Aborted, "cancelled, or no engine can ever run it"),
-    (Ready, Timeout, "no engine was there for it in time"),
-    (Ready, Lost, "the engine that it was meant for has gone"),
-    (Assigned, Running, "the engine has begun it"),
-    (Assigned, Ready, "given back, or its engine has gone"),
-    (Running, Ready, "to be tried again"),
-    (Assigned, Ok, "the engine said so, without a word in between for short tasks"),
-    (Assigned, Error, "the same"),
+    (Ready, Timeout, "no engine was available in time"),
+    (Ready, Lost, "its target engine left"),
+    (Assigned, Running, "the engine started it"),
+    (Assigned, Ready, "returned, or its engine left"),
+    (Running, Ready, "retried"),
+    (Assigned, Ok, "the engine reported success; short tasks skip `running`"),
+    (Assigned, Error, "as for a running task"),
     (Assigned, Aborted, "cancelled"),
-    (Assigned, Timeout, "the same as for a running one"),
-    (Assigned, Lost, "its engine has gone, and it may not be tried again"),
-    (Running, Ok, "the engine said so"),
-    (Running, Error, "its function raised, its command failed"),
+    (Assigned, Timeout, "as for a running task"),
+    (Assigned, Lost, "its engine left, and no retry is left"),
+    (Running, Ok, "the engine reported success"),
+    (Running, Error, "its function raised or its command failed"),
     (Running, Aborted, "cancelled"),
-    (Running, Timeout, "it ran longer than its timeout"),
-    (Running, Lost, "its worker or engine died too often"),
+    (Running, Timeout, "it exceeded its timeout"),
+    (Running, Lost, "its worker or engine crashed too often"),
     (Ok, Ready, "resubmitted"),
     (Error, Ready, "resubmitted"),
     (Aborted, Ready, "resubmitted"),
@@ -31,7 +31,7 @@ pub const ARROWS: &[(TaskState, TaskState, &str)] = &[
 ];
 
 pub fn is_allowed(from: TaskState, to: TaskState) -> bool {
-    ARROWS.iter().any(|(a, b, _)| (*a, *b) == (from, to))
+    TRANSITIONS.iter().any(|(a, b, _)| (*a, *b) == (from, to))
 }
 
 #[cfg(test)]
@@ -42,17 +42,20 @@ mod tests {
     fn every_state_is_reached_and_left() {
         for state in TaskState::ALL {
             assert!(
-                state == Waiting || ARROWS.iter().any(|(_, to, _)| *to == state),
+                state == Waiting || TRANSITIONS.iter().any(|(_, to, _)| *to == state),
                 "{state} is never reached"
             );
-            assert!(ARROWS.iter().any(|(from, _, _)| *from == state), "{state} is never left");
+            assert!(
+                TRANSITIONS.iter().any(|(from, _, _)| *from == state),
+                "{state} has no transition to another state"
+            );
         }
     }
 
     #[test]
-    fn the_page_on_states_names_every_arrow() {
+    fn task_states_page_lists_every_transition() {
         let page = include_str!("../../../docs/reference/task-states.md");
-        for (from, to, _) in ARROWS {
+        for (from, to, _) in TRANSITIONS {
             assert!(
                 page.contains(&format!("{from} → {to}")),
                 "docs/reference/task-states.md lacks `{from} → {to}`"

@@ -1,25 +1,25 @@
-//! What engines send, checked where it comes in. Whoever has the engine file may send anything that is well signed: texts without end or
-//! with control characters, times before 1970, outcomes that are no end.
+//! Validates what engines send. Anyone with the engine file can send arbitrary signed messages: very long texts, control
+//! characters, times before 1970, outcomes that end no task.
 //!
-//! What only describes an engine is bounded and escaped. An engine whose results cannot be understood is refused: its tasks go
-//! elsewhere, and the fault is not charged to them.
-use super::{Core, Now};
+//! Descriptions of an engine are truncated and escaped. An engine that sends malformed results is refused: its tasks are
+//! rescheduled, and the failure does not count against them.
+use super::{Core, EventTime};
 use crate::model::engine::EngineFacts;
 use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineUuid, TaskId, UnixTime};
 use crate::wire::Message;
-use crate::wire::content::engine::{self as say, Results};
+use crate::wire::content::engine::{self, Results};
 
-/// Characters of a host's name, a version, a job; of a reason; of a capability; capabilities.
+/// Limits: characters of a host name, version, job or capability; characters of a reason; number of capabilities.
 const MAX_NAME: usize = 255;
 const MAX_REASON: usize = 1000;
 const MAX_CAPABILITIES: usize = 64;
-/// Names of engines that are refused: more than these have not been at it.
+/// The maximum number of refused engines to remember.
 const MAX_REFUSED: usize = 10_000;
 /// Seconds since 1970: the year 5138.
 const LATEST: f64 = 1e11;
 
-/// One line without control characters, of so many characters at most.
+/// Escapes control characters and truncates to `max` characters.
 pub(super) fn line(text: &str, max: usize) -> String {
     let mut escaped = String::new();
     let mut characters = text.chars();
@@ -35,7 +35,7 @@ pub(super) fn line(text: &str, max: usize) -> String {
     escaped
 }
 
-/// Line separators, and what changes the direction of what follows.
+/// Line separators and characters that change the text direction.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -48,11 +48,11 @@ fn is_time(time: UnixTime) -> bool {
     (0.0..LATEST).contains(&time.0)
 }
 
-pub(super) fn time(time: UnixTime, now: Now) -> UnixTime {
+pub(super) fn time(time: UnixTime, now: EventTime) -> UnixTime {
     if is_time(time) { time } else { now.unix }
 }
 
-/// The name under which an engine connects stands in logs, on screens and in the database.
+/// True for a valid engine uuid. It appears in logs, on screens and in the database.
 pub(super) fn is_name(uuid: &str) -> bool {
     (1..=MAX_NAME).contains(&uuid.len()) && uuid.bytes().all(|b| b == b' ' || b.is_ascii_graphic())
 }
@@ -61,7 +61,7 @@ pub(super) fn facts(mut facts: EngineFacts) -> EngineFacts {
     for text in [&mut facts.host, &mut facts.version, &mut facts.python, &mut facts.job] {
         *text = line(text, MAX_NAME);
     }
-    // A process id that does not fit would be negative where it is used, and name a group.
+    // An oversized process id would turn negative when used, and address a process group.
     if i32::try_from(facts.pid).is_err() {
         facts.pid = 0;
     }
@@ -74,10 +74,10 @@ pub(super) fn facts(mut facts: EngineFacts) -> EngineFacts {
     facts
 }
 
-/// Times that cannot be are replaced. An error says why there is no outcome.
-pub(super) fn outcome(outcome: &mut Outcome, now: Now) -> Result<(), String> {
+/// Replaces impossible times. Returns an error if this is not an outcome.
+pub(super) fn outcome(outcome: &mut Outcome, now: EventTime) -> Result<(), String> {
     if !outcome.status.is_done() {
-        return Err(format!("{} is no end of a task", outcome.status));
+        return Err(format!("{} is not a final state", outcome.status));
     }
     if outcome.status != TaskState::Ok && outcome.error.is_none() {
         outcome.error = Outcome::failure(outcome.status, "UnknownError", "the engine gave no reason", now.unix, now.unix).error;
@@ -90,24 +90,24 @@ pub(super) fn outcome(outcome: &mut Outcome, now: Now) -> Result<(), String> {
 }
 
 impl Core {
-    /// The engine's results, if every one of them is one.
+    /// The engine's results, if all of them are valid.
     pub(super) fn checked_results(&self, message: &Message) -> Result<Results, String> {
         let results: Results = message
             .content()
-            .map_err(|e| line(&format!("its results cannot be read: {e}"), MAX_REASON))?;
-        let mut results = results.with_buffers(&message.buffers).ok_or("its results lack their buffers")?;
+            .map_err(|e| line(&format!("malformed results: {e}"), MAX_REASON))?;
+        let mut results = results.with_buffers(&message.buffers).ok_or("malformed results: missing buffers")?;
         for result in &mut results.results {
             let task = TaskId::new(result.map, result.index);
-            outcome(&mut result.outcome, self.now).map_err(|why| format!("its result of task {task} is none: {why}"))?;
+            outcome(&mut result.outcome, self.now).map_err(|why| format!("invalid result of task {task}: {why}"))?;
         }
         Ok(results)
     }
 
-    /// Ends the work with an engine that breaks the protocol. Its tasks are not what it died of.
+    /// Refuses an engine that violated the protocol. Its tasks are not charged with a crash.
     pub(super) fn refuse_engine(&mut self, uuid: &EngineUuid, why: &str) {
         let Some(engine) = self.engines.get(uuid) else { return };
         let (id, tasks) = (engine.id, engine.tasks.iter().map(|(t, r)| (*t, *r)).collect::<Vec<_>>());
-        tracing::error!(engine = %id, %uuid, host = engine.facts.host, why, "an engine is refused: it breaks the protocol");
+        tracing::error!(engine = %id, %uuid, host = engine.facts.host, why, "engine refused: it violated the protocol");
         if self.refused.len() < MAX_REFUSED {
             self.refused.insert(uuid.clone(), why.to_string());
         }
@@ -119,16 +119,16 @@ impl Core {
         }
         self.tasks_lost(uuid, id, tasks, why);
         self.engine_gone(uuid, why);
-        self.say_refused(uuid, why);
+        self.send_refusal(uuid, why);
     }
 
-    pub(super) fn say_refused(&mut self, uuid: &EngineUuid, why: &str) {
-        let content = say::Registered {
+    pub(super) fn send_refusal(&mut self, uuid: &EngineUuid, why: &str) {
+        let content = engine::Registered {
             status: "error".into(),
             evalue: why.into(),
             ..Default::default()
         };
-        self.tell_engine(uuid, say::REGISTERED, &content);
+        self.send_to_engine(uuid, engine::REGISTERED, &content);
     }
 }
 
@@ -144,9 +144,9 @@ mod tests {
     }
 
     #[test]
-    fn what_describes_an_engine_is_bounded() {
+    fn engine_facts_are_truncated() {
         let text = "\u{7}".repeat(1 << 20);
-        let told = EngineFacts {
+        let sent = EngineFacts {
             uuid: "e".into(),
             host: text.clone(),
             pid: u32::MAX,
@@ -156,7 +156,7 @@ mod tests {
             job: text,
             ends: Some(UnixTime(-1.0)),
         };
-        let kept = facts(told);
+        let kept = facts(sent);
         assert_eq!((kept.pid, kept.ends, kept.capabilities.len()), (0, None, 64));
         let longest = kept.capabilities.iter().chain([&kept.host, &kept.version, &kept.python, &kept.job]);
         assert!(longest.map(String::len).max() < Some(2000));

@@ -1,15 +1,15 @@
-//! Values that tasks of `--reduce` fold: their inputs name the tasks, and their engines ask for the values.
-use super::{Ask, Core, Effect, Query};
+//! Values for tasks of `--reduce`: their inputs name the tasks to fold, and their engines request the values.
+use super::{Core, Effect, Query, QueryKind};
 use crate::model::EngineUuid;
-use crate::wire::content::engine::{self as say, Values, ValuesRequest};
+use crate::wire::content::engine::{self, Values, ValuesRequest};
 use bytes::Bytes;
 
 /// Values in one request.
-const MOST: usize = 4096;
+const MAX_VALUES: usize = 4096;
 
 impl Core {
     pub(super) fn values_requested(&mut self, engine: &EngineUuid, mut request: ValuesRequest) {
-        request.of.truncate(MOST);
+        request.of.truncate(MAX_VALUES);
         let task = request.task;
         let map = self.maps.get(&task.map);
         let is_its = map
@@ -27,22 +27,22 @@ impl Core {
                 start: request.start,
                 values: Vec::new(),
                 error: Some(format!(
-                    "task {}.{} is not one of this engine that folds values of {first}",
+                    "task {}.{} is not a running task of this engine that reduces {first}",
                     task.map, task.index
                 )),
             };
-            return self.tell_engine(engine, say::VALUES, &values);
+            return self.send_to_engine(engine, engine::VALUES, &values);
         }
         let engine = engine.clone();
         self.effects.push(Effect::Query(Query {
             client: Bytes::new(),
             request: String::new(),
             parent: Bytes::new(),
-            ask: Ask::Values { engine, request },
+            kind: QueryKind::Values { engine, request },
         }));
     }
 
     pub(super) fn values_found(&mut self, engine: &EngineUuid, values: &Values, buffers: Vec<Bytes>) {
-        self.tell_engine_with(engine, say::VALUES, values, buffers);
+        self.send_to_engine_with(engine, engine::VALUES, values, buffers);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// Uuid and host.
 type Place = (Arc<str>, Arc<str>);
 
-/// What the writer remembers from one batch to the next.
+/// State that the writer keeps between batches.
 pub struct Known {
     /// By the id that users see; the latest engine of that id.
     engines: HashMap<EngineId, Option<Place>>,

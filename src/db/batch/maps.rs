@@ -41,7 +41,7 @@ impl Batch<'_> {
             }
         };
         if counted.is_none() {
-            tracing::warn!(%map, change, "nothing recorded: the database has no such map");
+            tracing::warn!(%map, change, "change ignored: unknown map");
         }
         Ok(counted.as_mut())
     }
@@ -166,7 +166,7 @@ impl Batch<'_> {
     }
 }
 
-/// Where tasks in that state are counted; waiting and ready ones are the rest of the total.
+/// The counter of tasks in that state; waiting and ready ones are the rest of the total.
 fn counter(counts: &mut Counts, state: TaskState) -> Option<&mut u64> {
     match state {
         TaskState::Assigned => Some(&mut counts.assigned),

@@ -66,7 +66,7 @@ impl<'a> Batch<'a> {
         self.stored = stored;
         match self.apply_one(change) {
             Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::TooBig) => {
-                tracing::error!(%error, "a change is not recorded: it is larger than a row can be");
+                tracing::error!(%error, "change ignored: it exceeds the maximum row size");
                 Ok(())
             }
             done => done,
@@ -123,8 +123,8 @@ impl<'a> Batch<'a> {
             Change::RequestAdded { task, request } => self.request_added(*task, request),
             Change::RequestFinished { msg_id, reply } => self.request_finished(msg_id, reply),
             Change::RequestResubmitted { msg_id, new_id } => self.request_resubmitted(msg_id, new_id),
-            Change::ReplyOwed { task } => self.reply_owed(*task),
-            Change::RepliesGiven { tasks } => self.replies_given(tasks),
+            Change::ReplyUndelivered { task } => self.reply_undelivered(*task),
+            Change::RepliesDelivered { tasks } => self.replies_delivered(tasks),
             Change::RequestOutput { msg_id, output } => self.request_output(msg_id, output),
             Change::Purged { what } => self.purged(what),
         }

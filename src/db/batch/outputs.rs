@@ -8,7 +8,7 @@ use bytes::Bytes;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{ToSql, params};
 
-/// What an attempt wrote before its end was told, and its value, if that is long.
+/// The output of an attempt recorded before its end, and its value, if long.
 pub(super) type Before = [Option<Stored>; 3];
 
 /// What a column is to have.

@@ -1,4 +1,4 @@
-//! Forgetting: only what is finished.
+//! Deletion of finished maps and requests.
 use super::Batch;
 use super::maps::row_range;
 use crate::db::bundles;
@@ -8,7 +8,7 @@ use rusqlite::{Connection, ToSql, params};
 
 /// Tasks that are deleted in one transaction.
 const STEP: u64 = 1000;
-/// Pages that are given back in one transaction.
+/// Pages returned to the file system in one transaction.
 const PAGES: u32 = 500;
 
 impl Batch<'_> {
@@ -67,7 +67,7 @@ impl Batch<'_> {
             return Ok(());
         };
         if counted.counts.pending() > 0 {
-            tracing::warn!(%map, pending = counted.counts.pending(), "the map is not forgotten: it is not finished");
+            tracing::warn!(%map, pending = counted.counts.pending(), "map not deleted: it is not finished");
             return Ok(());
         }
         let at_once = counted.counts.total <= STEP;

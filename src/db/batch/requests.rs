@@ -1,4 +1,4 @@
-//! Requests of ipyparallel clients: each is a task of its client's map, with the frames that came and went.
+//! Requests of ipyparallel clients: each is a task of its client's map, with the frames of request and reply.
 use super::tasks::Prior;
 use super::{Batch, Text, some_text};
 use crate::db::buffers;
@@ -28,7 +28,7 @@ impl Batch<'_> {
 
     fn known_request(&mut self, msg_id: &str, change: &str) -> rusqlite::Result<Option<(TaskId, Prior)>> {
         let Some(task) = self.request_task(msg_id)? else {
-            tracing::warn!(msg_id, change, "nothing recorded: the database has no such request");
+            tracing::warn!(msg_id, change, "change ignored: unknown request");
             return Ok(None);
         };
         Ok(self.prior(task, change)?.map(|prior| (task, prior)))
@@ -138,13 +138,13 @@ impl Batch<'_> {
         Ok(())
     }
 
-    pub(super) fn reply_owed(&mut self, task: TaskId) -> rusqlite::Result<()> {
+    pub(super) fn reply_undelivered(&mut self, task: TaskId) -> rusqlite::Result<()> {
         let sql = "INSERT OR IGNORE INTO owed (task) SELECT task FROM request WHERE task = ?1";
         self.connection.prepare_cached(sql)?.execute([task.row_id()])?;
         Ok(())
     }
 
-    pub(super) fn replies_given(&mut self, tasks: &[TaskId]) -> rusqlite::Result<()> {
+    pub(super) fn replies_delivered(&mut self, tasks: &[TaskId]) -> rusqlite::Result<()> {
         let mut given = self.connection.prepare_cached("DELETE FROM owed WHERE task = ?1")?;
         tasks.iter().try_for_each(|task| given.execute([task.row_id()]).map(drop))
     }
@@ -200,7 +200,7 @@ impl Batch<'_> {
     }
 }
 
-/// The error that a reply's content tells of; a foreign engine's, so leniently.
+/// The error in a reply's content, parsed leniently because it may come from an ipengine.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct ReplyError {

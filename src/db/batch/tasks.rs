@@ -1,4 +1,4 @@
-//! A task's steps. Each first looks at the task as it stands, so that what was told twice or too late changes nothing.
+//! Task transitions. Each first checks the current state of the task, so that duplicate or late reports change nothing.
 use super::maps::row_range;
 use super::outputs::Before;
 use super::{Batch, Text, some_text};
@@ -25,14 +25,14 @@ pub struct Prior {
 }
 
 impl Prior {
-    /// How often it has been begun, once an attempt has ended with that outcome. The beginning of a short one is not told.
+    /// The number of attempts after one ended with this outcome. The start of a short attempt is not reported.
     fn attempts_after(&self, engine: Option<EngineId>, outcome: &Outcome) -> u32 {
         let begun_untold = self.state != TaskState::Running && begun(engine, outcome);
         self.attempts + u32::from(begun_untold)
     }
 }
 
-/// Not what was cancelled before an engine had begun it.
+/// False for a task cancelled before an engine started it.
 fn begun(engine: Option<EngineId>, outcome: &Outcome) -> bool {
     engine.is_some() && (outcome.status != TaskState::Aborted || outcome.ended > outcome.started)
 }
@@ -50,7 +50,7 @@ impl Batch<'_> {
         });
         let found = found.optional()?;
         if found.is_none() {
-            tracing::warn!(%task, change, "nothing recorded: the database has no such task");
+            tracing::warn!(%task, change, "change ignored: unknown task");
         }
         Ok(found)
     }
@@ -196,7 +196,7 @@ impl Batch<'_> {
         self.count_step(task.map, prior.state, outcome.status)
     }
 
-    /// What to record instead of an outcome that no row can hold, or whose long value is not on record.
+    /// The outcome to record instead of one that is too large for a row, or whose long value was not recorded.
     fn instead(&self, outcome: &Outcome, is_long: bool) -> Option<Outcome> {
         let bytes = outcome.bytes() - outcome.stdout.bytes.len() - outcome.stderr.bytes.len();
         let largest = self.known.largest_outcome;

@@ -43,7 +43,7 @@ fn a_job_is_kept_as_it_was_last_seen_since_when_it_was_first_seen_so() {
 }
 
 #[test]
-fn engines_that_have_left_their_job_are_told_with_the_reason() {
+fn engines_that_left_their_job_are_reported_with_the_reason() {
     let mut db = Db::new();
     let facts = |uuid: &str, job: &str| {
         let facts = serde_json::json!({"uuid": uuid, "job": job, "ends": 1060.0});

@@ -349,8 +349,8 @@ fn values_are_read_in_order_in_parts_and_those_that_are_missing_are_named() {
     }
     let why = |indices: &[u32]| reader.values(&of(indices), 0, 1 << 20).unwrap();
     assert_eq!(why(&[0, 4]).0.len(), 1);
-    assert_eq!(why(&[0, 4]).1.unwrap(), "task 1.4 has no value now: it is error");
-    assert_eq!(why(&[5]).1.unwrap(), "task 1.5 has no value now: it is assigned");
+    assert_eq!(why(&[0, 4]).1.unwrap(), "task 1.4 has no value: it is error");
+    assert_eq!(why(&[5]).1.unwrap(), "task 1.5 has no value: it is assigned");
     let purged = "the value of task 1.6 is not on record any more: it was purged";
     assert_eq!(why(&[6]).1.unwrap(), purged);
 }

@@ -160,7 +160,7 @@ fn requests_are_tasks_too() {
 }
 
 #[test]
-fn what_is_told_twice_is_recorded_once() {
+fn duplicate_changes_are_recorded_once() {
     let mut db = clients();
     db.apply(&[
         added(0, request("a", "mux", 9.0)),

@@ -56,7 +56,7 @@ fn a_task_from_input_to_value() {
 }
 
 #[test]
-fn a_short_task_whose_beginning_was_never_told_counts_as_one_attempt() {
+fn a_short_task_without_a_start_report_counts_as_one_attempt() {
     let mut db = Db::new();
     db.add_map(1, 2);
     let mut cancelled = failed(TaskState::Aborted, "TaskCancelled", "");
@@ -73,7 +73,7 @@ fn a_short_task_whose_beginning_was_never_told_counts_as_one_attempt() {
 }
 
 #[test]
-fn a_result_told_twice_or_of_an_old_run_changes_nothing() {
+fn duplicate_and_outdated_results_are_ignored() {
     let mut db = Db::new();
     db.add_map(1, 1);
     db.apply(&[assigned(1, 0, 1, 2, 0), finished(1, 0, 2, 0, ok("1"))]);
@@ -118,7 +118,7 @@ fn a_map_named_too_early_in_a_batch_is_there_once_it_is_added() {
 }
 
 #[test]
-fn inputs_told_twice_are_counted_once() {
+fn duplicate_inputs_are_counted_once() {
     let mut db = Db::new();
     db.apply(&[map_added(1), tasks_added(1, 0, 3, TaskState::Ready)]);
     db.apply(&[map_added(1), tasks_added(1, 1, 3, TaskState::Ready), closed(1, 4)]);

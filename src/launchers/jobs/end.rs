@@ -2,7 +2,7 @@
 //! Reports jobs that remain or do not appear to belong to this cluster.
 use super::{BatchLauncher, states};
 use crate::launchers::batch::{BatchSystem, CommandLine, JobId, JobRow, JobStatus, JobTarget, ranges};
-use crate::launchers::{Ended, LaunchError, Launched};
+use crate::launchers::{LaunchError, Launched, StopReport};
 use crate::sys::clock::unix_now;
 use std::time::{Duration, Instant};
 
@@ -42,9 +42,9 @@ struct FoundJobs {
 impl BatchLauncher {
     /// Cancels the jobs of a launch that still exist, waits until they are gone, and fails with
     /// those that remain.
-    pub(super) fn end(&self, launched: &Launched) -> Result<Ended, LaunchError> {
+    pub(super) fn end(&self, launched: &Launched) -> Result<StopReport, LaunchError> {
         let found = self.find_jobs(launched)?;
-        let mut ended = Ended::default();
+        let mut ended = StopReport::default();
         let (mut left, mut failure) = (found.name_conflicts, None);
         for group in groups(found.own) {
             let Some(first) = group.first() else { continue };

@@ -14,7 +14,7 @@ mod tests;
 use super::batch::{self, BatchSystem, CommandLine, CommandOutput, environment, launch};
 use super::command::{LocalRunner, RunError, Runner};
 use super::launched::Launched;
-use super::{Capabilities, ControllerLaunch, Ended, EnginesLaunch, Job, LaunchError, Launcher, MemberState, Stage, logs};
+use super::{BatchJob, Capabilities, ControllerLaunch, EnginesLaunch, LaunchError, Launcher, MemberState, Stage, StopReport, logs};
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
 use crate::profile::config::resources::Resources;
@@ -75,7 +75,7 @@ impl BatchLauncher {
     }
 
     /// The row for the dialect in which the job was submitted.
-    fn row(&self, job: &Job) -> &'static dyn BatchSystem {
+    fn row(&self, job: &BatchJob) -> &'static dyn BatchSystem {
         match job.dialect.as_str() {
             "" => self.system,
             dialect => self.system.with_dialect(dialect).unwrap_or(self.system),
@@ -93,7 +93,7 @@ impl BatchLauncher {
         }
     }
 
-    fn launched(&self, job: Job) -> Launched {
+    fn launched(&self, job: BatchJob) -> Launched {
         Launched {
             jobs: vec![job],
             ..Launched::new(self.system.name(), process::host())
@@ -139,7 +139,7 @@ impl Launcher for BatchLauncher {
     }
 
     /// Waits until the jobs are gone, and fails with those that remain.
-    fn stop(&self, launched: &Launched, _grace: Duration) -> Result<Ended, LaunchError> {
+    fn stop(&self, launched: &Launched, _grace: Duration) -> Result<StopReport, LaunchError> {
         self.end(launched)
     }
 

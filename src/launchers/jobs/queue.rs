@@ -3,7 +3,7 @@
 //! queries fail. Other pcluster commands share the answer through a small file.
 use super::BatchLauncher;
 use super::states::is_ours;
-use crate::launchers::Job;
+use crate::launchers::BatchJob;
 use crate::launchers::batch::{BatchSystem, JobId, JobRow};
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
@@ -75,7 +75,7 @@ impl JobSnapshot {
     }
 
     /// Whether the snapshot is still valid at this time, for these jobs.
-    fn is_valid(&self, now: f64, max_age: Duration, jobs: &[Job]) -> bool {
+    fn is_valid(&self, now: f64, max_age: Duration, jobs: &[BatchJob]) -> bool {
         let age = now - self.at;
         // A snapshot from the future (the clock was set back) must not suppress queries.
         if age < -1.0 {
@@ -85,7 +85,7 @@ impl JobSnapshot {
             let pause = max_age.saturating_mul(1 << self.failures.min(10)).min(MAX_BACKOFF.max(max_age));
             return age < pause.as_secs_f64();
         }
-        let is_answered = |job: &Job| self.queried.contains(&JobId(job.id.clone())) || now - job.submitted < FIRST_QUERY_DELAY_S;
+        let is_answered = |job: &BatchJob| self.queried.contains(&JobId(job.id.clone())) || now - job.submitted < FIRST_QUERY_DELAY_S;
         age < max_age.as_secs_f64() && jobs.iter().all(is_answered)
     }
 }
@@ -110,7 +110,7 @@ impl QueueCache {
     }
 
     /// Returns a snapshot no older than `max_age`; queries the system if necessary.
-    pub fn get(&self, launcher: &BatchLauncher, jobs: &[Job], max_age: Duration) -> JobSnapshot {
+    pub fn get(&self, launcher: &BatchLauncher, jobs: &[BatchJob], max_age: Duration) -> JobSnapshot {
         // One query at a time: concurrent callers share the result.
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         if jobs.is_empty() {
@@ -154,18 +154,18 @@ impl QueueCache {
     }
 }
 
-fn query(launcher: &BatchLauncher, jobs: &[Job], before: JobSnapshot, now: f64) -> JobSnapshot {
+fn query(launcher: &BatchLauncher, jobs: &[BatchJob], before: JobSnapshot, now: f64) -> JobSnapshot {
     // Queries the dialects and clusters one by one; there is rarely more than one.
     let mut snapshot = JobSnapshot {
         at: now,
         history: before.history,
         ..JobSnapshot::default()
     };
-    let mut left: Vec<&Job> = jobs.iter().collect();
+    let mut left: Vec<&BatchJob> = jobs.iter().collect();
     while let Some(first) = left.first() {
         let row = launcher.row(first);
         let (dialect, cluster) = (first.dialect.clone(), cluster_of(row, first));
-        let (same, others): (Vec<&Job>, Vec<&Job>) = left
+        let (same, others): (Vec<&BatchJob>, Vec<&BatchJob>) = left
             .iter()
             .partition(|job| job.dialect == dialect && cluster_of(row, job) == cluster);
         left = others;
@@ -198,12 +198,18 @@ fn query(launcher: &BatchLauncher, jobs: &[Job], before: JobSnapshot, now: f64) 
     snapshot
 }
 
-fn cluster_of(row: &dyn BatchSystem, job: &Job) -> String {
+fn cluster_of(row: &dyn BatchSystem, job: &BatchJob) -> String {
     row.cluster_of(&JobId(job.id.clone())).to_string()
 }
 
 /// Queries the outcome of jobs that no longer appear, and the reason for waiting jobs without one.
-fn query_details(launcher: &BatchLauncher, system: &'static dyn BatchSystem, jobs: &[&Job], rows: &[JobRow], snapshot: &mut JobSnapshot) {
+fn query_details(
+    launcher: &BatchLauncher,
+    system: &'static dyn BatchSystem,
+    jobs: &[&BatchJob],
+    rows: &[JobRow],
+    snapshot: &mut JobSnapshot,
+) {
     for job in jobs {
         let id = JobId(job.id.clone());
         let shown = |element: u32| {

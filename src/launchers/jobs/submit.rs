@@ -3,7 +3,7 @@
 use super::{BatchLauncher, LaunchError};
 use crate::launchers::batch::{BatchSystem, JobId, JobKind, JobRequest, SubmitFailure};
 use crate::launchers::command::RunError;
-use crate::launchers::{Job, templates};
+use crate::launchers::{BatchJob, templates};
 use crate::sys::clock::unix_now;
 use std::fs;
 use std::io::{self, Write};
@@ -32,7 +32,7 @@ pub fn unique_suffix() -> String {
 }
 
 impl BatchLauncher {
-    pub(super) fn submit(&self, request: JobRequest) -> Result<Job, LaunchError> {
+    pub(super) fn submit(&self, request: JobRequest) -> Result<BatchJob, LaunchError> {
         let row = self.detect_row();
         // If the system does not answer here, the submission reports it.
         let request = &request.with_site_settings(row, |query| self.run(row, query).ok());
@@ -43,7 +43,7 @@ impl BatchLauncher {
             false => (request.jobs(), request.engines_per_job.max(1)),
         };
         let array = request.kind == JobKind::Engines && !request.is_one_job();
-        Ok(Job {
+        Ok(BatchJob {
             name: request.name.clone(),
             dialect: row.dialect().into(),
             script: request.script.clone(),
@@ -55,7 +55,7 @@ impl BatchLauncher {
             log: log_pattern(row, request, &id, array),
             submitted: unix_now(),
             id: id.0,
-            ..Job::default()
+            ..BatchJob::default()
         })
     }
 

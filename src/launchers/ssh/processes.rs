@@ -2,7 +2,7 @@
 //! what a killed supervisor has left is told by the mark in its environment.
 use super::connect;
 use super::start::PRIVATE;
-use crate::launchers::{Ended, MemberState, Process};
+use crate::launchers::{MemberState, Process, StopReport};
 use crate::ssh::shell::PROCESS_FUNCTIONS;
 use crate::ssh::{Ssh, SshError, quoted};
 use crate::sys::process::{self, Mark, ProcessId, Unseen};
@@ -53,7 +53,7 @@ pub async fn states(host: &str, processes: &[(usize, Process)]) -> Result<Vec<Me
 }
 
 /// SIGTERM, after `grace` SIGKILL, with what is left of their sessions; then their private files go.
-pub async fn end(host: &str, processes: &[(usize, Process)], grace: Duration) -> Result<Ended, HostError> {
+pub async fn end(host: &str, processes: &[(usize, Process)], grace: Duration) -> Result<StopReport, HostError> {
     let ssh = connect(host).await?;
     let ended = async {
         let running = ask(&ssh, processes).await?;
@@ -64,10 +64,10 @@ pub async fn end(host: &str, processes: &[(usize, Process)], grace: Duration) ->
         let text = ssh.ask(&script, TIMEOUT + grace).await?;
         match text.lines().find_map(|line| line.strip_prefix("left ")) {
             Some(left) if !left.trim().is_empty() => Err(HostError::Unkillable(left.trim().into())),
-            _ => Ok(Ended {
+            _ => Ok(StopReport {
                 terminated: count(&text, "terminated"),
                 killed: count(&text, "killed"),
-                ..Ended::default()
+                ..StopReport::default()
             }),
         }
     };

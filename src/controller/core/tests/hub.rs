@@ -1,8 +1,8 @@
 //! What ipyparallel's clients and launchers lean on beyond the plain way of a request.
 use super::super::effect::{ClientChannel, Effect};
 use super::super::event::Event;
+use super::harness::*;
 use super::requests::{ok, reply, request, sent, stock};
-use super::world::*;
 use crate::model::change::Change;
 use crate::wire::content::engine::Channel;
 use bytes::Bytes;
@@ -13,8 +13,8 @@ fn failed() -> Value {
     json!({"status": "error", "ename": "ValueError", "evalue": ""})
 }
 
-/// Fails the one request that is with an engine; says which engine that was.
-fn fail_it(w: &mut World) -> String {
+/// Fails the only assigned request; returns its engine.
+fn fail_it(w: &mut Harness) -> String {
     let mut with = sent(w);
     assert_eq!(with.len(), 1);
     let (engine, message) = with.remove(0);
@@ -24,7 +24,7 @@ fn fail_it(w: &mut World) -> String {
 
 #[test]
 fn a_failed_task_goes_to_each_engine_and_then_again_to_one_as_another_message() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "e");
     stock(&mut w, "f");
     request(&mut w, ClientChannel::Task, None, json!({"retries": 2}));
@@ -41,7 +41,7 @@ fn a_failed_task_goes_to_each_engine_and_then_again_to_one_as_another_message() 
 
 #[test]
 fn one_with_a_timeout_waits_for_another_engine_so_long() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "e");
     request(&mut w, ClientChannel::Task, None, json!({"retries": 5, "timeout": 2.0}));
     w.pass(Duration::from_millis(1500));
@@ -55,7 +55,7 @@ fn one_with_a_timeout_waits_for_another_engine_so_long() {
     assert_eq!(w.reply()["ename"], "TaskTimeout");
 }
 
-fn notified(w: &mut World, kind: &str) -> Vec<Value> {
+fn notified(w: &mut Harness, kind: &str) -> Vec<Value> {
     let effects = std::mem::take(&mut w.other);
     let notified = effects.into_iter().filter_map(|effect| match effect {
         Effect::Notify { message } if message.msg_type() == kind => message.content::<Value>().ok(),
@@ -64,32 +64,32 @@ fn notified(w: &mut World, kind: &str) -> Vec<Value> {
     notified.map(|content| content["uuid"].clone()).collect()
 }
 
-fn announced(w: &mut World) -> Vec<Value> {
+fn announced(w: &mut Harness) -> Vec<Value> {
     notified(w, "registration_notification")
 }
 
-fn departed(w: &mut World) -> Vec<Value> {
+fn departed(w: &mut Harness) -> Vec<Value> {
     notified(w, "unregistration_notification")
 }
 
-fn connect(w: &mut World) {
+fn connect(w: &mut Harness) {
     let mut message = w.session.message("", "connection_request", None, &json!({}));
     message.identities = vec![Bytes::from_static(b"client")];
-    w.event(Event::ClientSaid {
+    w.event(Event::ClientMessage {
         channel: ClientChannel::Registration,
         message,
     });
 }
 
-fn unregister(w: &mut World, id: u32) {
+fn unregister(w: &mut Harness, id: u32) {
     let message = w.session.message("", "unregistration_request", None, &json!({"id": id}));
     let identity = Bytes::from_static(b"e");
-    w.event(Event::RegistrantSaid { identity, message });
+    w.event(Event::RegistrantMessage { identity, message });
 }
 
 #[test]
 fn clients_hear_of_a_departure_after_the_last_reply() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "e");
     stock(&mut w, "f");
     for _ in 0..2 {
@@ -102,7 +102,7 @@ fn clients_hear_of_a_departure_after_the_last_reply() {
     assert!(departed(&mut w).is_empty());
     reply(&mut w, "e", Channel::Mux, &messages[0].1, ok(), json!({}));
     assert_eq!(w.to_clients.len(), 1);
-    // A request that comes meanwhile is ended by the client when it hears of the departure.
+    // The client ends a request that it sends meanwhile when it is notified of the departure.
     request(&mut w, ClientChannel::Mux, Some("e"), json!({}));
     w.pass(Duration::from_millis(250));
     assert!(departed(&mut w).is_empty(), "the reply gets a lead");
@@ -115,11 +115,11 @@ fn clients_hear_of_a_departure_after_the_last_reply() {
 
 #[test]
 fn a_direct_reply_that_comes_when_clients_know_of_the_departure_is_only_recorded() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("n");
     let id = request(&mut w, ClientChannel::Mux, Some("n"), json!({}));
     let message = sent(&mut w).remove(0).1;
-    w.engine_says("n", crate::wire::content::engine::UNREGISTER, &json!({"reason": "it ends"}));
+    w.engine_sends("n", crate::wire::content::engine::UNREGISTER, &json!({"reason": "it ends"}));
     assert_eq!(departed(&mut w), ["n"], "on its one connection, nothing comes behind that");
     reply(&mut w, "n", Channel::Mux, &message, ok(), json!({}));
     assert_eq!(w.to_clients.iter().filter(|(_, _, m)| m.msg_type() == "apply_reply").count(), 0);
@@ -129,7 +129,7 @@ fn a_direct_reply_that_comes_when_clients_know_of_the_departure_is_only_recorded
 
 #[test]
 fn engines_that_go_while_a_client_connects_are_announced_again() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "e");
     connect(&mut w);
     w.pass(Duration::from_millis(100));
@@ -137,7 +137,7 @@ fn engines_that_go_while_a_client_connects_are_announced_again() {
     assert_eq!(departed(&mut w), ["e"]);
     w.pass(Duration::from_secs(2));
     assert_eq!(departed(&mut w), ["e", "e"]);
-    // Later ones it has heard of: no second time, which would disturb one that waits for engines.
+    // It was notified of later departures: a repetition would disturb a client that waits for engines.
     stock(&mut w, "f");
     unregister(&mut w, 1);
     assert_eq!(departed(&mut w), ["f"]);
@@ -152,9 +152,9 @@ fn engines_that_go_while_a_client_connects_are_announced_again() {
 
 #[test]
 fn only_a_clients_own_request_is_announced_as_a_shutdown() {
-    let shutdowns = |w: &mut World| notified(w, "shutdown_notification").len();
-    let mut w = World::new();
-    w.event(Event::StopAsked { engines: true });
+    let shutdowns = |w: &mut Harness| notified(w, "shutdown_notification").len();
+    let mut w = Harness::new();
+    w.event(Event::StopRequested { engines: true });
     assert_eq!(shutdowns(&mut w), 0);
     w.ask(crate::wire::content::client::STOP, &json!({"engines": true}), Vec::new());
     assert_eq!(shutdowns(&mut w), 0);
@@ -164,7 +164,7 @@ fn only_a_clients_own_request_is_announced_as_a_shutdown() {
 
 #[test]
 fn engines_that_come_while_a_client_connects_are_announced_again() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "old");
     w.pass(Duration::from_secs(1));
     announced(&mut w);
@@ -180,12 +180,12 @@ fn engines_that_come_while_a_client_connects_are_announced_again() {
 
 #[test]
 fn what_an_ipengine_said_before_it_left_is_passed_on() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "e");
     let direct = request(&mut w, ClientChannel::Mux, Some("e"), json!({}));
     let (_, message) = sent(&mut w).remove(0);
     let shut_down = w.session.message("", "shutdown_reply", None, &json!({"status": "ok"}));
-    w.event(Event::EngineSaid {
+    w.event(Event::EngineMessage {
         engine: "e".into(),
         native: false,
         channel: Channel::Iopub,
@@ -196,7 +196,7 @@ fn what_an_ipengine_said_before_it_left_is_passed_on() {
     reply(&mut w, "e", Channel::Mux, &message, ok(), json!({"status": "ok"}));
     assert_eq!(w.to_clients.last().unwrap().2.parent().unwrap().msg_id, direct);
     assert_eq!(w.reply()["status"], "ok");
-    w.event(Event::EngineSaid {
+    w.event(Event::EngineMessage {
         engine: "e".into(),
         native: false,
         channel: Channel::Control,
@@ -207,13 +207,13 @@ fn what_an_ipengine_said_before_it_left_is_passed_on() {
 }
 
 #[test]
-fn dask_is_asked_for_and_its_place_told() {
-    let mut w = World::new();
+fn dask_is_started_and_its_address_reported() {
+    let mut w = Harness::new();
     let mut message = w
         .session
         .message("", "become_dask_request", None, &json!({"scheduler_args": {"port": 0}}));
     message.identities = vec![Bytes::from_static(b"client")];
-    w.event(Event::ClientSaid {
+    w.event(Event::ClientMessage {
         channel: ClientChannel::Registration,
         message,
     });
@@ -221,10 +221,10 @@ fn dask_is_asked_for_and_its_place_told() {
         panic!("no scheduler is started");
     };
     assert_eq!(arguments, json!({"port": 0}));
-    w.event(Event::DaskAnswered {
+    w.event(Event::DaskStarted {
         client,
         parent,
-        place: Ok(json!({"status": "ok", "port": 7})),
+        address: Ok(json!({"status": "ok", "port": 7})),
     });
     assert_eq!(w.reply()["port"], 7);
     assert_eq!(w.to_clients.last().unwrap().2.msg_type(), "become_dask_reply");
@@ -232,7 +232,7 @@ fn dask_is_asked_for_and_its_place_told() {
 
 #[test]
 fn what_is_resubmitted_is_recorded_with_its_new_id() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "e");
     let old = request(&mut w, ClientChannel::Task, None, json!({}));
     let (_, message) = sent(&mut w).remove(0);
@@ -250,7 +250,7 @@ fn what_is_resubmitted_is_recorded_with_its_new_id() {
         }],
         missing: vec![],
     };
-    let now = super::super::Now {
+    let now = super::super::EventTime {
         since_start: w.now,
         unix: crate::model::UnixTime(5000.0),
     };
@@ -260,9 +260,9 @@ fn what_is_resubmitted_is_recorded_with_its_new_id() {
         Effect::Record(Change::RequestResubmitted { msg_id, new_id }) if *msg_id == old => Some(new_id.clone()),
         _ => None,
     });
-    let told = effects.iter().find_map(|effect| match effect {
+    let reported = effects.iter().find_map(|effect| match effect {
         Effect::ToClient { message, .. } => Some(message.content::<Value>().unwrap()["resubmitted"].clone()),
         _ => None,
     });
-    assert_eq!(told, Some(json!({ old: new.unwrap() })));
+    assert_eq!(reported, Some(json!({ old: new.unwrap() })));
 }

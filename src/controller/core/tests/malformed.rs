@@ -2,21 +2,21 @@
 //! engine that has it.
 use super::super::effect::Effect;
 use super::super::event::Event;
-use super::life::Dice;
-use super::world::*;
+use super::harness::*;
+use super::lifecycle::Rng;
 use crate::model::definition::MapOptions;
 use crate::model::task::TaskState;
 use crate::model::{EngineUuid, TaskId};
-use crate::wire::content::engine::{self as tell, Channel};
+use crate::wire::content::engine::{self, Channel};
 use crate::wire::message::to_json;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-fn says(w: &mut World, engine: &str, channel: Channel, msg_type: &str, content: Bytes) {
+fn send_as(w: &mut Harness, engine: &str, channel: Channel, msg_type: &str, content: Bytes) {
     let mut message = w.session.message("", msg_type, None, &());
     message.content_json = content;
-    w.event(Event::EngineSaid {
+    w.event(Event::EngineMessage {
         engine: EngineUuid::from(engine),
         native: true,
         channel,
@@ -25,21 +25,21 @@ fn says(w: &mut World, engine: &str, channel: Channel, msg_type: &str, content: 
     });
 }
 
-fn native(w: &mut World, engine: &str, msg_type: &str, content: &Value) {
-    says(w, engine, Channel::Native, msg_type, to_json(content));
+fn native(w: &mut Harness, engine: &str, msg_type: &str, content: &Value) {
+    send_as(w, engine, Channel::Native, msg_type, to_json(content));
 }
 
 fn facts(name: &str) -> Value {
     json!({"protocol": crate::model::PROTOCOL_VERSION, "uuid": name, "host": "node", "pid": 2, "version": "0", "capabilities": ["call", "joined"]})
 }
 
-/// What the last message to this engine said in reply to its registration.
-fn registered(w: &mut World, name: &str) -> Option<Value> {
+/// The last reply to this engine's registration.
+fn registered(w: &mut Harness, name: &str) -> Option<Value> {
     // The world passes on what is for engines that it plays; this one it does not.
-    w.heard
+    w.received
         .iter()
         .rev()
-        .find(|(engine, m)| engine == name && m.msg_type() == tell::REGISTERED)
+        .find(|(engine, m)| engine == name && m.msg_type() == engine::REGISTERED)
         .map(|(_, m)| m.content().unwrap())
 }
 
@@ -52,8 +52,8 @@ fn a_result_that_is_no_end_is_refused_and_charged_to_the_engine() {
         json!({"status": "ok"}),
         json!(7),
     ] {
-        let mut w = World::new();
-        native(&mut w, "m", tell::REGISTER, &facts("m"));
+        let mut w = Harness::new();
+        native(&mut w, "m", engine::REGISTER, &facts("m"));
         assert_eq!(registered(&mut w, "m").unwrap()["status"], "ok");
         let options = MapOptions {
             max_crashes: 0,
@@ -62,11 +62,11 @@ fn a_result_that_is_no_end_is_refused_and_charged_to_the_engine() {
         let map = w.submit(1, options);
         assert_eq!(w.state(map, 0), TaskState::Assigned);
         let progress = json!({"map": map, "index": 0, "run": 1, "started": -5.0});
-        native(&mut w, "m", tell::PROGRESS, &progress);
+        native(&mut w, "m", engine::PROGRESS, &progress);
         native(
             &mut w,
             "m",
-            tell::RESULTS,
+            engine::RESULTS,
             &json!({"sequence": 1, "results": [{"map": map, "index": 0, "run": 1, "outcome": wrong}]}),
         );
         assert_eq!(
@@ -77,7 +77,7 @@ fn a_result_that_is_no_end_is_refused_and_charged_to_the_engine() {
         let reply = registered(&mut w, "m").unwrap();
         assert_eq!(reply["status"], "error", "{reply}");
         // It is not taken back under this name.
-        native(&mut w, "m", tell::REGISTER, &facts("m"));
+        native(&mut w, "m", engine::REGISTER, &facts("m"));
         assert_eq!(w.state(map, 0), TaskState::Ready);
         w.register("a");
         let outcome = w.ok();
@@ -88,7 +88,7 @@ fn a_result_that_is_no_end_is_refused_and_charged_to_the_engine() {
 
 #[test]
 fn a_registration_that_cannot_be_read_is_answered() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     for (field, value) in [
         ("pid", json!(-1)),
         ("pid", json!(1e20)),
@@ -98,130 +98,129 @@ fn a_registration_that_cannot_be_read_is_answered() {
     ] {
         let mut wrong = facts("m");
         wrong[field] = value;
-        native(&mut w, "m", tell::REGISTER, &wrong);
+        native(&mut w, "m", engine::REGISTER, &wrong);
         let reply = registered(&mut w, "m").unwrap();
-        assert_eq!((reply["status"].as_str(), w.heard.len()), (Some("error"), 1), "{reply}");
-        w.heard.clear();
+        assert_eq!((reply["status"].as_str(), w.received.len()), (Some("error"), 1), "{reply}");
+        w.received.clear();
     }
     let name = "m\u{1b}[2J";
-    native(&mut w, name, tell::REGISTER, &facts(name));
+    native(&mut w, name, engine::REGISTER, &facts(name));
     assert_eq!(registered(&mut w, name).unwrap()["status"], "error");
     assert_eq!(w.core.engines.count(), 0);
 }
 
 /// A message of an engine, more or less.
-fn rubbish(w: &World, dice: &mut Dice, name: &str) -> (&'static str, Bytes) {
-    let held = |dice: &mut Dice| json!({"map": dice.roll(5), "index": dice.roll(25), "run": dice.roll(4)});
-    let number = |dice: &mut Dice| match dice.roll(6) {
+fn malformed_message(w: &Harness, rng: &mut Rng, name: &str) -> (&'static str, Bytes) {
+    let held = |rng: &mut Rng| json!({"map": rng.roll(5), "index": rng.roll(25), "run": rng.roll(4)});
+    let number = |rng: &mut Rng| match rng.roll(6) {
         0 => json!(-1e300),
         1 => json!(1e300),
         2 => json!(-1),
         3 => json!(u64::MAX),
         _ => json!(1e9 + w.now.as_secs_f64()),
     };
-    let text = |dice: &mut Dice| match dice.roll(3) {
-        0 => json!("\u{1b}[2J\n\u{0}".repeat(dice.roll(2000) as usize)),
+    let text = |rng: &mut Rng| match rng.roll(3) {
+        0 => json!("\u{1b}[2J\n\u{0}".repeat(rng.roll(2000) as usize)),
         1 => json!(null),
         _ => json!("x"),
     };
     let kinds = [
-        tell::RESULTS,
-        tell::RESULTS,
-        tell::PROGRESS,
-        tell::RETURNED,
-        tell::HEARTBEAT,
-        tell::LEAVING,
-        tell::REGISTER,
+        engine::RESULTS,
+        engine::RESULTS,
+        engine::PROGRESS,
+        engine::RETURNED,
+        engine::HEARTBEAT,
+        engine::LEAVING,
+        engine::REGISTER,
         "unheard of",
     ];
-    let kind = match dice.roll(40) {
-        0 => tell::UNREGISTER,
+    let kind = match rng.roll(40) {
+        0 => engine::UNREGISTER,
         n => kinds[n as usize % kinds.len()],
     };
     let content = match kind {
-        tell::RESULTS => {
+        engine::RESULTS => {
             let states = [
                 "ok", "error", "lost", "timeout", "aborted", "ok", "error", "ok", "running", "waiting", "no state",
             ];
-            let results: Vec<Value> = (0..dice.roll(4))
+            let results: Vec<Value> = (0..rng.roll(4))
                 .map(|_| {
-                    let mut result = held(dice);
-                    let choices = if dice.roll(3) == 0 { 11 } else { 8 };
-                    let state = states[dice.roll(choices) as usize];
-                    result["outcome"] =
-                        json!({"status": state, "started": number(dice), "ended": number(dice), "crashed": dice.roll(2) == 0});
-                    if dice.roll(2) == 0 {
+                    let mut result = held(rng);
+                    let choices = if rng.roll(3) == 0 { 11 } else { 8 };
+                    let state = states[rng.roll(choices) as usize];
+                    result["outcome"] = json!({"status": state, "started": number(rng), "ended": number(rng), "crashed": rng.roll(2) == 0});
+                    if rng.roll(2) == 0 {
                         result["outcome"]["value"] = json!([1, {"a": null}]);
                     }
                     result
                 })
                 .collect();
-            json!({"sequence": number(dice), "results": results})
+            json!({"sequence": number(rng), "results": results})
         }
-        tell::PROGRESS => {
-            let mut progress = held(dice);
-            progress["started"] = number(dice);
-            progress["stdout"] = text(dice);
+        engine::PROGRESS => {
+            let mut progress = held(rng);
+            progress["started"] = number(rng);
+            progress["stdout"] = text(rng);
             progress
         }
-        tell::RETURNED => {
-            let tasks: Vec<Value> = (0..dice.roll(4)).map(|_| held(dice)).collect();
-            json!({"sequence": dice.roll(3), "tasks": tasks, "requests": ["no such", ""], "runs": [7]})
+        engine::RETURNED => {
+            let tasks: Vec<Value> = (0..rng.roll(4)).map(|_| held(rng)).collect();
+            json!({"sequence": rng.roll(3), "tasks": tasks, "requests": ["no such", ""], "runs": [7]})
         }
-        tell::REGISTER => {
+        engine::REGISTER => {
             let mut facts = facts(name);
-            facts["holds"] = (0..dice.roll(4)).map(|_| held(dice)).collect();
-            facts["id"] = number(dice);
-            facts["ends"] = number(dice);
-            facts["host"] = text(dice);
+            facts["holds"] = (0..rng.roll(4)).map(|_| held(rng)).collect();
+            facts["id"] = number(rng);
+            facts["ends"] = number(rng);
+            facts["host"] = text(rng);
             facts
         }
-        _ => json!({"reason": text(dice)}),
+        _ => json!({"reason": text(rng)}),
     };
     let mut bytes = content.to_string().into_bytes();
-    if dice.roll(20) == 0 && !bytes.is_empty() {
-        let at = dice.roll(bytes.len() as u64) as usize;
-        bytes[at] = dice.roll(256) as u8;
+    if rng.roll(20) == 0 && !bytes.is_empty() {
+        let at = rng.roll(bytes.len() as u64) as usize;
+        bytes[at] = rng.roll(256) as u8;
     }
     (kind, bytes.into())
 }
 
 fn live(seed: u64) {
-    let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-    let mut w = World::new();
+    let mut rng = Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let mut w = Harness::new();
     w.check_every = 4;
     w.register("a");
     let mut names = 0;
     for _ in 0..150 {
-        match dice.roll(12) {
+        match rng.roll(12) {
             0 if w.ledger.completed.len() < 4 => {
                 let options = MapOptions {
-                    retries: dice.roll(2) as u32,
+                    retries: rng.roll(2) as u32,
                     ..MapOptions::default()
                 };
-                w.submit(dice.roll(25) as u32, options);
+                w.submit(rng.roll(25) as u32, options);
             }
             1 => {
                 names += 1;
                 let name = format!("m{names}");
-                native(&mut w, &name, tell::REGISTER, &facts(&name));
+                native(&mut w, &name, engine::REGISTER, &facts(&name));
             }
             2 | 3 => {
                 let outcome = w.ok();
                 w.finish_one("a", outcome);
             }
-            4 => w.pass(Duration::from_millis(dice.roll(3000))),
-            5 => w.engine_says("a", tell::HEARTBEAT, &json!({})),
+            4 => w.pass(Duration::from_millis(rng.roll(3000))),
+            5 => w.engine_sends("a", engine::HEARTBEAT, &json!({})),
             _ => {
-                let name = format!("m{}", dice.roll(names + 1));
-                let (kind, content) = rubbish(&w, &mut dice, &name);
-                let channel = if dice.roll(8) == 0 { Channel::Mux } else { Channel::Native };
-                says(&mut w, &name, channel, kind, content);
+                let name = format!("m{}", rng.roll(names + 1));
+                let (kind, content) = malformed_message(&w, &mut rng, &name);
+                let channel = if rng.roll(8) == 0 { Channel::Mux } else { Channel::Native };
+                send_as(&mut w, &name, channel, kind, content);
             }
         }
         w.to_clients.clear();
         w.other.clear();
-        w.heard.clear();
+        w.received.clear();
     }
     // They fall silent; the sound engine does what is left.
     for _ in 0..200 {
@@ -233,7 +232,7 @@ fn live(seed: u64) {
     w.assert_all_done();
     assert!(w.engines["a"].queue.is_empty());
     let refused = w.other.iter().any(|effect| matches!(effect, Effect::Stop { .. }));
-    assert!(!refused, "nothing an engine says ends the controller");
+    assert!(!refused, "no message of an engine stops the controller");
 }
 
 #[test]

@@ -1,13 +1,13 @@
-//! The core without the world: a [`world::World`] of fake engines and clients around it, a ledger that holds every recorded change
-//! against the table of transitions, and seeded random lives.
-mod ahead;
-mod askers;
+//! Tests of the core alone: a [`harness::Harness`] of fake engines and clients, a ledger that checks every recorded change
+//! against the table of transitions, and seeded random simulations.
+mod admin;
+mod clients;
+mod fake_requests;
+mod harness;
 mod hub;
-mod life;
+mod lifecycle;
 mod malformed;
-mod orders;
+mod prefetch;
 mod requests;
 mod retention;
 mod scheduling;
-mod serving;
-mod world;

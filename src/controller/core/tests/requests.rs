@@ -1,7 +1,7 @@
 //! ipyparallel's clients and engines.
 use super::super::effect::{ClientChannel, Effect};
 use super::super::event::Event;
-use super::world::*;
+use super::harness::*;
 use crate::model::EngineUuid;
 use crate::wire::Message;
 use crate::wire::content::engine::Channel;
@@ -10,27 +10,27 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-pub fn stock(w: &mut World, name: &str) {
+pub fn stock(w: &mut Harness, name: &str) {
     let message = w.session.message("", "registration_request", None, &json!({"uuid": name}));
-    w.event(Event::RegistrantSaid {
+    w.event(Event::RegistrantMessage {
         identity: Bytes::copy_from_slice(name.as_bytes()),
         message,
     });
-    w.event(Event::Ponged { engine: name.into() });
+    w.event(Event::PongReceived { engine: name.into() });
 }
 
-pub fn request(w: &mut World, channel: ClientChannel, target: Option<&str>, metadata: Value) -> String {
+pub fn request(w: &mut Harness, channel: ClientChannel, target: Option<&str>, metadata: Value) -> String {
     let mut message = w.session.message("2026-11-20T00:00:00Z", "apply_request", None, &json!({}));
     message.metadata_json = to_json(&metadata);
     message.identities = vec![Bytes::from_static(b"client")];
     message.identities.extend(target.map(|t| Bytes::copy_from_slice(t.as_bytes())));
     let id = message.header.msg_id.clone();
-    w.event(Event::ClientSaid { channel, message });
+    w.event(Event::ClientMessage { channel, message });
     id
 }
 
 /// Requests sent to engines since the last look: engine, id.
-pub fn sent(w: &mut World) -> Vec<(String, Message)> {
+pub fn sent(w: &mut Harness) -> Vec<(String, Message)> {
     let effects = std::mem::take(&mut w.other);
     effects
         .into_iter()
@@ -46,11 +46,11 @@ pub fn sent(w: &mut World) -> Vec<(String, Message)> {
         .collect()
 }
 
-pub fn reply(w: &mut World, engine: &str, channel: Channel, request: &Message, content: Value, metadata: Value) {
+pub fn reply(w: &mut Harness, engine: &str, channel: Channel, request: &Message, content: Value, metadata: Value) {
     let mut message = w.session.message("", "apply_reply", Some(&request.header_json), &content);
     message.metadata_json = to_json(&metadata);
     let engine = EngineUuid::from(engine);
-    w.event(Event::EngineSaid {
+    w.event(Event::EngineMessage {
         engine,
         native: false,
         channel,
@@ -64,15 +64,15 @@ pub fn ok() -> Value {
 }
 
 #[test]
-fn an_ipengine_is_registered_by_its_first_beat() {
-    let mut w = World::new();
+fn an_ipengine_is_registered_by_its_first_pong() {
+    let mut w = Harness::new();
     let message = w.session.message("", "registration_request", None, &json!({"uuid": "e"}));
-    w.event(Event::RegistrantSaid {
+    w.event(Event::RegistrantMessage {
         identity: "e".into(),
         message,
     });
     assert!(!w.other.iter().any(|e| matches!(e, Effect::Notify { .. })));
-    w.event(Event::Ponged { engine: "e".into() });
+    w.event(Event::PongReceived { engine: "e".into() });
     assert!(
         w.other
             .iter()
@@ -84,7 +84,7 @@ fn an_ipengine_is_registered_by_its_first_beat() {
 
 #[test]
 fn direct_requests_go_where_they_are_addressed_and_back() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "e");
     let id = request(&mut w, ClientChannel::Mux, Some("e"), json!({}));
     let (engine, message) = sent(&mut w).remove(0);
@@ -95,13 +95,13 @@ fn direct_requests_go_where_they_are_addressed_and_back() {
         (*channel, route.as_slice()),
         (ClientChannel::Mux, [Bytes::from("client"), Bytes::from("e")].as_slice())
     );
-    request(&mut w, ClientChannel::Mux, Some("nobody"), json!({}));
+    request(&mut w, ClientChannel::Mux, Some("unknown"), json!({}));
     assert_eq!(w.reply()["ename"], "EngineError");
 }
 
 #[test]
 fn balanced_requests_keep_to_the_high_water_mark_and_to_targets() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "e");
     stock(&mut w, "f");
     for _ in 0..2 {
@@ -120,7 +120,7 @@ fn balanced_requests_keep_to_the_high_water_mark_and_to_targets() {
 
 #[test]
 fn dependencies_hold_tasks_back_and_fail_them() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "e");
     let first = request(&mut w, ClientChannel::Task, None, json!({}));
     let second = request(
@@ -150,7 +150,7 @@ fn dependencies_hold_tasks_back_and_fail_them() {
 
 #[test]
 fn unmet_functional_dependencies_go_to_another_engine() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "e");
     stock(&mut w, "f");
     request(&mut w, ClientChannel::Task, None, json!({}));
@@ -179,28 +179,28 @@ fn unmet_functional_dependencies_go_to_another_engine() {
 
 #[test]
 fn a_request_whose_engine_dies_ends_with_engine_error() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "e");
     request(&mut w, ClientChannel::Task, None, json!({}));
-    w.event(Event::ConnectionEnded { engine: "e".into() });
+    w.event(Event::EngineDisconnected { engine: "e".into() });
     w.pass(Duration::from_secs(8));
     assert_eq!(w.reply()["ename"], "EngineError");
 }
 
 #[test]
 fn a_request_whose_engine_ended_just_before_the_controller_runs_again_as_its_retries_say() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "e");
     stock(&mut w, "g");
     let with_retries = request(&mut w, ClientChannel::Task, None, json!({"retries": 1}));
     let without = request(&mut w, ClientChannel::Task, None, json!({}));
     assert_eq!(sent(&mut w).len(), 2);
-    w.event(Event::ConnectionEnded { engine: "e".into() });
-    w.event(Event::ConnectionEnded { engine: "g".into() });
+    w.event(Event::EngineDisconnected { engine: "e".into() });
+    w.event(Event::EngineDisconnected { engine: "g".into() });
     // The engine is given up, and its requests wait for replies that may be on their way.
     w.pass(Duration::from_millis(5100));
     w.restart();
-    let state = |w: &World, id: &String| w.ledger.tasks[&w.ledger.requests[id]].0;
+    let state = |w: &Harness, id: &String| w.ledger.tasks[&w.ledger.requests[id]].0;
     assert_eq!(state(&w, &with_retries), crate::model::task::TaskState::Ready);
     assert_eq!(state(&w, &without), crate::model::task::TaskState::Lost);
     stock(&mut w, "f");
@@ -209,7 +209,7 @@ fn a_request_whose_engine_ended_just_before_the_controller_runs_again_as_its_ret
 
 #[test]
 fn a_coalescing_broadcast_answers_once_in_the_order_of_its_targets() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "e");
     stock(&mut w, "f");
     let metadata = json!({"targets": [["e", 0], ["f", 1]], "is_coalescing": true, "is_broadcast": true});
@@ -221,7 +221,7 @@ fn a_coalescing_broadcast_answers_once_in_the_order_of_its_targets() {
         let mut reply = w.session.message("", "apply_reply", Some(&message.header_json), &ok());
         reply.metadata_json = to_json(&json!({"original_msg_id": original, "is_coalescing": true, "is_broadcast": true}));
         reply.buffers = vec![Bytes::from(engine.clone())];
-        w.event(Event::EngineSaid {
+        w.event(Event::EngineMessage {
             engine: engine.as_str().into(),
             native: false,
             channel: Channel::Broadcast,
@@ -239,7 +239,7 @@ fn a_coalescing_broadcast_answers_once_in_the_order_of_its_targets() {
 
 #[test]
 fn queue_status_counts_what_waits_and_what_runs() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "e");
     for _ in 0..3 {
         request(&mut w, ClientChannel::Task, None, json!({}));
@@ -254,10 +254,10 @@ fn queue_status_counts_what_waits_and_what_runs() {
 }
 
 #[test]
-fn a_client_that_comes_back_under_another_id_gets_its_reply() {
-    let mut w = World::new();
+fn a_client_that_reconnects_under_another_id_gets_its_reply() {
+    let mut w = Harness::new();
     stock(&mut w, "e");
-    let came = |id: &'static str| Event::ClientCame {
+    let came = |id: &'static str| Event::ClientConnected {
         channel: ClientChannel::Task,
         identity: Bytes::from_static(id.as_bytes()),
         key: Some("its key".into()),
@@ -265,19 +265,19 @@ fn a_client_that_comes_back_under_another_id_gets_its_reply() {
     w.event(came("client"));
     let id = request(&mut w, ClientChannel::Task, None, json!({}));
     let message = sent(&mut w).remove(0).1;
-    w.event(Event::ClientLeft {
+    w.event(Event::ClientDisconnected {
         channel: ClientChannel::Task,
         identity: "client".into(),
     });
     let before = w.to_clients.len();
     reply(&mut w, "e", Channel::Task, &message, ok(), json!({"status": "ok"}));
-    assert_eq!(w.to_clients.len(), before, "there is nobody to send it to");
-    w.event(Event::ClientCame {
+    assert_eq!(w.to_clients.len(), before, "no client to send it to");
+    w.event(Event::ClientConnected {
         channel: ClientChannel::Task,
         identity: "stranger".into(),
         key: Some("another".into()),
     });
-    assert_eq!(w.to_clients.len(), before, "and nobody else gets it");
+    assert_eq!(w.to_clients.len(), before, "and no other client gets it");
     w.event(came("the same"));
     let (_, route, message) = w.to_clients.last().unwrap();
     assert_eq!((route[0].as_ref(), message.parent().unwrap().msg_id), (&b"the same"[..], id));
@@ -285,7 +285,7 @@ fn a_client_that_comes_back_under_another_id_gets_its_reply() {
 
 #[test]
 fn an_engine_that_returns_is_sent_what_never_reached_it() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("n");
     let id = request(&mut w, ClientChannel::Mux, Some("n"), json!({}));
     assert_eq!(sent(&mut w).len(), 1);
@@ -297,7 +297,7 @@ fn an_engine_that_returns_is_sent_what_never_reached_it() {
     for _ in 0..2 {
         let mut reply = w.session.message("", "apply_reply", Some(&message.header_json), &ok());
         reply.metadata_json = to_json(&json!({"status": "ok"}));
-        let event = Event::EngineSaid {
+        let event = Event::EngineMessage {
             engine: "n".into(),
             native: true,
             channel: Channel::Mux,
@@ -311,39 +311,39 @@ fn an_engine_that_returns_is_sent_what_never_reached_it() {
 }
 
 #[test]
-fn a_client_whose_first_message_is_quicker_than_the_news_of_it_is_known_all_the_same() {
-    let mut w = World::new();
+fn a_client_is_identified_even_if_its_first_message_precedes_its_connection_event() {
+    let mut w = Harness::new();
     stock(&mut w, "e");
     let id = request(&mut w, ClientChannel::Task, None, json!({}));
     let message = sent(&mut w).remove(0).1;
-    let came = |id: &'static str| Event::ClientCame {
+    let came = |id: &'static str| Event::ClientConnected {
         channel: ClientChannel::Task,
         identity: Bytes::from_static(id.as_bytes()),
         key: Some("its key".into()),
     };
     w.event(came("client"));
     assert_eq!(w.ledger.client_keys, ["its key"], "for a controller that starts after this one");
-    w.event(Event::ClientLeft {
+    w.event(Event::ClientDisconnected {
         channel: ClientChannel::Task,
         identity: "client".into(),
     });
     reply(&mut w, "e", Channel::Task, &message, ok(), json!({"status": "ok"}));
     w.event(came("again"));
     assert_eq!(w.to_clients.last().unwrap().2.parent().unwrap().msg_id, id);
-    assert_eq!(w.ledger.client_keys.len(), 1, "and said once");
+    assert_eq!(w.ledger.client_keys.len(), 1, "and recorded once");
 }
 
 /// An ipyparallel client that is known by its key: its requests so far have gone under `identity`.
-fn keyed(w: &mut World, channel: ClientChannel, identity: &'static str) {
-    w.event(Event::ClientCame {
+fn keyed(w: &mut Harness, channel: ClientChannel, identity: &'static str) {
+    w.event(Event::ClientConnected {
         channel,
         identity: Bytes::from_static(identity.as_bytes()),
         key: Some("key".into()),
     });
 }
 
-/// What was sent to clients under this identity since the last look.
-fn got(w: &mut World, identity: &'static str) -> Vec<Message> {
+/// Messages sent to clients under this identity since the last call.
+fn got(w: &mut Harness, identity: &'static str) -> Vec<Message> {
     let all = std::mem::take(&mut w.to_clients);
     all.into_iter()
         .filter(|(_, route, _)| route[0] == identity)
@@ -353,7 +353,7 @@ fn got(w: &mut World, identity: &'static str) -> Vec<Message> {
 
 #[test]
 fn a_reply_that_was_written_just_before_a_kill_is_not_sent_again() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "e");
     keyed(&mut w, ClientChannel::Mux, "client");
     let id = request(&mut w, ClientChannel::Mux, Some("e"), json!({}));
@@ -364,14 +364,14 @@ fn a_reply_that_was_written_just_before_a_kill_is_not_sent_again() {
     let task = w.ledger.requests[&id];
     w.ledger.delivered.insert(task);
     w.restart();
-    assert_eq!(w.ledger.owed.len(), 0);
+    assert_eq!(w.ledger.undelivered.len(), 0);
     keyed(&mut w, ClientChannel::Mux, "again");
     assert_eq!(got(&mut w, "again").len(), 0);
 }
 
 #[test]
 fn a_reply_that_was_recorded_and_not_sent_is_sent_after_a_restart_and_once() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "e");
     keyed(&mut w, ClientChannel::Mux, "client");
     let mut ids = Vec::new();
@@ -380,10 +380,14 @@ fn a_reply_that_was_recorded_and_not_sent_is_sent_after_a_restart_and_once() {
     }
     let messages: Vec<Message> = sent(&mut w).into_iter().map(|(_, message)| message).collect();
     reply(&mut w, "e", Channel::Mux, &messages[0], ok(), json!({}));
-    assert_eq!((got(&mut w, "client").len(), w.ledger.owed.len()), (1, 0), "given and told of");
+    assert_eq!(
+        (got(&mut w, "client").len(), w.ledger.undelivered.len()),
+        (1, 0),
+        "delivered and recorded"
+    );
     w.dies = Some(Dies::BeforeSend);
     reply(&mut w, "e", Channel::Mux, &messages[1], ok(), json!({}));
-    assert_eq!((got(&mut w, "client").len(), w.ledger.owed.len()), (0, 1));
+    assert_eq!((got(&mut w, "client").len(), w.ledger.undelivered.len()), (0, 1));
     keyed(&mut w, ClientChannel::Task, "elsewhere");
     assert_eq!(got(&mut w, "elsewhere").len(), 0, "on another channel");
     keyed(&mut w, ClientChannel::Mux, "again");
@@ -395,7 +399,7 @@ fn a_reply_that_was_recorded_and_not_sent_is_sent_after_a_restart_and_once() {
         !replies[0].header.msg_id.starts_with(&of_engine),
         "another message than the one that may have been seen"
     );
-    assert_eq!(w.ledger.owed.len(), 0);
+    assert_eq!(w.ledger.undelivered.len(), 0);
     w.restart();
     keyed(&mut w, ClientChannel::Mux, "once more");
     assert_eq!(got(&mut w, "once more").len(), 0);
@@ -403,18 +407,18 @@ fn a_reply_that_was_recorded_and_not_sent_is_sent_after_a_restart_and_once() {
 
 #[test]
 fn a_reply_to_a_client_that_has_just_left_waits_for_it() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "e");
     keyed(&mut w, ClientChannel::Mux, "client");
     request(&mut w, ClientChannel::Mux, Some("e"), json!({}));
     let message = sent(&mut w).remove(0).1;
-    let unsent = super::super::returning::OwedReply {
+    let unsent = super::super::reconnect::UndeliveredReply {
         key: "key".into(),
         tasks: vec![],
         engine: None,
         message,
     };
-    let event = |reply| Event::ReplyUnsent {
+    let event = |reply| Event::ReplyUndelivered {
         channel: ClientChannel::Mux,
         client: "client".into(),
         reply,
@@ -431,7 +435,7 @@ fn a_reply_to_a_client_that_has_just_left_waits_for_it() {
 #[test]
 fn a_broadcast_that_is_joined_is_put_together_again_after_a_restart() {
     for dies in [Dies::BeforeCommit, Dies::BeforeSend] {
-        let mut w = World::new();
+        let mut w = Harness::new();
         for name in ["e", "f", "g"] {
             stock(&mut w, name);
         }
@@ -440,13 +444,13 @@ fn a_broadcast_that_is_joined_is_put_together_again_after_a_restart() {
         let metadata = json!({"is_broadcast": true, "is_coalescing": true, "targets": targets});
         let id = request(&mut w, ClientChannel::Broadcast, None, metadata);
         let parts = sent(&mut w);
-        let answer = |w: &mut World, at: usize| {
+        let answer = |w: &mut Harness, at: usize| {
             let (engine, part) = &parts[at];
             let mut message = w.session.message("", "apply_reply", Some(&part.header_json), &ok());
             message.metadata_json = to_json(&json!({"is_coalescing": true}));
             message.buffers = vec![Bytes::copy_from_slice(engine.as_bytes())];
             let engine = EngineUuid::from(engine.as_str());
-            w.event(Event::EngineSaid {
+            w.event(Event::EngineMessage {
                 engine,
                 native: false,
                 channel: Channel::Broadcast,
@@ -476,7 +480,7 @@ fn a_broadcast_that_is_joined_is_put_together_again_after_a_restart() {
             (&metadata["broadcast_targets"], &metadata["original_msg_id"]),
             (&targets, &json!(id))
         );
-        assert_eq!(w.ledger.owed.len(), 0);
+        assert_eq!(w.ledger.undelivered.len(), 0);
     }
 }
 
@@ -486,7 +490,7 @@ fn failed() -> Value {
 
 #[test]
 fn a_request_bound_to_a_busy_engine_runs_when_the_map_there_has_ended() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("n");
     w.submit(1, crate::model::definition::MapOptions::default());
     let bound = request(&mut w, ClientChannel::Task, None, json!({"targets": ["n"]}));
@@ -498,9 +502,9 @@ fn a_request_bound_to_a_busy_engine_runs_when_the_map_there_has_ended() {
 
 #[test]
 fn a_request_bound_to_an_engine_that_was_away_runs_when_it_is_back() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("n");
-    w.event(Event::ConnectionEnded { engine: "n".into() });
+    w.event(Event::EngineDisconnected { engine: "n".into() });
     let bound = request(&mut w, ClientChannel::Task, None, json!({"targets": ["n"]}));
     assert!(sent(&mut w).is_empty());
     w.register("n");
@@ -508,13 +512,13 @@ fn a_request_bound_to_an_engine_that_was_away_runs_when_it_is_back() {
 }
 
 #[test]
-fn what_waits_for_a_direct_request_hears_of_the_end_of_its_engine() {
-    let mut w = World::new();
+fn dependents_of_a_direct_request_fail_when_its_engine_leaves() {
+    let mut w = Harness::new();
     stock(&mut w, "e");
     stock(&mut w, "f");
     let direct = request(&mut w, ClientChannel::Mux, Some("e"), json!({}));
     let after = request(&mut w, ClientChannel::Task, None, json!({"after": [direct]}));
-    w.event(Event::ConnectionEnded { engine: "e".into() });
+    w.event(Event::EngineDisconnected { engine: "e".into() });
     w.pass(Duration::from_secs(8));
     assert_eq!(w.reply()["ename"], "ImpossibleDependency");
     assert_eq!(w.to_clients.last().unwrap().2.parent().unwrap().msg_id, after);
@@ -522,7 +526,7 @@ fn what_waits_for_a_direct_request_hears_of_the_end_of_its_engine() {
 
 #[test]
 fn a_request_that_follows_another_is_tried_again_in_its_place_and_ends_with_it() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     stock(&mut w, "e");
     let first = request(&mut w, ClientChannel::Task, None, json!({}));
     let message = sent(&mut w).remove(0).1;
@@ -534,7 +538,7 @@ fn a_request_that_follows_another_is_tried_again_in_its_place_and_ends_with_it()
     reply(&mut w, &engine, Channel::Task, &message, failed(), json!({"status": "error"}));
     assert_eq!(sent(&mut w).iter().map(|(e, _)| e.as_str()).collect::<Vec<_>>(), ["e"]);
     request(&mut w, ClientChannel::Task, None, follower);
-    w.event(Event::ConnectionEnded { engine: "e".into() });
+    w.event(Event::EngineDisconnected { engine: "e".into() });
     w.pass(Duration::from_secs(8));
     let replies = w.to_clients.iter().rev().take(2).map(|(_, _, m)| m.content::<Value>().unwrap());
     let names: Vec<String> = replies.map(|content| content["ename"].as_str().unwrap().to_string()).collect();
@@ -547,8 +551,8 @@ fn a_request_that_follows_another_is_tried_again_in_its_place_and_ends_with_it()
 }
 
 #[test]
-fn what_an_engine_gave_back_to_a_controller_that_died_is_sent_as_another_run() {
-    let mut w = World::new();
+fn requests_returned_to_a_dead_controller_are_sent_as_another_run() {
+    let mut w = Harness::new();
     w.register("n");
     let id = request(&mut w, ClientChannel::Task, None, json!({}));
     let before = sent(&mut w).remove(0).1;
@@ -564,8 +568,8 @@ fn what_an_engine_gave_back_to_a_controller_that_died_is_sent_as_another_run() {
 
 #[test]
 fn requests_that_wait_because_no_engine_has_a_python_are_reported() {
-    let mut w = World::new();
-    let notes = |w: &mut World| {
+    let mut w = Harness::new();
+    let notes = |w: &mut Harness| {
         w.ask(crate::wire::content::client::STATUS, &json!({}), Vec::new());
         w.reply()["notes"].as_array().map_or(0, Vec::len)
     };

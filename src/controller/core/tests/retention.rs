@@ -1,20 +1,20 @@
 //! What is forgotten unasked, and what is not.
 use super::super::ClientChannel;
-use super::super::effect::{Ask, Effect};
+use super::super::effect::{Effect, QueryKind};
 use super::super::{Event, Expired};
+use super::harness::*;
 use super::requests;
-use super::world::*;
 use crate::model::MapId;
 use crate::model::change::Purge;
 use crate::model::definition::MapOptions;
 use crate::profile::config::ControllerConfig;
-use crate::wire::content::client as say;
+use crate::wire::content::client;
 use crate::wire::content::engine::Channel;
 use serde_json::json;
 use std::time::Duration;
 
-fn world() -> World {
-    let mut w = World::with(ControllerConfig {
+fn harness() -> Harness {
+    let mut w = Harness::with(ControllerConfig {
         retention_days: Some(1.0),
         ..config()
     });
@@ -22,18 +22,18 @@ fn world() -> World {
     w
 }
 
-fn run(w: &mut World, options: MapOptions) -> MapId {
+fn run(w: &mut Harness, options: MapOptions) -> MapId {
     let map = w.submit(1, options);
     let outcome = w.ok();
     w.finish_one("a", outcome).unwrap();
     map
 }
 
-/// How often it has asked since, and for what ended before when.
-fn asked(w: &mut World) -> Vec<f64> {
+/// The expiry queries since the last call: their number and time limits.
+fn asked(w: &mut Harness) -> Vec<f64> {
     let asked = |effect: &Effect| match effect {
-        Effect::Query(query) => match query.ask {
-            Ask::Expired { before } => Some(before.0),
+        Effect::Query(query) => match query.kind {
+            QueryKind::Expired { before } => Some(before.0),
             _ => None,
         },
         _ => None,
@@ -43,7 +43,7 @@ fn asked(w: &mut World) -> Vec<f64> {
     found
 }
 
-fn found(w: &mut World, maps: &[MapId]) {
+fn found(w: &mut Harness, maps: &[MapId]) {
     w.event(Event::ExpiredFound(Expired {
         maps: maps.to_vec(),
         ..Expired::default()
@@ -51,8 +51,8 @@ fn found(w: &mut World, maps: &[MapId]) {
 }
 
 #[test]
-fn what_ended_long_ago_is_forgotten_step_by_step() {
-    let mut w = world();
+fn expired_records_are_deleted_step_by_step() {
+    let mut w = harness();
     let map = run(&mut w, MapOptions::default());
     w.pass(Duration::from_secs(1));
     assert_eq!(asked(&mut w), [1e9 + 1.0 - 86_400.0], "soon after the start");
@@ -67,20 +67,20 @@ fn what_ended_long_ago_is_forgotten_step_by_step() {
     assert_eq!(asked(&mut w).len(), 0);
     w.pass(Duration::from_secs(2));
     assert_eq!(asked(&mut w).len(), 1);
-    let watch = say::WatchRequest {
+    let watch = client::WatchRequest {
         map,
         from: 0,
         limit: 10,
         wait_ms: 0,
         done: None,
     };
-    w.ask(say::WATCH, &watch, vec![]);
+    w.ask(client::WATCH, &watch, vec![]);
     assert_eq!(w.reply()["ename"], "NoSuchMap");
 }
 
 #[test]
-fn what_is_unfinished_followed_or_read_is_kept() {
-    let mut w = world();
+fn records_in_use_are_kept() {
+    let mut w = harness();
     let (followed, read, over) = (
         run(&mut w, MapOptions::default()),
         run(&mut w, MapOptions::default()),
@@ -91,8 +91,8 @@ fn what_is_unfinished_followed_or_read_is_kept() {
         ..MapOptions::default()
     });
     w.ask(
-        say::WATCH,
-        &say::WatchRequest {
+        client::WATCH,
+        &client::WatchRequest {
             map: read,
             from: 0,
             limit: 10,
@@ -113,8 +113,8 @@ fn what_is_unfinished_followed_or_read_is_kept() {
 }
 
 #[test]
-fn without_the_setting_nothing_is_asked() {
-    let mut w = World::new();
+fn without_the_setting_nothing_expires() {
+    let mut w = Harness::new();
     w.register("a");
     w.pass(Duration::from_secs(100_000));
     assert_eq!(asked(&mut w).len(), 0);
@@ -122,7 +122,7 @@ fn without_the_setting_nothing_is_asked() {
 
 #[test]
 fn a_client_whose_submission_is_forgotten_gets_another() {
-    let mut w = World::with(ControllerConfig {
+    let mut w = Harness::with(ControllerConfig {
         retention_days: Some(1.0),
         ..config()
     });
@@ -135,7 +135,7 @@ fn a_client_whose_submission_is_forgotten_gets_another() {
         empty: vec![map],
         ..Expired::default()
     };
-    // It is under way, whatever the records said a moment ago.
+    // It is running, even if the records listed it as expired a moment ago.
     w.event(Event::ExpiredFound(expired(vec![msg_id])));
     assert_eq!(w.ledger.purged, []);
     requests::reply(&mut w, "e", Channel::Task, &message, requests::ok(), json!({}));
@@ -148,19 +148,19 @@ fn a_client_whose_submission_is_forgotten_gets_another() {
 #[test]
 fn jumps_of_the_clock_age_nothing() {
     const YEARS: f64 = 10.0 * 365.0 * 86_400.0;
-    let mut w = world();
+    let mut w = harness();
     run(&mut w, MapOptions::default());
-    // What is asked for after so many seconds, when the wall clock says so.
-    let asked = |w: &mut World, second: f64, unix: f64| {
-        let now = super::super::Now {
+    // The time limit of the query after this many seconds at this wall-clock time.
+    let asked = |w: &mut Harness, second: f64, unix: f64| {
+        let now = super::super::EventTime {
             since_start: Duration::from_secs_f64(second),
             unix: crate::model::UnixTime(unix),
         };
         let mut effects = Vec::new();
         w.core.handle(now, super::super::Event::TimePassed, &mut effects);
         effects.iter().find_map(|effect| match effect {
-            Effect::Query(query) => match query.ask {
-                Ask::Expired { before } => Some(before.0),
+            Effect::Query(query) => match query.kind {
+                QueryKind::Expired { before } => Some(before.0),
                 _ => None,
             },
             _ => None,
@@ -173,11 +173,11 @@ fn jumps_of_the_clock_age_nothing() {
     // A controller that is started then goes on from there.
     let mut restored = w.ledger.restored();
     restored.retention_clock = Some(crate::model::UnixTime(1e9 + 20_000.0));
-    let mut other = World::with(crate::profile::config::ControllerConfig {
+    let mut other = Harness::with(crate::profile::config::ControllerConfig {
         retention_days: Some(1.0),
         ..config()
     });
-    let now = super::super::Now {
+    let now = super::super::EventTime {
         since_start: Duration::ZERO,
         unix: crate::model::UnixTime(1e9 + YEARS),
     };

@@ -1,16 +1,16 @@
 //! pcluster's own tasks, one decision a test.
-use super::world::*;
+use super::harness::*;
 use crate::model::definition::{MapOptions, Work};
 use crate::model::targets::Targets;
 use crate::model::task::TaskState;
 use crate::model::{MapId, TaskId};
-use crate::wire::content::client as say;
-use crate::wire::content::engine as tell;
+use crate::wire::content::client;
+use crate::wire::content::engine;
 use std::time::Duration;
 
 #[test]
 fn a_map_runs_in_order_over_its_engines() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("a");
     w.register("b");
     let map = w.submit(10, MapOptions::default());
@@ -32,7 +32,7 @@ fn a_map_runs_in_order_over_its_engines() {
 
 #[test]
 fn long_tasks_are_not_queued_behind_each_other() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("a");
     w.submit(10, MapOptions::default());
     w.pass(Duration::from_secs(5));
@@ -44,7 +44,7 @@ fn long_tasks_are_not_queued_behind_each_other() {
 
 #[test]
 fn short_tasks_travel_in_batches() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("a");
     w.submit(5000, MapOptions::default());
     for _ in 0..3 {
@@ -57,7 +57,7 @@ fn short_tasks_travel_in_batches() {
 
 #[test]
 fn inputs_may_come_twice_and_not_with_gaps() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     let map = w.open_map(MapOptions::default());
     w.inputs(map, 0, 3, false);
     w.inputs(map, 0, 5, false);
@@ -76,7 +76,7 @@ fn inputs_may_come_twice_and_not_with_gaps() {
 
 #[test]
 fn errors_and_crashes_have_budgets_of_their_own() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("a");
     let map = w.submit(
         1,
@@ -108,26 +108,26 @@ fn errors_and_crashes_have_budgets_of_their_own() {
 
 #[test]
 fn tasks_of_an_engine_that_goes_move_and_its_late_results_are_passed_over() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("a");
     let map = w.submit(2, MapOptions::default());
     let held = w.engines["a"].queue.clone();
-    w.event(super::super::Event::ConnectionEnded { engine: "a".into() });
+    w.event(super::super::Event::EngineDisconnected { engine: "a".into() });
     w.register("b");
     assert_eq!(w.engines["b"].queue.len(), 0, "it may come back");
     for _ in 0..3 {
         w.pass(Duration::from_secs(2));
-        w.engine_says("b", tell::HEARTBEAT, &tell::Heartbeat {});
+        w.engine_sends("b", engine::HEARTBEAT, &engine::Heartbeat {});
     }
     assert_eq!(w.engines["b"].queue.len(), 2);
     assert!(w.engines["b"].queue.iter().all(|t| t.run == 2));
     // The first one comes back all the same: it is a new engine, and what it held is to be dropped.
     w.register("a");
-    let results = tell::Results {
+    let results = engine::Results {
         sequence: 1,
         results: held
             .iter()
-            .map(|h| tell::TaskResult {
+            .map(|h| engine::TaskResult {
                 map: h.map,
                 index: h.index,
                 run: h.run,
@@ -135,7 +135,7 @@ fn tasks_of_an_engine_that_goes_move_and_its_late_results_are_passed_over() {
             })
             .collect(),
     };
-    w.engine_says("a", tell::RESULTS, &results);
+    w.engine_sends("a", engine::RESULTS, &results);
     assert_eq!(w.state(map, 0), TaskState::Assigned, "a result of an old run is passed over");
     for _ in 0..2 {
         let outcome = w.ok();
@@ -146,14 +146,14 @@ fn tasks_of_an_engine_that_goes_move_and_its_late_results_are_passed_over() {
 
 #[test]
 fn an_engine_that_returns_in_time_keeps_its_tasks() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("a");
     w.register("b");
     let map = w.submit(2, MapOptions::default());
-    w.event(super::super::Event::ConnectionEnded { engine: "a".into() });
+    w.event(super::super::Event::EngineDisconnected { engine: "a".into() });
     w.pass(Duration::from_secs(2));
     w.register("a");
-    w.engine_says("b", tell::HEARTBEAT, &tell::Heartbeat {});
+    w.engine_sends("b", engine::HEARTBEAT, &engine::Heartbeat {});
     w.pass(Duration::from_secs(2));
     for name in ["a", "b"] {
         let outcome = w.ok();
@@ -165,14 +165,14 @@ fn an_engine_that_returns_in_time_keeps_its_tasks() {
 
 #[test]
 fn a_task_that_an_engine_forgot_runs_again() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("a");
     let map = w.submit(1, MapOptions::default());
     w.engines.get_mut("a").unwrap().queue.clear();
     w.register("a");
     assert_eq!(w.state(map, 0), TaskState::Assigned, "its result may be on the way");
     for _ in 0..7 {
-        w.engine_says("a", tell::HEARTBEAT, &tell::Heartbeat {});
+        w.engine_sends("a", engine::HEARTBEAT, &engine::Heartbeat {});
         w.pass(Duration::from_secs(1));
     }
     assert_eq!(w.engines["a"].queue.len(), 1);
@@ -181,7 +181,7 @@ fn a_task_that_an_engine_forgot_runs_again() {
 
 #[test]
 fn a_silent_engine_keeps_its_tasks_for_its_lease() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("a");
     let map = w.submit(1, MapOptions::default());
     w.pass(Duration::from_secs(9));
@@ -192,7 +192,7 @@ fn a_silent_engine_keeps_its_tasks_for_its_lease() {
 
 #[test]
 fn unbegun_tasks_are_taken_back_from_a_stuck_engine() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("a");
     let map = w.submit(2, MapOptions::default());
     assert_eq!(w.engines["a"].queue.len(), 2);
@@ -202,17 +202,17 @@ fn unbegun_tasks_are_taken_back_from_a_stuck_engine() {
     }
     assert_eq!(w.engines["a"].gave_back, 1);
     let last = w.engines.get_mut("a").unwrap().queue.pop().unwrap();
-    w.engine_says(
+    w.engine_sends(
         "a",
-        tell::RETURNED,
-        &tell::Returned {
+        engine::RETURNED,
+        &engine::Returned {
             tasks: vec![last],
             ..Default::default()
         },
     );
     assert_eq!(
         w.engines["b"].queue,
-        [tell::Held {
+        [engine::Held {
             map,
             index: last.index,
             run: 2
@@ -222,7 +222,7 @@ fn unbegun_tasks_are_taken_back_from_a_stuck_engine() {
 
 #[test]
 fn cancelled_tasks_end_wherever_they_are() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("a");
     let map = w.submit(
         5,
@@ -232,16 +232,16 @@ fn cancelled_tasks_end_wherever_they_are() {
         },
     );
     w.select(
-        say::CANCEL,
-        say::Selection {
+        client::CANCEL,
+        client::Selection {
             tasks: vec![TaskId::new(map, 4)],
             ..Default::default()
         },
     );
     assert_eq!(w.state(map, 4), TaskState::Aborted);
     w.select(
-        say::CANCEL,
-        say::Selection {
+        client::CANCEL,
+        client::Selection {
             maps: vec![map],
             ..Default::default()
         },
@@ -257,7 +257,7 @@ fn cancelled_tasks_end_wherever_they_are() {
 
 #[test]
 fn targeted_tasks_go_to_their_engines_and_nowhere_else() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     for name in ["a", "b", "c"] {
         w.register(name);
     }
@@ -272,12 +272,12 @@ fn targeted_tasks_go_to_their_engines_and_nowhere_else() {
         (w.engines["a"].queue.len(), w.engines["b"].queue.len(), w.engines["c"].queue.len()),
         (1, 0, 1)
     );
-    w.event(super::super::Event::ConnectionEnded { engine: "c".into() });
+    w.event(super::super::Event::EngineDisconnected { engine: "c".into() });
     w.pass(Duration::from_secs(6));
     assert_eq!(w.state(map, 1), TaskState::Lost);
     w.ask(
-        say::MAP,
-        &say::MapRequest {
+        client::MAP,
+        &client::MapRequest {
             key: "x".into(),
             definition: crate::model::definition::MapDefinition {
                 work: crate::model::definition::Work::Push,
@@ -297,7 +297,7 @@ fn targeted_tasks_go_to_their_engines_and_nowhere_else() {
 
 #[test]
 fn a_map_follows_another_and_not_a_failed_one() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("a");
     let first = w.submit(1, MapOptions::default());
     let second = w.submit(
@@ -323,8 +323,8 @@ fn a_map_follows_another_and_not_a_failed_one() {
     assert_eq!(w.state(third, 0), TaskState::Aborted);
     assert!(w.ledger.completed.contains(&third));
     w.ask(
-        say::WATCH,
-        &say::WatchRequest {
+        client::WATCH,
+        &client::WatchRequest {
             map: MapId(99),
             from: 0,
             limit: 1,
@@ -338,10 +338,10 @@ fn a_map_follows_another_and_not_a_failed_one() {
 
 #[test]
 fn another_version_is_refused_with_both_numbers() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.ask(
-        say::HELLO,
-        &say::Hello {
+        client::HELLO,
+        &client::Hello {
             protocol: 99,
             version: "9.9.9".into(),
         },
@@ -355,7 +355,7 @@ fn another_version_is_refused_with_both_numbers() {
 
 #[test]
 fn a_task_that_kills_its_engines_at_once_is_not_tried_for_ever() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     let map = w.submit(
         3,
         MapOptions {
@@ -366,10 +366,10 @@ fn a_task_that_kills_its_engines_at_once_is_not_tried_for_ever() {
     for generation in 0..3 {
         let name = format!("engine {generation}");
         w.register(&name);
-        // It dies of its first task before it has said that it began.
+        // Its first task kills it before it reports the start.
         assert_eq!(w.engines[&name].queue[0].index, 0);
         w.engines.remove(&name);
-        w.event(super::super::Event::ConnectionEnded {
+        w.event(super::super::Event::EngineDisconnected {
             engine: name.as_str().into(),
         });
         w.pass(Duration::from_secs(6));
@@ -389,7 +389,7 @@ fn a_task_that_kills_its_engines_at_once_is_not_tried_for_ever() {
 
 #[test]
 fn a_map_whose_client_died_while_it_sent_inputs_is_closed_and_ends_as_failed() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("a");
     let map = w.open_map(MapOptions::default());
     w.inputs(map, 0, 3, false);
@@ -402,11 +402,11 @@ fn a_map_whose_client_died_while_it_sent_inputs_is_closed_and_ends_as_failed() {
             ..MapOptions::default()
         },
     );
-    // A client without inputs says that it is there.
+    // A client without inputs sends keep-alive messages.
     for _ in 0..10 {
         w.pass(Duration::from_secs(30));
         w.inputs(map, 3, 0, false);
-        w.engine_says("a", tell::HEARTBEAT, &serde_json::json!({}));
+        w.engine_sends("a", engine::HEARTBEAT, &serde_json::json!({}));
     }
     assert!(w.ledger.completed.is_empty());
     w.restart();
@@ -423,8 +423,8 @@ fn a_map_whose_client_died_while_it_sent_inputs_is_closed_and_ends_as_failed() {
 }
 
 #[test]
-fn a_client_that_goes_on_after_its_map_was_closed_is_told_also_by_another_controller() {
-    let mut w = World::new();
+fn inputs_for_an_abandoned_map_are_rejected_also_after_a_restart() {
+    let mut w = Harness::new();
     w.register("a");
     let map = w.open_map(MapOptions::default());
     w.inputs(map, 0, 3, false);
@@ -432,7 +432,7 @@ fn a_client_that_goes_on_after_its_map_was_closed_is_told_also_by_another_contro
     for _ in 0..8 {
         w.pass(Duration::from_secs(8));
         for name in ["a", "b"] {
-            w.engine_says(name, tell::HEARTBEAT, &serde_json::json!({}));
+            w.engine_sends(name, engine::HEARTBEAT, &serde_json::json!({}));
         }
     }
     for restarted in [false, true] {
@@ -454,7 +454,7 @@ fn a_client_that_goes_on_after_its_map_was_closed_is_told_also_by_another_contro
 
 #[test]
 fn a_map_whose_inputs_still_come_cannot_be_purged_and_goes_on() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("a");
     let map = w.open_map(MapOptions::default());
     w.inputs(map, 0, 2, false);
@@ -466,7 +466,7 @@ fn a_map_whose_inputs_still_come_cannot_be_purged_and_goes_on() {
             w.restart();
             w.register("b");
         }
-        w.ask(say::PURGE, &say::PurgeRequest { maps: vec![map] }, vec![]);
+        w.ask(client::PURGE, &client::PurgeRequest { maps: vec![map] }, vec![]);
         assert_eq!(w.reply()["ename"], "MapOpen", "restarted: {restarted}");
     }
     assert_eq!(w.ledger.purged, []);
@@ -474,19 +474,19 @@ fn a_map_whose_inputs_still_come_cannot_be_purged_and_goes_on() {
     while w.finish_one("b", outcome.clone()).is_some() {}
     assert_eq!((w.ledger.completed.clone(), w.state(map, 3)), (vec![map], TaskState::Ok));
     w.assert_all_done();
-    w.ask(say::PURGE, &say::PurgeRequest { maps: vec![map] }, vec![]);
+    w.ask(client::PURGE, &client::PurgeRequest { maps: vec![map] }, vec![]);
     assert_eq!(w.reply()["status"], "ok");
 }
 
 #[test]
 fn a_map_that_is_cancelled_while_its_inputs_come_takes_no_more_of_them() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("a");
     let map = w.open_map(MapOptions::default());
     w.inputs(map, 0, 3, false);
     w.select(
-        say::CANCEL,
-        say::Selection {
+        client::CANCEL,
+        client::Selection {
             maps: vec![map],
             ..Default::default()
         },
@@ -506,7 +506,7 @@ fn a_map_that_is_cancelled_while_its_inputs_come_takes_no_more_of_them() {
 
 #[test]
 fn tasks_of_a_map_run_again_while_its_inputs_come() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("a");
     let map = w.open_map(MapOptions::default());
     w.inputs(map, 0, 2, false);
@@ -527,24 +527,24 @@ fn tasks_of_a_map_run_again_while_its_inputs_come() {
     }
 }
 
-fn available(w: &mut World, name: &str, reason: Option<&str>) {
+fn available(w: &mut Harness, name: &str, reason: Option<&str>) {
     let reason = reason.map(String::from);
-    w.engine_says(name, tell::AVAILABILITY, &tell::Availability { reason });
+    w.engine_sends(name, engine::AVAILABILITY, &engine::Availability { reason });
 }
 
 /// The engine gives back what it has not begun, as one does whose Python has failed.
-fn give_all_back(w: &mut World, name: &str) {
+fn give_all_back(w: &mut Harness, name: &str) {
     let tasks = std::mem::take(&mut w.engines.get_mut(name).unwrap().queue);
-    let returned = tell::Returned {
+    let returned = engine::Returned {
         tasks,
-        ..tell::Returned::default()
+        ..engine::Returned::default()
     };
-    w.engine_says(name, tell::RETURNED, &returned);
+    w.engine_sends(name, engine::RETURNED, &returned);
 }
 
 #[test]
 fn an_engine_without_a_working_python_gets_no_python_tasks_and_they_cost_nothing() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("a");
     w.register("b");
     let map = w.submit(4, MapOptions::default());
@@ -562,11 +562,11 @@ fn an_engine_without_a_working_python_gets_no_python_tasks_and_they_cost_nothing
 
 #[test]
 fn an_engine_whose_python_works_again_gets_tasks_again() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register_as("a", Some("no interpreter"));
     let map = w.submit(2, MapOptions::default());
     assert_eq!(w.engines["a"].queue, []);
-    w.ask(say::STATUS, &serde_json::json!({}), Vec::new());
+    w.ask(client::STATUS, &serde_json::json!({}), Vec::new());
     let engine = w.reply()["engines"][0].clone();
     assert_eq!(
         (&engine["state"], &engine["reason"]),
@@ -574,7 +574,7 @@ fn an_engine_whose_python_works_again_gets_tasks_again() {
     );
     available(&mut w, "a", None);
     assert_eq!(w.engines["a"].queue.len(), 2);
-    // An engine that registers again reports anew how it is.
+    // An engine that registers again reports its availability again.
     give_all_back(&mut w, "a");
     w.register_as("a", Some("it died"));
     for _ in 0..2 {
@@ -589,7 +589,7 @@ fn an_engine_whose_python_works_again_gets_tasks_again() {
 
 #[test]
 fn commands_run_where_python_does_not() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register_as("a", Some("no interpreter"));
     w.register("b");
     let work = Work::Command { argv: vec!["true".into()] };
@@ -609,9 +609,9 @@ fn commands_run_where_python_does_not() {
 #[test]
 fn code_is_sent_once_to_each_engine_and_again_to_one_that_has_registered_again() {
     for name in ["a", "b"] {
-        let mut w = World::new();
+        let mut w = Harness::new();
         w.register(name);
-        let run = |w: &mut World, text: &str| {
+        let run = |w: &mut Harness, text: &str| {
             let from = crate::model::definition::CallSource::File {
                 name: "jobs.py".into(),
                 text: text.into(),
@@ -636,19 +636,19 @@ fn code_is_sent_once_to_each_engine_and_again_to_one_that_has_registered_again()
 
 #[test]
 fn an_engine_gets_no_task_whose_time_limit_does_not_fit() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     // An engine whose job ends in 100 s.
     let ends = 1e9 + 100.0;
     let facts = serde_json::json!({"protocol": crate::model::PROTOCOL_VERSION, "uuid": "job", "host": "node", "pid": 2, "version": "0",
         "capabilities": ["call", "joined"], "ends": ends});
-    w.engine_says("job", tell::REGISTER, &facts);
+    w.engine_sends("job", engine::REGISTER, &facts);
     let limited = |seconds: f64| MapOptions {
         timeout_s: Some(seconds),
         ..MapOptions::default()
     };
     let (long, short) = (w.submit(1, limited(200.0)), w.submit(1, limited(50.0)));
     assert_eq!((w.state(long, 0), w.state(short, 0)), (TaskState::Ready, TaskState::Assigned));
-    w.ask(say::STATUS, &serde_json::json!({}), Vec::new());
+    w.ask(client::STATUS, &serde_json::json!({}), Vec::new());
     let notes = w.reply()["notes"].clone();
     assert!(notes[0].as_str().is_some_and(|note| note.starts_with("map 1 waits")), "{notes}");
     assert_eq!(notes.as_array().map(Vec::len), Some(1));

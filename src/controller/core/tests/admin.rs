@@ -1,22 +1,26 @@
-//! What engines are told by order; and what the controller is told of batch jobs.
-use super::super::Ask;
+//! Administrative requests to engines, and reports of batch jobs.
+use super::super::QueryKind;
 use super::super::effect::Effect;
+use super::harness::*;
 use super::requests::stock;
-use super::world::*;
 use crate::model::targets::Targets;
-use crate::wire::content::client as say;
+use crate::wire::content::client;
 use crate::wire::content::engine::Channel;
 use serde_json::{Value, json};
 
-fn signal(w: &mut World, targets: &str) -> Value {
+fn signal(w: &mut Harness, targets: &str) -> Value {
     let targets: Targets = targets.parse().unwrap();
-    w.try_ask(say::SIGNAL_ENGINES, &say::SignalEnginesRequest { targets, signal: 10 }, Vec::new())
-        .unwrap()
+    w.try_ask(
+        client::SIGNAL_ENGINES,
+        &client::SignalEnginesRequest { targets, signal: 10 },
+        Vec::new(),
+    )
+    .unwrap()
 }
 
-/// What ipengines have been told, in their own words.
-fn controls(w: &mut World) -> Vec<(String, Value)> {
-    let told = std::mem::take(&mut w.other).into_iter().filter_map(|effect| match effect {
+/// The control requests sent to ipengines.
+fn controls(w: &mut Harness) -> Vec<(String, Value)> {
+    let reported = std::mem::take(&mut w.other).into_iter().filter_map(|effect| match effect {
         Effect::ToEngine {
             engine,
             channel: Channel::Control,
@@ -25,49 +29,49 @@ fn controls(w: &mut World) -> Vec<(String, Value)> {
         } => Some((format!("{engine} {}", message.msg_type()), message.content().unwrap())),
         _ => None,
     });
-    told.collect()
+    reported.collect()
 }
 
 #[test]
 fn a_signal_goes_to_whom_it_is_meant_for_in_each_ones_words() {
-    let mut w = World::new();
+    let mut w = Harness::new();
     w.register("a");
     w.register("b");
     stock(&mut w, "s");
     w.other.clear();
     assert_eq!(signal(&mut w, "1")["engines"], json!([1]));
-    let told = |w: &World, name: &str| w.engines[name].signals.clone();
-    assert_eq!((told(&w, "a"), told(&w, "b"), controls(&mut w)), (vec![], vec![10], vec![]));
+    let reported = |w: &Harness, name: &str| w.engines[name].signals.clone();
+    assert_eq!((reported(&w, "a"), reported(&w, "b"), controls(&mut w)), (vec![], vec![10], vec![]));
     assert_eq!(signal(&mut w, "all")["engines"], json!([0, 1, 2]));
-    assert_eq!((told(&w, "a"), told(&w, "b")), (vec![10], vec![10, 10]));
+    assert_eq!((reported(&w, "a"), reported(&w, "b")), (vec![10], vec![10, 10]));
     assert_eq!(controls(&mut w), [("s signal_request".to_string(), json!({"sig": 10}))]);
-    // Nobody is told if one of them is not there.
+    // No engine is signalled if one of them does not exist.
     assert_eq!(signal(&mut w, "0,7")["ename"], "NoSuchEngine");
-    assert_eq!((told(&w, "a"), controls(&mut w)), (vec![10], vec![]));
+    assert_eq!((reported(&w, "a"), controls(&mut w)), (vec![10], vec![]));
 }
 
 #[test]
-fn jobs_that_are_told_are_recorded_before_the_records_are_asked_and_nobody_else_hears_of_it() {
-    let mut w = World::new();
+fn reported_jobs_are_recorded_before_the_query_and_not_broadcast() {
+    let mut w = Harness::new();
     w.register("a");
     w.other.clear();
     let row = json!({"launcher": "slurm", "job": "18", "name": "pcluster-x-k3x9", "element": 1, "engines": 1, "submitted": 1000.0,
         "state": "timed out (TIMEOUT)", "over": true, "since": 1060.0});
-    w.ask(say::JOBS, &json!({"jobs": [row], "gone_since": 900.0}), Vec::new());
+    w.ask(client::JOBS, &json!({"jobs": [row], "gone_since": 900.0}), Vec::new());
     assert_eq!((w.ledger.jobs.len(), w.ledger.jobs[0].state.as_str()), (1, "timed out (TIMEOUT)"));
     let asked: Vec<_> = std::mem::take(&mut w.other);
     match &asked[..] {
         [Effect::Query(query)] => {
-            assert!(matches!(query.ask, Ask::Jobs { list: false, gone_since: Some(since) } if since.0 == 900.0));
+            assert!(matches!(query.kind, QueryKind::Jobs { list: false, gone_since: Some(since) } if since.0 == 900.0));
         }
         other => panic!("{other:?}"),
     }
     // Only asked for, nothing is recorded; and what is malformed is answered.
-    w.ask(say::JOBS, &json!({"list": true}), Vec::new());
-    assert!(matches!(&w.other[..], [Effect::Query(query)] if matches!(query.ask, Ask::Jobs { list: true, gone_since: None })));
+    w.ask(client::JOBS, &json!({"list": true}), Vec::new());
+    assert!(matches!(&w.other[..], [Effect::Query(query)] if matches!(query.kind, QueryKind::Jobs { list: true, gone_since: None })));
     assert_eq!(w.ledger.jobs.len(), 1);
     assert_eq!(
-        w.try_ask(say::JOBS, &json!({"jobs": 4}), Vec::new()).unwrap()["ename"],
+        w.try_ask(client::JOBS, &json!({"jobs": 4}), Vec::new()).unwrap()["ename"],
         "BadRequest"
     );
 }

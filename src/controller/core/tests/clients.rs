@@ -1,8 +1,8 @@
 //! ipyparallel clients in seeded lives: they ask once, wait, lose their connections and come back, or leave.
 use super::super::effect::ClientChannel;
 use super::super::event::Event;
-use super::life::{Dice, NAMES};
-use super::world::World;
+use super::harness::Harness;
+use super::lifecycle::{NAMES, Rng};
 use crate::model::task::TaskState;
 use crate::wire::Session;
 use crate::wire::message::to_json;
@@ -12,7 +12,7 @@ use std::collections::HashSet;
 
 const CHANNELS: [ClientChannel; 3] = [ClientChannel::Mux, ClientChannel::Task, ClientChannel::Control];
 
-pub struct Asker {
+pub struct TestClient {
     name: &'static str,
     /// Without one it cannot be known again.
     key: Option<String>,
@@ -25,9 +25,9 @@ pub struct Asker {
     left: bool,
 }
 
-impl Asker {
-    pub fn three() -> [Asker; 3] {
-        ["x", "y", "stranger"].map(|name| Asker {
+impl TestClient {
+    pub fn three() -> [TestClient; 3] {
+        ["x", "y", "stranger"].map(|name| TestClient {
             name,
             key: (name != "stranger").then(|| format!("the key of {name}")),
             session: Session::new(b"", name, name),
@@ -44,58 +44,58 @@ impl Asker {
         Bytes::from(format!("{} {}", self.name, self.connections))
     }
 
-    fn is_connected(&self, w: &World) -> bool {
+    fn is_connected(&self, w: &Harness) -> bool {
         let connected = w.connected.as_ref().unwrap();
         CHANNELS.iter().all(|channel| connected.contains(&(*channel, self.identity())))
     }
 
     /// Its connections stand, whatever becomes of the controller meanwhile.
-    pub fn come(&mut self, w: &mut World) {
+    pub fn come(&mut self, w: &mut Harness) {
         while !self.left && !self.is_connected(w) {
             self.connections += 1;
             for channel in CHANNELS {
                 let identity = self.identity();
                 w.connected.as_mut().unwrap().insert((channel, identity.clone()));
                 let key = self.key.clone();
-                w.event(Event::ClientCame { channel, identity, key });
+                w.event(Event::ClientConnected { channel, identity, key });
             }
         }
     }
 
-    /// Its connections break; the controller may hear of that late. Rarely it does not come back.
-    pub fn leave(&mut self, w: &mut World, dice: &mut Dice) {
-        self.left |= dice.roll(20) == 0;
+    /// Breaks its connections; the controller may learn of it late. Rarely it does not reconnect.
+    pub fn leave(&mut self, w: &mut Harness, rng: &mut Rng) {
+        self.left |= rng.roll(20) == 0;
         for channel in CHANNELS {
             let identity = self.identity();
             let known = w.connected.as_mut().unwrap().remove(&(channel, identity.clone()));
-            if known && dice.roll(2) == 0 {
-                w.event(Event::ClientLeft { channel, identity });
+            if known && rng.roll(2) == 0 {
+                w.event(Event::ClientDisconnected { channel, identity });
             }
         }
     }
 
-    pub fn step<'a>(&mut self, w: &mut World, dice: &mut Dice, others: impl Iterator<Item = &'a Asker>) {
+    pub fn step<'a>(&mut self, w: &mut Harness, rng: &mut Rng, others: impl Iterator<Item = &'a TestClient>) {
         self.come(w);
         if self.left {
             return;
         }
-        let target = NAMES[dice.roll(4) as usize];
+        let target = NAMES[rng.roll(4) as usize];
         let mut known: Vec<&String> = others.flat_map(|other| &other.asked).chain(&self.asked).collect();
         known.sort();
-        let one = |dice: &mut Dice| match known.len() {
+        let one = |rng: &mut Rng| match known.len() {
             0 => json!([]),
-            n => json!([known[dice.roll(n as u64) as usize]]),
+            n => json!([known[rng.roll(n as u64) as usize]]),
         };
-        let (channel, kind, metadata, content) = match dice.roll(12) {
-            0 => (ClientChannel::Control, "abort_request", json!({}), json!({"msg_ids": one(dice)})),
+        let (channel, kind, metadata, content) = match rng.roll(12) {
+            0 => (ClientChannel::Control, "abort_request", json!({}), json!({"msg_ids": one(rng)})),
             1..=3 => (ClientChannel::Mux, "apply_request", json!({}), json!({})),
             choice => {
-                let mut metadata = json!({"retries": dice.roll(3)});
+                let mut metadata = json!({"retries": rng.roll(3)});
                 match choice {
                     4 => metadata["targets"] = json!([target]),
-                    5 => metadata["after"] = one(dice),
-                    6 => metadata["follow"] = one(dice),
-                    7 => metadata["timeout"] = json!(1 + dice.roll(10)),
+                    5 => metadata["after"] = one(rng),
+                    6 => metadata["follow"] = one(rng),
+                    7 => metadata["timeout"] = json!(1 + rng.roll(10)),
                     _ => {}
                 }
                 (ClientChannel::Task, "apply_request", metadata, json!({}))
@@ -114,11 +114,11 @@ impl Asker {
         if kind == "apply_request" {
             self.asked.push(message.header.msg_id.clone());
         }
-        w.event(Event::ClientSaid { channel, message });
+        w.event(Event::ClientMessage { channel, message });
     }
 
     /// Takes what has come for it.
-    pub fn read(&mut self, w: &World) {
+    pub fn read(&mut self, w: &Harness) {
         let mine = format!("{} ", self.name);
         for (_, route, message) in &w.to_clients {
             let Some(parent) = message.parent().filter(|_| route[0].starts_with(mine.as_bytes())) else {
@@ -129,14 +129,14 @@ impl Asker {
         }
     }
 
-    /// Who is known by a key and has not left has the reply to all that is on record.
-    pub fn assert_answered(&self, w: &World) {
+    /// An identifiable client that has not left has received the reply to every recorded request.
+    pub fn assert_answered(&self, w: &Harness) {
         if self.key.is_none() || self.left {
             return;
         }
         for id in &self.asked {
             if let Some(task) = w.ledger.requests.get(id) {
-                // Of a direct one whose engine has gone it hears by the notification of that.
+                // A direct request whose engine left is ended by the departure notification.
                 let ended_with_engine = self.direct.contains(id) && w.ledger.tasks[task].0 == TaskState::Lost;
                 assert!(
                     self.got.contains(id) || ended_with_engine,

@@ -1,4 +1,4 @@
-//! The balanced scheduler of ipyparallel's tasks: which may run, and where.
+//! The balanced scheduler of ipyparallel's tasks: decides which tasks may run, and on which engine.
 use super::Core;
 use crate::model::EngineUuid;
 use crate::wire::Message;
@@ -14,15 +14,15 @@ impl Core {
         self.admit(&msg_id);
     }
 
-    /// Puts a balanced task into the queue that fits it, or ends it when it can never run.
+    /// Puts a balanced task into the right queue, or fails it if it can never run.
     pub(super) fn admit(&mut self, msg_id: &str) {
         let requests = &mut self.requests;
         let Some(open) = requests.open.get(msg_id) else { return };
         let unknown = |id: &String| id == msg_id || !(requests.open.contains_key(id) || requests.outcomes.contains_key(id));
         if open.after.ids.iter().chain(&open.follow.ids).any(unknown) {
-            return self.fail_request(msg_id, "InvalidDependency", "it depends on itself or on a task that is not known");
+            return self.fail_request(msg_id, "InvalidDependency", "it depends on itself or on an unknown task");
         }
-        if open.may_run_anywhere() {
+        if open.is_unconstrained() {
             requests.ready.push_back(msg_id.to_string());
         } else {
             requests.bound.push_back(msg_id.to_string());
@@ -30,9 +30,9 @@ impl Core {
         }
     }
 
-    /// Sends balanced tasks to engines that have room for them.
+    /// Sends balanced tasks to engines with a free slot.
     pub(super) fn dispatch_requests(&mut self) {
-        // A bound one may have waited for an engine that was away, or ran a map.
+        // A bound task may have waited for an engine that was away or busy with a map.
         let freed = self.engines.take_freed() && !self.requests.bound.is_empty() && self.engine_with_room(&|_| true).is_some();
         if std::mem::take(&mut self.requests.recheck) || freed {
             self.dispatch_bound();
@@ -42,7 +42,7 @@ impl Core {
             let Some(msg_id) = self.requests.ready.pop_front() else { break };
             self.send_request(&msg_id, &engine);
         }
-        self.dispatch_ahead();
+        self.dispatch_prefetched();
     }
 
     fn dispatch_bound(&mut self) {
@@ -52,7 +52,7 @@ impl Core {
             let Some(open) = self.requests.open.get(&msg_id) else { continue };
             let outcome = |id: &str| self.requests.outcome(id);
             if open.after.is_unreachable(outcome) || open.follow.is_unreachable(outcome) {
-                failed.push((msg_id, "what it depends on did not end as it must"));
+                failed.push((msg_id, "its dependency did not end as required"));
                 continue;
             }
             let targets_left = open
@@ -60,7 +60,7 @@ impl Core {
                 .iter()
                 .any(|t| !open.blacklist.contains(t) && self.engines.get(t).is_some());
             if !open.targets.is_empty() && !targets_left {
-                failed.push((msg_id, "none of the engines that it may run on is left"));
+                failed.push((msg_id, "none of its target engines is left"));
                 continue;
             }
             let ran_at = |id: &String| self.requests.outcomes.get(id).and_then(|(_, engine)| engine.as_ref());
@@ -71,7 +71,7 @@ impl Core {
             }
             let all_ended = open.follow.ids.iter().all(|id| outcome(id).is_some());
             if !open.follow.is_empty() && all_ended && !places.iter().any(|place| self.engines.get(place).is_some()) {
-                failed.push((msg_id, "the engine of the tasks that it must follow has gone"));
+                failed.push((msg_id, "the engine of the tasks that it must follow left"));
                 continue;
             }
             if !open.after.is_met(outcome) {
@@ -110,14 +110,14 @@ impl Core {
         }
     }
 
-    /// After an engine left: tasks bound to it may have become impossible.
+    /// Rechecks bound tasks after an engine left: they may have become impossible.
     pub(super) fn recheck_impossible(&mut self) {
         self.requests.recheck = true;
     }
 
     pub(super) fn request_timed_out(&mut self, msg_id: &str, run: u32) {
         if self.requests.open.get(msg_id).is_some_and(|o| o.engine.is_none() && o.run == run) {
-            self.fail_request(msg_id, "TaskTimeout", "it could not be run within its timeout");
+            self.fail_request(msg_id, "TaskTimeout", "it timed out waiting for an engine");
         }
     }
 }

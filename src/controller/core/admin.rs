@@ -1,11 +1,11 @@
-//! What engines are told to do because somebody said so: leave, stop, take a signal. And the end of the controller itself.
-use super::clients::{Asked, read};
+//! Administrative requests: stop or signal engines, stop the controller.
+use super::clients::{RequestContext, read};
 use super::{Core, Effect};
 use crate::model::targets::Targets;
 use crate::model::{EngineId, EngineUuid};
 use crate::wire::Message;
-use crate::wire::content::client::{self as say, ok};
-use crate::wire::content::engine::{self as engine_say, Channel};
+use crate::wire::content::client::{self, ok};
+use crate::wire::content::engine::{self, Channel};
 use crate::wire::content::error::ErrorContent;
 use bytes::Bytes;
 use std::time::Duration;
@@ -31,37 +31,37 @@ impl Core {
             return;
         };
         if native {
-            self.tell_engine(engine, engine_say::SHUTDOWN, &engine_say::Shutdown { drain });
+            self.send_to_engine(engine, engine::SHUTDOWN, &engine::Shutdown { drain });
         } else {
-            self.tell_stock_engine(engine, "shutdown_request", &serde_json::json!({"restart": false}));
+            self.send_to_stock_engine(engine, "shutdown_request", &serde_json::json!({"restart": false}));
         }
     }
 
-    pub(super) fn stop_engines(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
-        let request: say::StopEnginesRequest = read(message)?;
+    pub(super) fn stop_engines(&mut self, context: &RequestContext, message: &Message) -> Result<(), ErrorContent> {
+        let request: client::StopEnginesRequest = read(message)?;
         let engines = self.uuids_of(&request.engines)?;
         for engine in &engines {
             self.shut_down_engine(engine, request.drain);
         }
-        self.answer(asked, &say::Done { status: ok() });
+        self.answer(context, &client::Done { status: ok() });
         Ok(())
     }
 
-    /// A signal is told, not recorded: it means what runs at this moment.
-    pub(super) fn signal_engines(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
-        let request: say::SignalEnginesRequest = read(message)?;
+    /// Forwards a signal. It is not recorded: it applies only to tasks that run at this moment.
+    pub(super) fn signal_engines(&mut self, context: &RequestContext, message: &Message) -> Result<(), ErrorContent> {
+        let request: client::SignalEnginesRequest = read(message)?;
         let ids: Vec<EngineId> = match request.targets {
             Targets::All => self.engines.iter().map(|(_, e)| e.id).collect(),
             Targets::Some(ids) => ids,
         };
         for engine in &self.uuids_of(&ids)? {
             match self.engines.get(engine).is_some_and(|e| e.native) {
-                true => self.tell_engine(engine, engine_say::SIGNAL, &engine_say::Signal { signal: request.signal }),
-                false => self.tell_stock_engine(engine, "signal_request", &serde_json::json!({"sig": request.signal})),
+                true => self.send_to_engine(engine, engine::SIGNAL, &engine::Signal { signal: request.signal }),
+                false => self.send_to_stock_engine(engine, "signal_request", &serde_json::json!({"sig": request.signal})),
             }
         }
         let status = ok();
-        self.answer(asked, &say::SignalEnginesReply { status, engines: ids });
+        self.answer(context, &client::SignalEnginesReply { status, engines: ids });
         Ok(())
     }
 
@@ -74,8 +74,8 @@ impl Core {
         engines.iter().map(find).collect()
     }
 
-    /// An ipengine takes orders as a client's control requests; its reply goes to nobody.
-    fn tell_stock_engine(&mut self, engine: &EngineUuid, kind: &str, content: &serde_json::Value) {
+    /// Sends a control request to an ipengine as if from a client; its reply is discarded.
+    fn send_to_stock_engine(&mut self, engine: &EngineUuid, kind: &str, content: &serde_json::Value) {
         let message = self.message(kind, None, content);
         self.effects.push(Effect::ToEngine {
             engine: engine.clone(),

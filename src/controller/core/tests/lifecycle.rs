@@ -2,22 +2,22 @@
 //! dies before or after a commit and starts again on its records; clients repeat what was not answered, and those of
 //! ipyparallel come back for their replies. At the end every task is done exactly once, and every reply has come. A failing seed is printed; run it alone with `PCLUSTER_SEED=<n>`.
 use super::super::Event;
-use super::askers::Asker;
-use super::world::*;
+use super::clients::TestClient;
+use super::harness::*;
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use crate::model::output::Stream;
 use crate::model::task::TaskState;
 use crate::model::{MapId, TaskId};
-use crate::wire::content::client as say;
-use crate::wire::content::engine as tell;
+use crate::wire::content::client;
+use crate::wire::content::engine;
 use bytes::Bytes;
 use std::collections::HashSet;
 use std::time::Duration;
 
 /// xorshift64*: small, seeded, the same everywhere.
-pub struct Dice(pub u64);
+pub struct Rng(pub u64);
 
-impl Dice {
+impl Rng {
     pub fn roll(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -41,7 +41,7 @@ struct Wish {
 }
 
 impl Wish {
-    fn step(&mut self, w: &mut World, dice: &mut Dice) {
+    fn step(&mut self, w: &mut Harness, rng: &mut Rng) {
         let Some(map) = self.map else {
             let work = Work::Call {
                 from: CallSource::Module { module: "m".into() },
@@ -52,7 +52,7 @@ impl Wish {
                 options: self.options.clone(),
             };
             let lines: Vec<String> = (0..self.count).map(|i| format!("[{i}]")).collect();
-            let request = say::MapRequest {
+            let request = client::MapRequest {
                 key: self.key.clone(),
                 definition,
                 whole: self.whole,
@@ -64,7 +64,7 @@ impl Wish {
                 false => vec![],
             };
             let again = std::mem::replace(&mut self.asked, true);
-            if let Some(reply) = w.try_ask_again(say::MAP, &request, buffers, again) {
+            if let Some(reply) = w.try_ask_again(client::MAP, &request, buffers, again) {
                 self.closed = self.whole;
                 self.map = reply["map"].as_u64().map(|m| MapId(m as u32));
                 // The map that it was to follow has failed: that, too, is an answer.
@@ -72,16 +72,16 @@ impl Wish {
             }
             return;
         };
-        let count = (self.count - self.sent).min(1 + dice.roll(20) as u32);
+        let count = (self.count - self.sent).min(1 + rng.roll(20) as u32);
         let last = self.sent + count == self.count;
         let lines: Vec<String> = (self.sent..self.sent + count).map(|i| format!("[{i}]")).collect();
-        let request = say::InputsRequest {
+        let request = client::InputsRequest {
             map,
             first: self.sent,
             last,
             abandoned: None,
         };
-        if let Some(reply) = w.try_ask(say::INPUTS, &request, vec![Bytes::from(lines.join("\n"))]) {
+        if let Some(reply) = w.try_ask(client::INPUTS, &request, vec![Bytes::from(lines.join("\n"))]) {
             match reply["status"].as_str() {
                 Some("ok") => self.sent = reply["total"].as_u64().unwrap() as u32,
                 // Cancelled meanwhile, or complete.
@@ -99,35 +99,35 @@ impl Wish {
 pub const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 fn live(seed: u64) {
-    let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-    let mut w = World::new();
+    let mut rng = Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let mut w = Harness::new();
     w.ledger.all_write = true;
     w.check_every = 16;
     w.connected = Some(HashSet::new());
-    let mut askers = Asker::three();
+    let mut clients = TestClient::three();
     let mut wishes: Vec<Wish> = Vec::new();
     for step in 0..200 {
-        let name = NAMES[dice.roll(4) as usize];
+        let name = NAMES[rng.roll(4) as usize];
         let alive = w.engines.contains_key(name);
-        if dice.roll(25) == 0 {
-            w.dies = Some(if dice.roll(2) == 0 { Dies::BeforeCommit } else { Dies::BeforeSend });
+        if rng.roll(25) == 0 {
+            w.dies = Some(if rng.roll(2) == 0 { Dies::BeforeCommit } else { Dies::BeforeSend });
         }
-        match dice.roll(22) {
+        match rng.roll(22) {
             0 => {
                 let done: Vec<MapId> = wishes.iter().filter_map(|wish| wish.map).collect();
                 let options = MapOptions {
-                    retries: dice.roll(3) as u32,
-                    max_crashes: dice.roll(3) as u32,
-                    after: done.last().copied().filter(|_| dice.roll(4) == 0),
+                    retries: rng.roll(3) as u32,
+                    max_crashes: rng.roll(3) as u32,
+                    after: done.last().copied().filter(|_| rng.roll(4) == 0),
                     ..MapOptions::default()
                 };
-                let count = dice.roll(40) as u32;
+                let count = rng.roll(40) as u32;
                 wishes.push(Wish {
                     key: format!("wish {step}"),
                     options,
                     count,
                     map: None,
-                    whole: dice.roll(2) == 0,
+                    whole: rng.roll(2) == 0,
                     asked: false,
                     sent: 0,
                     closed: false,
@@ -136,7 +136,7 @@ fn live(seed: u64) {
             }
             1..=3 => {
                 if let Some(wish) = wishes.iter_mut().find(|wish| !wish.is_over()) {
-                    wish.step(&mut w, &mut dice);
+                    wish.step(&mut w, &mut rng);
                 }
             }
             4 if !alive || w.engines[name].cut => w.register(name),
@@ -144,69 +144,69 @@ fn live(seed: u64) {
             // The network: nothing gets through, which the controller may or may not notice.
             6 if alive => {
                 w.engines.get_mut(name).unwrap().cut = true;
-                if dice.roll(2) == 0 {
-                    w.event(Event::ConnectionEnded { engine: name.into() });
+                if rng.roll(2) == 0 {
+                    w.event(Event::EngineDisconnected { engine: name.into() });
                 }
             }
             // It dies: all that it held is gone, its connection ends.
             7 if alive => {
                 w.engines.remove(name);
-                w.event(Event::ConnectionEnded { engine: name.into() });
+                w.event(Event::EngineDisconnected { engine: name.into() });
             }
             8 if alive => {
-                let n = dice.roll(3) as usize;
+                let n = rng.roll(3) as usize;
                 let engine = w.engines.get_mut(name).unwrap();
                 let keep = engine.queue.len().saturating_sub(n);
                 let tasks = engine.queue.split_off(keep);
-                w.engine_says(
+                w.engine_sends(
                     name,
-                    tell::RETURNED,
-                    &tell::Returned {
+                    engine::RETURNED,
+                    &engine::Returned {
                         tasks,
                         ..Default::default()
                     },
                 );
             }
             9 => {
-                let map = wishes.get(dice.roll(6) as usize).and_then(|wish| wish.map);
+                let map = wishes.get(rng.roll(6) as usize).and_then(|wish| wish.map);
                 let selection = match map {
-                    Some(map) if dice.roll(3) == 0 => say::Selection {
+                    Some(map) if rng.roll(3) == 0 => client::Selection {
                         maps: vec![map],
                         ..Default::default()
                     },
-                    Some(map) => say::Selection {
-                        tasks: vec![TaskId::new(map, dice.roll(40) as u32)],
+                    Some(map) => client::Selection {
+                        tasks: vec![TaskId::new(map, rng.roll(40) as u32)],
                         ..Default::default()
                     },
                     None => continue,
                 };
-                w.select(say::CANCEL, selection);
+                w.select(client::CANCEL, selection);
             }
             16..=19 => {
-                let who = dice.roll(3) as usize;
-                let (earlier, others) = askers.split_at_mut(who);
-                if let Some((asker, later)) = others.split_first_mut() {
-                    asker.step(&mut w, &mut dice, earlier.iter().chain(&*later));
+                let who = rng.roll(3) as usize;
+                let (earlier, others) = clients.split_at_mut(who);
+                if let Some((test_client, later)) = others.split_first_mut() {
+                    test_client.step(&mut w, &mut rng, earlier.iter().chain(&*later));
                 }
             }
             20 => {
-                let who = dice.roll(3) as usize;
-                askers[who].leave(&mut w, &mut dice);
+                let who = rng.roll(3) as usize;
+                clients[who].leave(&mut w, &mut rng);
             }
-            21 if alive => w.give_requests_back(name, dice.roll(3) as usize),
-            10 => w.pass(Duration::from_millis(dice.roll(4000))),
-            _ if alive => work(&mut w, name, &mut dice),
+            21 if alive => w.give_requests_back(name, rng.roll(3) as usize),
+            10 => w.pass(Duration::from_millis(rng.roll(4000))),
+            _ if alive => work(&mut w, name, &mut rng),
             _ => {}
         }
-        askers.iter_mut().for_each(|asker| asker.read(&w));
+        clients.iter_mut().for_each(|test_client| test_client.read(&w));
         w.to_clients.clear();
     }
-    settle(&mut w, &mut wishes, &mut dice);
+    settle(&mut w, &mut wishes, &mut rng);
     w.assert_all_done();
-    for asker in &mut askers {
-        asker.come(&mut w);
-        asker.read(&w);
-        asker.assert_answered(&w);
+    for test_client in &mut clients {
+        test_client.come(&mut w);
+        test_client.read(&w);
+        test_client.assert_answered(&w);
     }
     for map in wishes.iter().filter_map(|wish| wish.map) {
         assert!(w.ledger.completed.contains(&map), "map {map} is complete");
@@ -214,50 +214,50 @@ fn live(seed: u64) {
 }
 
 /// An engine ends some of its tasks, one way or another.
-fn work(w: &mut World, name: &str, dice: &mut Dice) {
-    for _ in 0..dice.roll(8) {
-        let outcome = match dice.roll(10) {
+fn work(w: &mut Harness, name: &str, rng: &mut Rng) {
+    for _ in 0..rng.roll(8) {
+        let outcome = match rng.roll(10) {
             0 => w.failed(TaskState::Error),
             1 => w.crashed(),
             2 => w.failed(TaskState::Timeout),
             _ => w.ok(),
         };
         let Some(engine) = w.engines.get(name) else { return };
-        if dice.roll(4) == 0
+        if rng.roll(4) == 0
             && let Some(held) = engine.queue.first().copied()
         {
             // Parts that come again, and others behind a gap: what was sent before a connection broke, or its answer, is lost.
             let truth = output_of(TaskId::new(held.map, held.index), held.run);
             let (mut parts, mut buffers) = (Vec::new(), Vec::new());
-            for _ in 0..dice.roll(4) {
-                let start = dice.roll(truth.len() as u64 + 1);
-                let end = start + dice.roll(truth.len() as u64 - start + 1);
-                parts.push(tell::Part {
+            for _ in 0..rng.roll(4) {
+                let start = rng.roll(truth.len() as u64 + 1);
+                let end = start + rng.roll(truth.len() as u64 - start + 1);
+                parts.push(engine::Part {
                     stream: Stream::Stdout,
                     start,
                 });
                 buffers.push(Bytes::copy_from_slice(&truth[start as usize..end as usize]));
             }
-            let progress = tell::Progress {
+            let progress = engine::Progress {
                 task: held,
                 started: 1e9,
                 parts,
             };
-            w.engine_says_with(name, tell::PROGRESS, &progress, buffers);
+            w.engine_sends_with(name, engine::PROGRESS, &progress, buffers);
         }
         w.finish_one(name, outcome);
     }
-    for _ in 0..dice.roll(4) {
-        w.answer_one(name, dice.roll(10));
+    for _ in 0..rng.roll(4) {
+        w.answer_one(name, rng.roll(10));
     }
 }
 
 /// The end: everyone is well, nothing new comes.
-fn settle(w: &mut World, wishes: &mut [Wish], dice: &mut Dice) {
+fn settle(w: &mut Harness, wishes: &mut [Wish], rng: &mut Rng) {
     w.dies = None;
     for _ in 0..2000 {
         while let Some(wish) = wishes.iter_mut().find(|wish| !wish.is_over()) {
-            wish.step(w, dice);
+            wish.step(w, rng);
         }
         for name in NAMES {
             w.register(name);

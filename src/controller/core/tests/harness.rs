@@ -1,9 +1,9 @@
 //! Fake engines and clients around a core, in virtual time.
-use super::super::effect::{Ask, ClientChannel, Effect, Query};
+use super::super::effect::{ClientChannel, Effect, Query, QueryKind};
 use super::super::event::{Event, FoundClient, FoundMap, FoundReply, FoundTask, Restored, UnfinishedRequest};
 use super::super::transition;
-use super::super::{Core, Facts, Now};
-use super::serving::Serving;
+use super::super::{Core, EventTime, Facts};
+use super::fake_requests::Serving;
 use crate::model::change::{Change, Purge, Reply, Request};
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use crate::model::engine::EngineFacts;
@@ -11,8 +11,8 @@ use crate::model::output::Output;
 use crate::model::task::{Counts, INPUTS_MISSING, Outcome, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use crate::profile::config::ControllerConfig;
-use crate::wire::content::client as say;
-use crate::wire::content::engine::{self as tell, Channel, Held, TaskResult};
+use crate::wire::content::client;
+use crate::wire::content::engine::{self, Channel, Held, TaskResult};
 use crate::wire::message::to_json;
 use crate::wire::{Message, Session};
 use bytes::Bytes;
@@ -21,17 +21,17 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-/// What a task is according to the records alone.
+/// The state of all tasks according to the records alone.
 #[derive(Default)]
 pub struct Ledger {
     pub tasks: BTreeMap<TaskId, (TaskState, u32)>,
-    /// How often each finished.
+    /// The number of times each task finished.
     pub finished: HashMap<TaskId, u32>,
     pub completed: Vec<MapId>,
     pub story: Vec<String>,
     pub client_keys: Vec<String>,
     pub purged: Vec<Purge>,
-    /// Batch jobs as they were told.
+    /// Batch jobs as reported.
     pub jobs: Vec<crate::model::job::JobRow>,
     maps: BTreeMap<MapId, LedgerMap>,
     inputs: HashMap<TaskId, Bytes>,
@@ -42,19 +42,19 @@ pub struct Ledger {
     pub requests: HashMap<String, TaskId>,
     sent: BTreeMap<TaskId, Request>,
     replies: BTreeMap<TaskId, Reply>,
-    pub owed: BTreeSet<TaskId>,
+    pub undelivered: BTreeSet<TaskId>,
     abandoned: HashSet<MapId>,
     /// Replies that were written to their connections: noted in a file in that moment.
     pub delivered: HashSet<TaskId>,
     engines: BTreeMap<EngineId, EngineFacts>,
     next_engine: u32,
-    /// What the current run of a task has written, as far as it is on record.
+    /// The recorded output of the current run of each task.
     pub written: HashMap<TaskId, Vec<u8>>,
     /// Every run writes [`output_of`].
     pub all_write: bool,
 }
 
-/// What a run of a task writes.
+/// The output of a run of a task.
 pub fn output_of(task: TaskId, run: u32) -> Vec<u8> {
     let seed = task
         .index
@@ -115,7 +115,7 @@ impl Ledger {
             .join("\n")
     }
 
-    /// What a controller that starts on these records finds.
+    /// The state that a controller restores from these records.
     pub fn restored(&self) -> Restored {
         let mut restored = Restored {
             next_map: self.maps.keys().last().map_or(1, |m| m.0 + 1),
@@ -172,7 +172,7 @@ impl Ledger {
         restored
     }
 
-    /// How requests ended: others may wait for them.
+    /// The outcomes of requests that others may depend on.
     fn outcomes(&self) -> Vec<(String, bool, Option<EngineUuid>)> {
         let ended = self.replies.iter();
         ended
@@ -195,7 +195,7 @@ impl Ledger {
             },
             request: request.clone(),
         };
-        let owed = |task: &TaskId| {
+        let undelivered = |task: &TaskId| {
             let (request, reply) = (&self.sent[task], &self.replies[task]);
             FoundReply {
                 task: *task,
@@ -221,7 +221,7 @@ impl Ledger {
             map,
             next_index: self.sent.range(range.clone()).last().map_or(0, |(task, _)| task.index + 1),
             requests: requests.map(unfinished).collect(),
-            owed: self.owed.range(range).map(owed).collect(),
+            undelivered: self.undelivered.range(range).map(undelivered).collect(),
         }
     }
 
@@ -239,11 +239,11 @@ impl Ledger {
                 assert!(self.maps.insert(*map, entry).is_none(), "map {map} was added twice");
             }
             Change::MapClosed { map, .. } => self.maps.get_mut(map).unwrap().closed = true,
-            Change::ReplyOwed { task } => {
-                self.owed.insert(*task);
+            Change::ReplyUndelivered { task } => {
+                self.undelivered.insert(*task);
             }
-            Change::RepliesGiven { tasks } => tasks.iter().for_each(|task| {
-                self.owed.remove(task);
+            Change::RepliesDelivered { tasks } => tasks.iter().for_each(|task| {
+                self.undelivered.remove(task);
             }),
             Change::Purged { what } => self.purged.push(what.clone()),
             Change::JobsSeen { jobs } => self.jobs.extend(jobs.clone()),
@@ -385,7 +385,7 @@ impl Ledger {
     }
 }
 
-/// A fake engine: what it was given and has not answered.
+/// A fake engine with its unanswered tasks.
 #[derive(Default)]
 pub struct FakeEngine {
     pub queue: Vec<Held>,
@@ -398,17 +398,17 @@ pub struct FakeEngine {
     pub gave_back: u32,
     pub signals: Vec<i32>,
     pub recorded_replies: Vec<String>,
-    /// Nothing reaches it, and nothing that it says is heard, until it registers again.
+    /// Messages to it and from it are lost until it registers again.
     pub cut: bool,
     /// Results that the controller has not called recorded.
     pub kept: Vec<(u64, TaskResult)>,
     cancelled: Vec<Held>,
-    /// What it has heard of output on record.
+    /// The acknowledged output bytes.
     pub output_recorded: HashMap<Held, u64>,
-    pub serving: Serving,
+    pub fake_requests: Serving,
 }
 
-pub struct World {
+pub struct Harness {
     pub core: Core,
     pub now: Duration,
     pub ledger: Ledger,
@@ -421,24 +421,24 @@ pub struct World {
     /// The controller dies after its next event: before or after the commit of what it recorded.
     pub dies: Option<Dies>,
     events: u64,
-    /// The core is held against itself after so many events.
+    /// The core's invariants are checked after this number of events.
     pub check_every: u64,
-    /// What engines say to what they have just heard; said when all of that is delivered.
-    answers: Vec<(String, tell::Results)>,
+    /// Answers of engines to the messages of this event, sent once all of them are delivered.
+    answers: Vec<(String, engine::Results)>,
     /// Replies just handed over.
     given: Vec<TaskId>,
     /// The connections of ipyparallel clients; none where a test plays their part and that of the engines.
     pub connected: Option<HashSet<(ClientChannel, Bytes)>>,
-    /// What is said to engines that are not played here.
-    pub heard: Vec<(String, Message)>,
-    /// What happens when all of an event's effects are carried out.
+    /// Messages to engines that the harness does not simulate.
+    pub received: Vec<(String, Message)>,
+    /// Events to handle after all effects of an event are carried out.
     pub next: VecDeque<Event>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dies {
     BeforeCommit,
-    /// Recorded, and nobody told.
+    /// Recorded, but not sent.
     BeforeSend,
 }
 
@@ -449,14 +449,14 @@ pub fn config() -> ControllerConfig {
     }
 }
 
-impl World {
-    pub fn new() -> World {
-        World::with(config())
+impl Harness {
+    pub fn new() -> Harness {
+        Harness::with(config())
     }
 
-    pub fn with(config: ControllerConfig) -> World {
-        World {
-            core: World::start(&config, Duration::ZERO),
+    pub fn with(config: ControllerConfig) -> Harness {
+        Harness {
+            core: Harness::start(&config, Duration::ZERO),
             config,
             dies: None,
             events: 0,
@@ -464,7 +464,7 @@ impl World {
             answers: Vec::new(),
             given: Vec::new(),
             connected: None,
-            heard: Vec::new(),
+            received: Vec::new(),
             next: VecDeque::new(),
             now: Duration::ZERO,
             ledger: Ledger::default(),
@@ -485,11 +485,11 @@ impl World {
             engine_file: Value::Null,
             seed: 1,
         };
-        Core::new(config.clone(), facts, World::time(now))
+        Core::new(config.clone(), facts, Harness::time(now))
     }
 
-    fn time(now: Duration) -> Now {
-        Now {
+    fn time(now: Duration) -> EventTime {
+        EventTime {
             since_start: now,
             unix: UnixTime(1e9 + now.as_secs_f64()),
         }
@@ -497,7 +497,7 @@ impl World {
 
     pub fn event(&mut self, event: Event) {
         let mut effects = Vec::new();
-        self.core.handle(World::time(self.now), event, &mut effects);
+        self.core.handle(Harness::time(self.now), event, &mut effects);
         self.events += 1;
         if self.events.is_multiple_of(self.check_every) {
             self.core.check();
@@ -516,11 +516,11 @@ impl World {
         }
         if !self.given.is_empty() {
             let tasks = std::mem::take(&mut self.given);
-            self.event(Event::RepliesGiven { tasks });
+            self.event(Event::RepliesDelivered { tasks });
         }
         while !self.answers.is_empty() {
             let (name, results) = self.answers.remove(0);
-            self.engine_says(&name, tell::RESULTS, &results);
+            self.engine_sends(&name, engine::RESULTS, &results);
         }
         while let Some(next) = self.next.pop_front() {
             self.event(next);
@@ -532,11 +532,11 @@ impl World {
         self.ledger.story.push("the controller dies and starts again".into());
         self.engines.values_mut().for_each(|e| e.cut = true);
         self.connected.iter_mut().for_each(HashSet::clear);
-        // What was on its way to the one that has died is lost.
+        // Messages to the dead controller are lost.
         self.next.clear();
-        self.core = World::start(&self.config, self.now);
+        self.core = Harness::start(&self.config, self.now);
         let mut effects = Vec::new();
-        self.core.restore(World::time(self.now), self.ledger.restored(), &mut effects);
+        self.core.restore(Harness::time(self.now), self.ledger.restored(), &mut effects);
         self.core.check();
         effects.into_iter().for_each(|effect| self.carry_out(effect));
     }
@@ -545,7 +545,7 @@ impl World {
         match effect {
             Effect::Record(change) => self.ledger.apply(&change),
             Effect::Reply { channel, client, reply } if !self.is_connected(channel, &client) => {
-                self.next.push_back(Event::ReplyUnsent { channel, client, reply });
+                self.next.push_back(Event::ReplyUndelivered { channel, client, reply });
             }
             Effect::Reply { channel, client, reply } => {
                 let route = std::iter::once(client).chain(reply.engine).collect();
@@ -559,7 +559,7 @@ impl World {
                 channel: Channel::Native,
                 message,
                 ..
-            } => self.engine_hears(&engine.0, &message),
+            } => self.deliver_to_engine(&engine.0, &message),
             Effect::ToEngine {
                 engine,
                 channel,
@@ -568,7 +568,7 @@ impl World {
                 ..
             } if self.connected.is_some() => self.engine_is_asked(&engine.0, channel, client, message),
             Effect::Query(Query {
-                ask: Ask::MapOf { key, request, .. },
+                kind: QueryKind::MapOf { key, request, .. },
                 ..
             }) => {
                 let map = self.ledger.map_of(&key);
@@ -587,54 +587,54 @@ impl World {
         self.connected.as_ref().is_none_or(among)
     }
 
-    fn engine_hears(&mut self, name: &str, message: &Message) {
+    fn deliver_to_engine(&mut self, name: &str, message: &Message) {
         if !self.engines.contains_key(name) {
-            self.heard.push((name.to_string(), message.clone()));
+            self.received.push((name.to_string(), message.clone()));
         }
-        // What is sent to a dead engine is lost.
+        // Messages to a dead engine are lost.
         let Some(engine) = self.engines.get_mut(name).filter(|e| !e.cut) else {
             return;
         };
         match message.msg_type() {
-            tell::REGISTERED => {
-                let reply: tell::Registered = message.content().unwrap();
+            engine::REGISTERED => {
+                let reply: engine::Registered = message.content().unwrap();
                 assert_eq!(reply.status, "ok", "{reply:?}");
                 engine.queue.retain(|held| !reply.drop.contains(held));
                 engine.sequence += 1;
                 let sequence = engine.sequence;
                 let results: Vec<TaskResult> = engine.kept.iter().map(|(_, r)| r.clone()).collect();
                 engine.kept.iter_mut().for_each(|(s, _)| *s = sequence);
-                let again = engine.serving.replies_of(name);
-                self.answers.push((name.to_string(), tell::Results { sequence, results }));
+                let again = engine.fake_requests.replies_of(name);
+                self.answers.push((name.to_string(), engine::Results { sequence, results }));
                 self.next.extend(again);
             }
-            tell::RECORDED => {
-                let recorded: tell::Recorded = message.content().unwrap();
+            engine::RECORDED => {
+                let recorded: engine::Recorded = message.content().unwrap();
                 engine.kept.retain(|(sequence, _)| *sequence > recorded.sequence);
             }
-            tell::SETTLED => {
-                let settled: tell::Settled = message.content().unwrap();
+            engine::SETTLED => {
+                let settled: engine::Settled = message.content().unwrap();
                 engine.kept.retain(|(sequence, _)| !settled.recorded.contains(sequence));
                 engine.definitions.retain(|map| !settled.forget.contains(map));
             }
-            tell::FORGET => {
-                let forget: tell::Forget = message.content().unwrap();
+            engine::FORGET => {
+                let forget: engine::Forget = message.content().unwrap();
                 engine.definitions.retain(|map| *map != forget.map);
             }
-            tell::CANCEL => engine.cancelled.extend(message.content::<tell::Cancel>().unwrap().tasks),
-            tell::BUNDLE => {
-                let came: tell::BundleContent = message.content().unwrap();
+            engine::CANCEL => engine.cancelled.extend(message.content::<engine::Cancel>().unwrap().tasks),
+            engine::BUNDLE => {
+                let came: engine::BundleContent = message.content().unwrap();
                 let bundle = crate::model::bundle::Bundle::from(message.buffers[0].clone());
                 assert_eq!(bundle.hash, came.hash);
                 engine.bundles.push(came.hash);
             }
-            tell::DEFINITION => {
-                let tell::Definition { map, .. } = message.content().unwrap();
+            engine::DEFINITION => {
+                let engine::Definition { map, .. } = message.content().unwrap();
                 engine.definitions.push(map);
                 engine.defined.push(map);
             }
-            tell::TASKS => {
-                let tasks: tell::Tasks = message.content().unwrap();
+            engine::TASKS => {
+                let tasks: engine::Tasks = message.content().unwrap();
                 if tasks.definition.is_some() {
                     engine.definitions.push(tasks.map);
                     engine.defined.push(tasks.map);
@@ -650,21 +650,24 @@ impl World {
                     run: t.run,
                 }));
             }
-            tell::REPLIES_RECORDED => {
-                let told: tell::RepliesRecorded = message.content().unwrap();
-                engine.serving.forget(&told.msg_ids);
-                engine.recorded_replies.extend(told.msg_ids);
+            engine::REPLIES_RECORDED => {
+                let reported: engine::RepliesRecorded = message.content().unwrap();
+                engine.fake_requests.forget(&reported.msg_ids);
+                engine.recorded_replies.extend(reported.msg_ids);
             }
-            tell::OUTPUT_RECORDED => {
-                let recorded: tell::OutputRecorded = message.content().unwrap();
+            engine::OUTPUT_RECORDED => {
+                let recorded: engine::OutputRecorded = message.content().unwrap();
                 engine.output_recorded.insert(recorded.task, recorded.stdout);
             }
-            tell::RETURN_RECORDED => {
-                let recorded: tell::ReturnRecorded = message.content().unwrap();
-                engine.serving.returned.retain(|returned| returned.sequence != recorded.sequence);
+            engine::RETURN_RECORDED => {
+                let recorded: engine::ReturnRecorded = message.content().unwrap();
+                engine
+                    .fake_requests
+                    .returned
+                    .retain(|returned| returned.sequence != recorded.sequence);
             }
-            tell::SIGNAL => engine.signals.push(message.content::<tell::Signal>().unwrap().signal),
-            tell::GIVE_BACK => engine.gave_back = message.content::<tell::GiveBack>().unwrap().at_most,
+            engine::SIGNAL => engine.signals.push(message.content::<engine::Signal>().unwrap().signal),
+            engine::GIVE_BACK => engine.gave_back = message.content::<engine::GiveBack>().unwrap().at_most,
             _ => {}
         }
     }
@@ -682,18 +685,18 @@ impl World {
 
     // ---- engines
 
-    pub fn engine_says<T: Serialize>(&mut self, name: &str, msg_type: &str, content: &T) {
-        self.engine_says_with(name, msg_type, content, Vec::new());
+    pub fn engine_sends<T: Serialize>(&mut self, name: &str, msg_type: &str, content: &T) {
+        self.engine_sends_with(name, msg_type, content, Vec::new());
     }
 
-    pub fn engine_says_with<T: Serialize>(&mut self, name: &str, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
+    pub fn engine_sends_with<T: Serialize>(&mut self, name: &str, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
         if self.engines.get(name).is_some_and(|e| e.cut) {
             return;
         }
         let mut message = self.session.message("", msg_type, None, content);
         message.buffers = buffers;
         let engine = EngineUuid::from(name);
-        self.event(Event::EngineSaid {
+        self.event(Event::EngineMessage {
             engine,
             native: true,
             channel: Channel::Native,
@@ -712,7 +715,7 @@ impl World {
         engine.cut = false;
         engine.definitions.clear();
         let holds = engine.queue.clone();
-        let requests = engine.serving.held();
+        let requests = engine.fake_requests.held();
         let facts = EngineFacts {
             uuid: name.into(),
             host: "node".into(),
@@ -727,16 +730,16 @@ impl World {
             job: String::new(),
             ends: None,
         };
-        let register = tell::Register {
+        let register = engine::Register {
             protocol: crate::model::PROTOCOL_VERSION,
             facts,
             id: None,
             holds,
             requests,
-            returned: engine.serving.returned.clone(),
+            returned: engine.fake_requests.returned.clone(),
             unavailable: unavailable.map(String::from),
         };
-        self.engine_says(name, tell::REGISTER, &register);
+        self.engine_sends(name, engine::REGISTER, &register);
     }
 
     /// The engine ends the first of its tasks.
@@ -771,11 +774,11 @@ impl World {
                 outcome: outcome.clone(),
             },
         ));
-        let results = tell::Results {
+        let results = engine::Results {
             sequence: engine.sequence,
             results: vec![TaskResult { map, index, run, outcome }],
         };
-        self.engine_says(name, tell::RESULTS, &results);
+        self.engine_sends(name, engine::RESULTS, &results);
         Some(TaskId::new(map, index))
     }
 
@@ -800,15 +803,15 @@ impl World {
     // ---- clients
 
     pub fn ask<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
-        self.say(msg_type, content, buffers, false);
+        self.send_request(msg_type, content, buffers, false);
     }
 
-    fn say<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>, again: bool) {
+    fn send_request<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>, again: bool) {
         let mut message = self.session.message("", msg_type, None, content);
         message.identities = vec![Bytes::from_static(b"me")];
         message.buffers = buffers;
-        message.metadata_json = to_json(&say::Again { again });
-        self.event(Event::ClientSaid {
+        message.metadata_json = to_json(&client::Again { again });
+        self.event(Event::ClientMessage {
             channel: ClientChannel::Registration,
             message,
         });
@@ -822,10 +825,10 @@ impl World {
     /// The same for a request that may have been sent before.
     pub fn try_ask_again<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>, again: bool) -> Option<Value> {
         let before = self.to_clients.len();
-        self.say(msg_type, content, buffers, again);
+        self.send_request(msg_type, content, buffers, again);
         self.to_clients[before..]
             .iter()
-            .find(|(_, _, m)| m.msg_type() == say::reply_type(msg_type))
+            .find(|(_, _, m)| m.msg_type() == client::reply_type(msg_type))
             .map(|(_, _, m)| m.content().unwrap())
     }
 
@@ -852,8 +855,8 @@ impl World {
     pub fn open_map_of(&mut self, work: Work, options: MapOptions) -> MapId {
         let key = format!("key {}", self.session.next_id());
         self.ask(
-            say::MAP,
-            &say::MapRequest {
+            client::MAP,
+            &client::MapRequest {
                 key,
                 definition: MapDefinition { work, options },
                 whole: false,
@@ -870,8 +873,8 @@ impl World {
     pub fn inputs(&mut self, map: MapId, first: u32, count: u32, last: bool) {
         let lines: Vec<String> = (first..first + count).map(|i| format!("[{i}]")).collect();
         self.ask(
-            say::INPUTS,
-            &say::InputsRequest {
+            client::INPUTS,
+            &client::InputsRequest {
                 map,
                 first,
                 last,
@@ -881,8 +884,8 @@ impl World {
         );
     }
 
-    pub fn select(&mut self, msg_type: &str, selection: say::Selection) {
-        self.ask(msg_type, &say::SelectionRequest { selection }, vec![]);
+    pub fn select(&mut self, msg_type: &str, selection: client::Selection) {
+        self.ask(msg_type, &client::SelectionRequest { selection }, vec![]);
     }
 
     /// The records' answer to a client that wants these tasks of an open map run again.
@@ -912,10 +915,10 @@ impl World {
         self.event(Event::ResubmitFound {
             client: Bytes::from_static(b"client"),
             parent: Bytes::from_static(b"{}"),
-            request: say::RESUBMIT.into(),
-            selection: say::Selection {
+            request: client::RESUBMIT.into(),
+            selection: client::Selection {
                 maps: vec![map],
-                ..say::Selection::default()
+                ..client::Selection::default()
             },
             definition: None,
             maps: vec![found],

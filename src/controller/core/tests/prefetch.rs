@@ -1,12 +1,12 @@
 //! Balanced requests that are sent ahead to pcluster's own engines.
 use super::super::effect::{ClientChannel, Effect};
 use super::super::event::Event;
+use super::harness::*;
 use super::requests::sent;
-use super::world::*;
 use crate::model::task::TaskState;
 use crate::model::{MapId, UnixTime};
 use crate::wire::Message;
-use crate::wire::content::engine::{self as tell, Channel};
+use crate::wire::content::engine::{self, Channel};
 use crate::wire::message::to_json;
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -14,26 +14,26 @@ use std::time::Duration;
 
 const CLIENT: Bytes = Bytes::from_static(b"client");
 
-fn apply(w: &mut World, function: &'static [u8], metadata: Value) -> String {
+fn apply(w: &mut Harness, function: &'static [u8], metadata: Value) -> String {
     let mut message = w.session.message("2026-11-20T00:00:00Z", "apply_request", None, &json!({}));
     message.metadata_json = to_json(&metadata);
     message.identities = vec![CLIENT];
     message.buffers = vec![Bytes::from_static(function)];
     let id = message.header.msg_id.clone();
     let channel = ClientChannel::Task;
-    w.event(Event::ClientSaid { channel, message });
+    w.event(Event::ClientMessage { channel, message });
     id
 }
 
-/// The engine answers after so many seconds of work.
-fn answer(w: &mut World, engine: &str, request: &Message, seconds: f64) {
+/// The engine answers after this many seconds of work.
+fn answer(w: &mut Harness, engine: &str, request: &Message, seconds: f64) {
     let ended = UnixTime(1e9 + w.now.as_secs_f64());
     let content = json!({"status": "ok"});
     let mut message = w
         .session
         .message(&ended.to_iso(), "apply_reply", Some(&request.header_json), &content);
     message.metadata_json = to_json(&json!({"started": UnixTime(ended.0 - seconds).to_iso(), "status": "ok"}));
-    w.event(Event::EngineSaid {
+    w.event(Event::EngineMessage {
         engine: engine.into(),
         native: true,
         channel: Channel::Task,
@@ -43,8 +43,8 @@ fn answer(w: &mut World, engine: &str, request: &Message, seconds: f64) {
 }
 
 /// `f` is known to take a millisecond.
-fn practised(engines: &[&str]) -> World {
-    let mut w = World::new();
+fn practised(engines: &[&str]) -> Harness {
+    let mut w = Harness::new();
     w.register(engines[0]);
     apply(&mut w, b"f", json!({}));
     let (engine, message) = sent(&mut w).remove(0);
@@ -117,10 +117,10 @@ fn requests_behind_a_long_one_are_asked_back_for_an_idle_engine() {
     w.pass(Duration::from_millis(500));
     assert_eq!(w.engines["a"].gave_back, 2);
     let requests = vec![at_a[2].clone(), at_a[1].clone()];
-    w.engine_says(
+    w.engine_sends(
         "a",
-        tell::RETURNED,
-        &tell::Returned {
+        engine::RETURNED,
+        &engine::Returned {
             requests,
             ..Default::default()
         },
@@ -137,24 +137,24 @@ fn what_was_given_back_as_the_connection_broke_runs_elsewhere_once_the_engine_is
     }
     let at_a = held(&sent(&mut w), "a");
     w.register("b");
-    // It was said, and not heard; what it still holds is said to be held.
-    let back = tell::Returned {
+    // The report was lost; on registration the engine lists the requests it still holds.
+    let back = engine::Returned {
         sequence: 1,
         requests: vec![at_a[2].clone()],
         runs: vec![1],
         ..Default::default()
     };
-    let returned = |w: &mut World| w.engines.get_mut("a").unwrap().serving.returned.clone();
-    w.engines.get_mut("a").unwrap().serving.returned.push(back.clone());
-    w.event(Event::ConnectionEnded { engine: "a".into() });
+    let returned = |w: &mut Harness| w.engines.get_mut("a").unwrap().fake_requests.returned.clone();
+    w.engines.get_mut("a").unwrap().fake_requests.returned.push(back.clone());
+    w.event(Event::EngineDisconnected { engine: "a".into() });
     w.register("a");
     let now = sent(&mut w);
     assert_eq!(held(&now, "b"), at_a[2..], "to the one that is idle");
-    assert_eq!(held(&now, "a"), at_a[..2], "it had said that it has none");
+    assert_eq!(held(&now, "a"), at_a[..2], "it had reported that it holds none");
     assert!(returned(&mut w).is_empty(), "that is on disk now");
     // Said once more, since its answer was lost: the request is elsewhere by now, and stays there.
-    w.engines.get_mut("a").unwrap().serving.returned.push(back.clone());
-    w.event(Event::ConnectionEnded { engine: "a".into() });
+    w.engines.get_mut("a").unwrap().fake_requests.returned.push(back.clone());
+    w.event(Event::EngineDisconnected { engine: "a".into() });
     w.register("a");
     assert!(held(&sent(&mut w), "b").is_empty());
     assert!(returned(&mut w).is_empty());
@@ -166,10 +166,10 @@ fn what_is_bound_to_an_engine_stays_so_when_it_is_given_back() {
     let bound = apply(&mut w, b"f", json!({"targets": ["a"]}));
     assert_eq!(held(&sent(&mut w), "a"), std::slice::from_ref(&bound));
     let requests = vec![bound.clone()];
-    w.engine_says(
+    w.engine_sends(
         "a",
-        tell::RETURNED,
-        &tell::Returned {
+        engine::RETURNED,
+        &engine::Returned {
             requests,
             ..Default::default()
         },
@@ -184,7 +184,7 @@ fn of_an_engine_that_has_gone_only_the_first_may_have_been_begun() {
         apply(&mut w, b"f", json!({}));
     }
     let at_a = held(&sent(&mut w), "a");
-    w.event(Event::ConnectionEnded { engine: "a".into() });
+    w.event(Event::EngineDisconnected { engine: "a".into() });
     w.pass(Duration::from_secs(10));
     let replies: Vec<Value> = w.to_clients.iter().map(|(_, _, m)| m.content().unwrap()).collect();
     assert_eq!(replies.last().unwrap()["ename"], "EngineError");
@@ -199,11 +199,11 @@ fn of_an_engine_that_has_gone_only_the_first_may_have_been_begun() {
 }
 
 #[test]
-fn engines_are_told_together_what_is_recorded_and_clients_that_all_is_said() {
+fn recorded_replies_are_acknowledged_in_batches_and_clients_notified_of_complete_output() {
     let mut w = practised(&["a"]);
-    let told = |w: &mut World| std::mem::take(&mut w.engines.get_mut("a").unwrap().recorded_replies);
+    let reported = |w: &mut Harness| std::mem::take(&mut w.engines.get_mut("a").unwrap().recorded_replies);
     w.pass(Duration::from_millis(30));
-    assert_eq!(told(&mut w).len(), 1);
+    assert_eq!(reported(&mut w).len(), 1);
     let ids: Vec<String> = (0..3).map(|_| apply(&mut w, b"f", json!({}))).collect();
     for (engine, message) in sent(&mut w) {
         answer(&mut w, &engine, &message, 0.001);
@@ -220,7 +220,7 @@ fn engines_are_told_together_what_is_recorded_and_clients_that_all_is_said() {
         })
         .collect();
     assert_eq!(idle, ids);
-    assert!(told(&mut w).is_empty());
+    assert!(reported(&mut w).is_empty());
     w.pass(Duration::from_millis(30));
-    assert_eq!(told(&mut w), ids);
+    assert_eq!(reported(&mut w), ids);
 }

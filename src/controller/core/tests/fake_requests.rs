@@ -1,15 +1,15 @@
-//! What a fake engine of ours does with requests of ipyparallel clients.
+//! How a fake pcluster engine handles requests of ipyparallel clients.
 use super::super::event::Event;
-use super::world::World;
+use super::harness::Harness;
 use crate::model::UnixTime;
 use crate::wire::Message;
-use crate::wire::content::engine::{self as tell, Channel};
+use crate::wire::content::engine::{self, Channel};
 use crate::wire::message::to_json;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 
-struct Asked {
+struct FakeRequest {
     channel: Channel,
     client: Bytes,
     message: Message,
@@ -17,25 +17,25 @@ struct Asked {
 
 #[derive(Default)]
 pub struct Serving {
-    queue: Vec<Asked>,
-    /// Every message that has come: the very same one again is a replay, and refused.
+    queue: Vec<FakeRequest>,
+    /// All received messages: an identical message is a replay, and rejected.
     seen: HashSet<(String, Bytes)>,
-    /// Replies that the controller has not called recorded.
-    replies: Vec<Asked>,
-    /// What was given back and not called recorded, and how often that was done.
-    pub returned: Vec<tell::Returned>,
+    /// Replies that the controller has not acknowledged as recorded.
+    replies: Vec<FakeRequest>,
+    /// Returned requests that are not acknowledged, and the number of returns.
+    pub returned: Vec<engine::Returned>,
     returns: u64,
 }
 
-fn id_of(asked: &Asked) -> String {
+fn id_of(asked: &FakeRequest) -> String {
     match asked.message.msg_type() {
         "apply_reply" => asked.message.parent().unwrap().msg_id,
         _ => asked.message.header.msg_id.clone(),
     }
 }
 
-fn said(name: &str, reply: &Asked) -> Event {
-    Event::EngineSaid {
+fn message_event(name: &str, reply: &FakeRequest) -> Event {
+    Event::EngineMessage {
         engine: name.into(),
         native: true,
         channel: reply.channel,
@@ -54,11 +54,11 @@ impl Serving {
     }
 
     pub fn replies_of(&self, name: &str) -> Vec<Event> {
-        self.replies.iter().map(|reply| said(name, reply)).collect()
+        self.replies.iter().map(|reply| message_event(name, reply)).collect()
     }
 }
 
-impl World {
+impl Harness {
     pub fn engine_is_asked(&mut self, name: &str, channel: Channel, client: Bytes, message: Message) {
         let Some(engine) = self.engines.get_mut(name).filter(|e| !e.cut) else {
             return;
@@ -66,11 +66,11 @@ impl World {
         if message.msg_type() == "abort_request" {
             let ids: Vec<String> = serde_json::from_value(message.content::<Value>().unwrap()["msg_ids"].clone()).unwrap();
             // The first of them is running.
-            let queue = &mut engine.serving.queue;
+            let queue = &mut engine.fake_requests.queue;
             let behind = queue.split_off(queue.len().min(1));
             let (ended, stays) = behind.into_iter().partition(|asked| ids.contains(&id_of(asked)));
-            queue.extend::<Vec<Asked>>(stays);
-            let ended: Vec<Asked> = ended;
+            queue.extend::<Vec<FakeRequest>>(stays);
+            let ended: Vec<FakeRequest> = ended;
             for asked in ended {
                 let event = self.answer(name, asked, json!({"status": "aborted"}), json!({"status": "aborted"}));
                 self.next.push_back(event);
@@ -78,37 +78,37 @@ impl World {
             return;
         }
         let signed = (message.header.msg_id.clone(), message.metadata_json.clone());
-        if engine.serving.seen.insert(signed) {
-            engine.serving.queue.push(Asked { channel, client, message });
+        if engine.fake_requests.seen.insert(signed) {
+            engine.fake_requests.queue.push(FakeRequest { channel, client, message });
         }
     }
 
-    fn answer(&mut self, name: &str, asked: Asked, content: Value, mut metadata: Value) -> Event {
-        let Asked { channel, client, message } = asked;
+    fn answer(&mut self, name: &str, asked: FakeRequest, content: Value, mut metadata: Value) -> Event {
+        let FakeRequest { channel, client, message } = asked;
         let ended = UnixTime(1e9 + self.now.as_secs_f64());
         metadata["started"] = UnixTime(ended.0 - 0.001).to_iso().into();
         let mut reply = self
             .session
             .message(&ended.to_iso(), "apply_reply", Some(&message.header_json), &content);
         reply.metadata_json = to_json(&metadata);
-        let reply = Asked {
+        let reply = FakeRequest {
             channel,
             client,
             message: reply,
         };
-        let event = said(name, &reply);
+        let event = message_event(name, &reply);
         if let Some(engine) = self.engines.get_mut(name) {
-            engine.serving.replies.push(reply);
+            engine.fake_requests.replies.push(reply);
         }
         event
     }
 
     /// The engine answers the first of its requests, if it has one.
     pub fn answer_one(&mut self, name: &str, luck: u64) -> bool {
-        let Some(engine) = self.engines.get_mut(name).filter(|e| !e.serving.queue.is_empty()) else {
+        let Some(engine) = self.engines.get_mut(name).filter(|e| !e.fake_requests.queue.is_empty()) else {
             return false;
         };
-        let asked = engine.serving.queue.remove(0);
+        let asked = engine.fake_requests.queue.remove(0);
         let (content, metadata) = match luck {
             0 | 1 => (
                 json!({"status": "error", "ename": "ValueError", "evalue": ""}),
@@ -128,23 +128,23 @@ impl World {
         true
     }
 
-    /// Balanced ones that the engine has not begun. What it says while it is cut off is lost, and said again when it registers.
+    /// Returns unstarted balanced requests. A report sent while the engine is cut off is lost, and repeated when it registers.
     pub fn give_requests_back(&mut self, name: &str, most: usize) {
-        let serving = &mut self.engines.get_mut(name).unwrap().serving;
-        let mut back = tell::Returned::default();
-        for at in (1..serving.queue.len()).rev() {
-            if back.requests.len() < most && serving.queue[at].channel == Channel::Task {
-                let asked = serving.queue.remove(at);
+        let fake_requests = &mut self.engines.get_mut(name).unwrap().fake_requests;
+        let mut back = engine::Returned::default();
+        for at in (1..fake_requests.queue.len()).rev() {
+            if back.requests.len() < most && fake_requests.queue[at].channel == Channel::Task {
+                let asked = fake_requests.queue.remove(at);
                 let metadata: Value = asked.message.metadata().unwrap();
                 back.runs.push(metadata["pcluster_run"].as_u64().unwrap_or(1) as u32);
                 back.requests.push(id_of(&asked));
             }
         }
         if !back.is_empty() {
-            serving.returns += 1;
-            back.sequence = serving.returns;
-            serving.returned.push(back.clone());
+            fake_requests.returns += 1;
+            back.sequence = fake_requests.returns;
+            fake_requests.returned.push(back.clone());
         }
-        self.engine_says(name, tell::RETURNED, &back);
+        self.engine_sends(name, engine::RETURNED, &back);
     }
 }
