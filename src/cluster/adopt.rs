@@ -95,7 +95,7 @@ pub struct Leftovers {
 }
 
 impl Leftovers {
-    /// Puts the adopted engines on record, and stops the keeper of the dead cluster: the new cluster has its own.
+    /// Records the adopted engines, and stops the keeper of the dead cluster: the new cluster has its own.
     pub async fn hand_over(&self, state: &mut ClusterState, adopted: Vec<Launched>, kill_timeout: Duration) -> Result<(), ClusterError> {
         if let Some(before) = &self.state {
             walltime_restart::end(before, kill_timeout).await?;

@@ -95,8 +95,8 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     let engines = launch::recorded(launcher.start_engines(&launch)?, launcher.as_ref(), &launch, &spec.config);
     let mut undo = Undo::new(Duration::from_millis(spec.config.launcher.kill_timeout_ms));
     undo.add(&launcher, &engines);
-    let said = engines.notes.iter().chain(&engines.problem);
-    said.for_each(|text| progress(StartProgress::Note(text.clone())));
+    let notes = engines.notes.iter().chain(&engines.problem);
+    notes.for_each(|text| progress(StartProgress::Note(text.clone())));
     state.n += options.n;
     state.next_engine += options.n;
     state.engines.push(engines.clone());

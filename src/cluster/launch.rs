@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 /// The poll interval for registered engines.
 const POLL_INTERVAL: Duration = Duration::from_millis(40);
-/// How long to wait for the controller's answer before checking whether a process died.
+/// The time to wait for the controller's answer before checking whether a process died.
 const ANSWER: Duration = Duration::from_secs(3);
 /// Lines of a log shown in an error.
 const LINES: usize = 12;
@@ -73,7 +73,7 @@ impl EngineSpec {
         }
     }
 
-    /// Whether this host has room for so many engines more, where they start here.
+    /// Checks that this host has room for this number of additional engines, if they start locally.
     pub fn check_room(&self, n: u32) -> Result<(), ClusterError> {
         let is_here = self.config.launcher.engines == "local";
         if is_here && self.config.launcher.check_limits {
@@ -147,7 +147,7 @@ pub(super) fn at_least(launcher: &dyn Launcher, enough: usize) -> usize {
     least.map_or(enough, |least| enough.min(least as usize))
 }
 
-/// How many engines to wait for, and how long.
+/// The number of engines to wait for, and the timeout.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Target {
     /// The final number of engines.

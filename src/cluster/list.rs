@@ -144,7 +144,7 @@ pub struct JobSummary {
     pub script: PathBuf,
     /// Seconds since 1970.
     pub submitted: f64,
-    /// How often its engines have been restarted, and the maximum.
+    /// The number of restarts of its engines, and the maximum.
     pub replaces: u32,
     pub max_restarts: u32,
     /// Element number (or 1) and state.

@@ -99,7 +99,7 @@ pub async fn remove_engines(profile: &ProfileDir, cluster_id: &str, which: Which
         let before = snapshot.state.clone();
         leaving.iter().for_each(|engine| snapshot.mark(engine));
         snapshot.mark_remote(&elsewhere);
-        // Before they are told to leave: an interrupted caller must leave no engines on record that are gone.
+        // Before they are asked to leave: an interrupted caller must leave no engines on record that are gone.
         snapshot.write(profile)?;
         if let Err(error) = snapshot.client.stop_engines(removed.leaving.clone(), drain).await {
             snapshot.state = before;
@@ -178,10 +178,10 @@ impl Snapshot {
             let elements = launched.jobs.iter().flat_map(|job| job.elements.iter().map(move |e| (job, *e)));
             for (at, (job, element)) in elements.enumerate() {
                 let place = launched.processes.len() + at;
-                let on_its_way = states
+                let is_starting = states
                     .get(place)
                     .is_some_and(|state| !state.has_ended() && state.stage != Stage::Unknown);
-                if !on_its_way || job.leaving.contains(&element) {
+                if !is_starting || job.leaving.contains(&element) {
                     continue;
                 }
                 let registered = self.status.engines.iter().filter(|e| is_in(e, job, element)).count();
@@ -283,14 +283,14 @@ fn is_in(engine: &EngineStatus, job: &BatchJob, element: u32) -> bool {
 }
 
 /// Whether the job that an engine reports ([`crate::model::engine::EngineFacts::job`]) is this element of the job.
-pub(super) fn is_of(said: &str, job: &BatchJob, element: u32) -> bool {
-    let (id, of_array) = match said.rsplit_once('.') {
+pub(super) fn is_of(reported: &str, job: &BatchJob, element: u32) -> bool {
+    let (id, of_array) = match reported.rsplit_once('.') {
         Some((id, last)) if last.bytes().all(|b| b.is_ascii_digit()) && !last.is_empty() => (id, last.parse().ok()),
-        _ => (said, None),
+        _ => (reported, None),
     };
     // `19[3].server` and `19[].server` are the same job.
     let number = |id: &str| id.chars().take_while(char::is_ascii_digit).collect::<String>();
-    !said.is_empty() && number(id) == number(&job.id) && of_array.is_none_or(|e: u32| e == element)
+    !reported.is_empty() && number(id) == number(&job.id) && of_array.is_none_or(|e: u32| e == element)
 }
 
 #[cfg(test)]

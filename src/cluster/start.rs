@@ -31,7 +31,7 @@ pub struct StartOptions {
     pub launcher: Option<String>,
     /// The controller's launcher.
     pub controller_launcher: Option<String>,
-    /// How many engines to wait for.
+    /// The number of engines to wait for.
     pub wait: Wait,
     /// The total timeout, including time in a queue.
     pub timeout: Option<Duration>,
@@ -84,7 +84,7 @@ impl StartOptions {
     }
 }
 
-/// How many engines `start` waits for.
+/// The number of engines that `start` waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Wait {
     #[default]

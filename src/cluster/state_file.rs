@@ -20,7 +20,7 @@ pub struct ClusterState {
     /// The version of the pcluster that wrote it.
     pub pcluster: String,
     pub cluster_id: String,
-    /// Where `start` ran.
+    /// The host on which `start` ran.
     pub host: String,
     /// Its working directory.
     pub cwd: PathBuf,

@@ -66,7 +66,7 @@ async fn start_fails(options: StartOptions) -> (ClusterError, Vec<String>) {
     (error, notes)
 }
 
-fn said(error: &ClusterError) -> String {
+fn message(error: &ClusterError) -> String {
     let hints: Vec<String> = error.hints().iter().map(|h| format!("\nhint: {h}")).collect();
     format!("{error}{}", hints.concat())
 }
@@ -133,7 +133,7 @@ async fn a_controller_that_exits_at_once_is_reported_with_its_log() {
     let (error, notes) = start_fails(options).await;
     assert!(begin.elapsed() < Duration::from_secs(20), "not only when its time was over");
     assert!(notes.is_empty(), "{notes:?}");
-    insta::assert_snapshot!(fixture.plain(said(&error)), @r"
+    insta::assert_snapshot!(fixture.plain(message(&error)), @r"
     the controller exited during startup (exit code 5); the end of its log:
       | cannot listen on 127.0.0.1: address in use
     hint: full log: DIR/profile_x/log/controller.log
@@ -191,7 +191,7 @@ async fn invalid_options_fail_before_anything_starts() {
     let mut options = fixture.options("exit 1");
     options.python = Some("/nonexistent/python".into());
     let error = start_fails(options).await.0;
-    insta::assert_snapshot!(said(&error), @r#"
+    insta::assert_snapshot!(message(&error), @r#"
     cannot run the Python interpreter /nonexistent/python: No such file or directory (os error 2)
     hint: set --python, or engine.python in the profile's pcluster.yaml, or activate a virtual environment
     "#);
@@ -212,7 +212,7 @@ async fn a_second_start_of_a_running_cluster_fails() {
     state.controller = Some(launched(vec![controller.clone()]));
     state.write(&fixture.profile).unwrap();
     let (error, _) = start_fails(fixture.options("exit 1")).await;
-    insta::assert_snapshot!(fixture.plain(said(&error)).replace(&controller.id.pid.to_string(), "CONTROLLER"), @r#"
+    insta::assert_snapshot!(fixture.plain(message(&error)).replace(&controller.id.pid.to_string(), "CONTROLLER"), @r#"
     the cluster of profile "x" is already running: its controller is process CONTROLLER on HOST
     hint: stop it first: pcluster stop --profile x; or list its engines: pcluster engines --profile x
     hint: start a second cluster in the same profile with --cluster-id NAME
@@ -238,7 +238,7 @@ async fn of_two_concurrent_starts_one_fails() {
     let fixture = TestCluster::new();
     let lock = lock::Lock::take(&fixture.profile, "").unwrap();
     let (error, _) = start_fails(fixture.options("exit 1")).await;
-    insta::assert_snapshot!(fixture.plain(said(&error)), @r#"
+    insta::assert_snapshot!(fixture.plain(message(&error)), @r#"
     another pcluster command is starting or stopping this cluster: process PID on HOST
     hint: wait for it to finish, then try again
     "#);
@@ -299,7 +299,7 @@ async fn stop_ends_the_engines_of_a_dead_controller_and_removes_all_files() {
         "its tasks are still on record"
     );
     let error = stop(&fixture.profile, "", &mut quiet()).await.unwrap_err();
-    insta::assert_snapshot!(said(&error), @r#"
+    insta::assert_snapshot!(message(&error), @r#"
     no cluster is running: the cluster of profile "x" was stopped or never started
     hint: start it: pcluster start --profile x -n 4; `pcluster list` shows running clusters
     "#);
@@ -379,7 +379,7 @@ async fn a_held_lock_counts_whatever_process_it_names() {
     for process in unseen_holders() {
         let named = process.to_string();
         let text = serde_json::to_string(&file_lock::Holder { process, passes: false }).unwrap();
-        // What a killed process has left: this one is free, whichever process wrote it.
+        // A file left by a killed process: this one is free, whichever process wrote it.
         for path in [&command, &controller] {
             std::fs::write(path, &text).unwrap();
             assert_eq!(file_lock::ask(path), file_lock::LockState::Free, "{named}");
@@ -451,7 +451,7 @@ async fn an_old_record_of_a_reused_process_id_is_not_dead() {
     let seen = status(&fixture.profile, "").unwrap();
     assert_eq!(seen.state, Condition::Remote);
     let (error, _) = start_fails(fixture.options("exit 1")).await;
-    insta::assert_snapshot!(fixture.plain(said(&error)).replace(&other.id.pid.to_string(), "CONTROLLER"), @r#"
+    insta::assert_snapshot!(fixture.plain(message(&error)).replace(&other.id.pid.to_string(), "CONTROLLER"), @r#"
     cannot determine whether the cluster of profile "x" is running: its controller (process CONTROLLER on HOST) does not answer and is not visible from this host: it was recorded by an older pcluster, and its process id may have been reused
     hint: stop it on its own host: pcluster stop --profile x
     hint: if it is dead: pcluster clean --profile x --force
@@ -483,7 +483,7 @@ async fn invisible_engines_are_listed_and_stay_on_record() {
     state.engines = vec![launched(vec![dead()]), launched(vec![far.clone()])];
     state.write(&fixture.profile).unwrap();
     let error = stop(&fixture.profile, "", &mut quiet()).await.unwrap_err();
-    insta::assert_snapshot!(fixture.plain(said(&error)), @r#"
+    insta::assert_snapshot!(fixture.plain(message(&error)), @r#"
     the cluster of profile "x" was not stopped completely:
       | process PID: it is on elsewhere.invalid
     hint: try again: pcluster stop --profile x
@@ -505,7 +505,7 @@ async fn a_file_of_ipyparallels_controller_is_kept_while_it_listens() {
     file.write(&fixture.profile.client_file("")).unwrap();
     assert_eq!(status(&fixture.profile, "").unwrap().state, Condition::Foreign);
     let (error, _) = start_fails(fixture.options("exit 1")).await;
-    insta::assert_snapshot!(fixture.plain(said(&error)), @r#"
+    insta::assert_snapshot!(fixture.plain(message(&error)), @r#"
     the cluster of profile "x" is in use by a controller other than pcluster's, which wrote DIR/profile_x/security/ipcontroller-client.json
     hint: stop it with ipcluster stop, or start another cluster with --cluster-id NAME
     hint: if it is dead, remove DIR/profile_x/security/ipcontroller-client.json

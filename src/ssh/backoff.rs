@@ -1,14 +1,14 @@
-//! When to make a broken connection again: delays between attempts that grow, and end early when this host resumes after a suspend.
+//! When to reconnect: delays between attempts grow, and end early when this host resumes after a suspend.
 use nix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
 
-/// How often a connection is checked.
+/// The interval between checks of a connection.
 pub const TICK: Duration = Duration::from_secs(1);
 /// The host was suspended if its clocks differ by more than this.
 const SUSPENDED: Duration = Duration::from_secs(5);
 /// The delay before the first attempt; it doubles with each further one,
 const FIRST_DELAY: Duration = Duration::from_millis(300);
-/// up to this; and this one holds where the user must do something first.
+/// up to this one, which also applies where the user must act first.
 pub const MAX_DELAY: Duration = Duration::from_secs(15);
 const DELAY_WHEN_REFUSED: Duration = Duration::from_secs(60);
 
@@ -73,7 +73,7 @@ impl SuspendDetector {
         }
     }
 
-    /// Whether the host was suspended since.
+    /// Returns whether the host was suspended since the last call.
     pub fn suspended(&self) -> bool {
         let now = SuspendDetector::now();
         let since = |now: Option<Duration>, then: Option<Duration>| Some(now?.saturating_sub(then?));

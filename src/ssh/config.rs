@@ -1,5 +1,5 @@
-//! What the user's ssh configuration says of a host, as `ssh -G` tells it (ssh(1)): only what must be known here, because
-//! it would be overridden or asked for. All the rest ssh does itself.
+//! The user's ssh configuration for a host, as `ssh -G` (ssh(1)) prints it: only the settings that pcluster needs, because
+//! it would override them or ssh would prompt. ssh applies all others itself.
 use super::destination::Destination;
 use super::error::SshError;
 use std::path::PathBuf;
@@ -10,17 +10,17 @@ use std::time::Duration;
 pub struct HostConfig {
     /// The address or name behind an alias.
     pub host_name: String,
-    /// Where the user's own shared connection would be.
+    /// The socket of the user's own shared connection (ControlMaster), which may not exist.
     pub control_path: Option<PathBuf>,
     pub connect_timeout: Option<Duration>,
     pub alive_every: Option<Duration>,
     pub host_keys: HostKeys,
 }
 
-/// What to do about a host whose key is not known.
+/// The policy for a host whose key is not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HostKeys {
-    /// Refuse it; where ssh would ask, too, since nobody can answer.
+    /// Refuse it; also where ssh would prompt, since no one can answer.
     #[default]
     Strict,
     AcceptNew,
@@ -31,7 +31,7 @@ impl HostConfig {
     pub async fn of(to: &Destination) -> Result<HostConfig, SshError> {
         let mut command = tokio::process::Command::new("ssh");
         command.arg("-G");
-        // What `ssh://` says of the port, older versions do not take.
+        // Older versions do not accept the port of `ssh://`.
         command.arg("--").arg(to.as_str());
         let output = command
             .stdin(Stdio::null())
@@ -42,7 +42,7 @@ impl HostConfig {
         if !output.status.success() {
             return Err(SshError::Configuration {
                 to: to.to_string(),
-                said: String::from_utf8_lossy(&output.stderr).trim().to_string(),
+                output: String::from_utf8_lossy(&output.stderr).trim().to_string(),
             });
         }
         Ok(HostConfig::parse(&String::from_utf8_lossy(&output.stdout)))

@@ -11,14 +11,14 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The path of a socket in it must be shorter than 108 bytes, and OpenSSH puts its own names at the end.
+/// The path of a socket in it must be shorter than 108 bytes, and OpenSSH appends its own names.
 const MAX_PATH: usize = 50;
-/// Of a connection's directory: so many hexadecimal digits.
+/// The length of the name of a connection's directory, in hexadecimal digits.
 const NAME_LENGTH: usize = 12;
-/// How long ssh may take to end when it is told to.
+/// The timeout for ssh to exit after a signal.
 const ENDS: Duration = Duration::from_secs(2);
 
-/// Ends its processes and goes when it is dropped.
+/// When it is dropped, its processes are ended and the directory is removed.
 #[derive(Debug)]
 pub struct ControlDir {
     dir: PrivateDir,
@@ -42,13 +42,13 @@ impl ControlDir {
         self.dir.path()
     }
 
-    /// Notes what the connection goes through (ProxyJump, ProxyCommand), to be ended with it: it may outlive an ssh that ends by
-    /// itself, for as long as it has something to wait for (and under nohup(1) it does not hear ssh's SIGHUP).
+    /// Records the processes that the connection goes through (ProxyJump, ProxyCommand), to end them with it: they may outlive an ssh that exits by
+    /// itself, while they have something to wait for (and under nohup(1) they ignore ssh's SIGHUP).
     pub fn record_proxies(&self) {
         self.note(proxies_of(&processes(self.path())));
     }
 
-    /// The same as long as ssh is this process's child: quick, to be done often.
+    /// The same while ssh is this process's child: cheap enough to be called often.
     pub fn record_child_proxies(&self) {
         let own = process::children_of(std::process::id());
         let mut last: Vec<u32> = own.into_iter().filter(|pid| names(*pid, self.path())).collect();
@@ -78,7 +78,7 @@ fn failed(path: &Path, why: &io::Error) -> SshError {
     }
 }
 
-/// Those of these processes that run.
+/// Returns those of these processes that are running.
 fn of(pids: Vec<u32>) -> Vec<ProcessId> {
     pids.into_iter()
         .map(ProcessId::of)
@@ -91,7 +91,7 @@ fn note(dir: &PrivateDir, proxies: &[ProcessId]) {
         .map_err(io::Error::from)
         .and_then(|text| dir.write(PROXIES, &text));
     if let Err(error) = written {
-        tracing::debug!(%error, "what an ssh goes through could not be noted");
+        tracing::debug!(%error, "cannot record the processes that ssh goes through");
     }
 }
 
@@ -112,12 +112,12 @@ impl Drop for ControlDir {
     }
 }
 
-/// The file that says whose a directory is.
+/// The file that names the owner process of a directory.
 const OWNER: &str = "owner";
 /// ... and the one with the processes that the connection goes through.
 const PROXIES: &str = "proxies";
 
-/// Clears away the directories of processes that were killed.
+/// Removes the directories of processes that were killed.
 fn sweep(parent: &PrivateDir) {
     let Ok(all) = fs::read_dir(parent.path()) else { return };
     for path in all.flatten().map(|entry| entry.path()) {
@@ -129,8 +129,8 @@ fn sweep(parent: &PrivateDir) {
     }
 }
 
-/// Ends the ssh processes of a connection's directory and removes it: also of a process that was killed and could not. What is no such
-/// directory, and ours alone, is left alone.
+/// Ends the ssh processes of a connection's directory and removes it, also for a process that was killed before it could. A path that is not such a
+/// directory, or not private to this user, is left alone.
 pub fn clear(path: &Path) {
     let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_string();
     let Some(parent) = path.parent().filter(|parent| name(parent).starts_with("pcluster")) else {
@@ -140,7 +140,7 @@ pub fn clear(path: &Path) {
     let (Ok(_parent), Ok(dir), true) = (PrivateDir::open(parent), PrivateDir::open(path), is_ours) else {
         return;
     };
-    let tell = |process: &ProcessId, signal| {
+    let send = |process: &ProcessId, signal| {
         let _ = kill(Pid::from_raw(process.pid as i32), signal);
     };
     let until = |is: &dyn Fn() -> bool| {
@@ -152,23 +152,23 @@ pub fn clear(path: &Path) {
     let mut proxies = noted(&dir);
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         let named = of(processes(path));
-        // An ssh that is ended leaves what it goes through to itself. It is not to start that between the look and the end.
-        named.iter().for_each(|ssh| tell(ssh, Signal::SIGSTOP));
+        // An ssh that exits leaves its proxy processes running. Stop it, so that it starts none between the listing and its end.
+        named.iter().for_each(|ssh| send(ssh, Signal::SIGSTOP));
         until(&|| named.iter().all(|ssh| !ssh.runs() || process::is_stopped(ssh.pid)));
         proxies.extend(of(proxies_of(&named.iter().map(|ssh| ssh.pid).collect::<Vec<_>>())));
         proxies.retain(ProcessId::runs);
-        // For who comes next, if this process is killed meanwhile.
+        // For the next cleanup, if this process is killed meanwhile.
         note(&dir, &proxies);
-        named.iter().chain(&proxies).for_each(|process| tell(process, signal));
-        named.iter().for_each(|ssh| tell(ssh, Signal::SIGCONT));
+        named.iter().chain(&proxies).for_each(|process| send(process, signal));
+        named.iter().for_each(|ssh| send(ssh, Signal::SIGCONT));
         until(&|| !named.iter().chain(&proxies).any(ProcessId::runs));
     }
     let _ = fs::remove_dir_all(path);
-    // Gone when it was the last one.
+    // Succeeds only if that was the last one.
     let _ = fs::remove_dir(parent);
 }
 
-/// The user's processes whose command line names the directory: ssh, before and after it has gone into the background.
+/// The user's processes whose command line names the directory: ssh, before and after it moves to the background.
 pub fn processes(path: &Path) -> Vec<u32> {
     let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
@@ -184,8 +184,8 @@ fn names(pid: u32, path: &Path) -> bool {
     names && command.starts_with(b"ssh") && owner().is_ok_and(|owner| owner == getuid().as_raw()) && process::exists(pid)
 }
 
-/// `$XDG_RUNTIME_DIR/pcluster` where there is one and it is not too long, else `/tmp/pcluster-<user id>`. Where somebody else has taken
-/// that, or it is not this user's alone, one with a name that nobody knows before.
+/// `$XDG_RUNTIME_DIR/pcluster` if it is set and not too long, else `/tmp/pcluster-<user id>`. If another user has taken
+/// that, or it is not private to this user, a directory with an unpredictable name.
 fn create_parent() -> Result<PrivateDir, SshError> {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let runtime = runtime
@@ -202,7 +202,7 @@ fn create_usual_or_other(usual: &Path, temporary: &[&Path]) -> Result<PrivateDir
         Ok(dir) => return Ok(dir),
         Err(error) => failed(usual, &error),
     };
-    tracing::warn!("{error}; another one is made");
+    tracing::warn!("{error}; using a new one");
     let name = format!("pcluster-{}", &uuid::Uuid::new_v4().simple().to_string()[..NAME_LENGTH]);
     let others = temporary.iter().map(|dir| dir.join(&name));
     for other in others.filter(|dir| dir.as_os_str().len() <= MAX_PATH) {
@@ -253,14 +253,14 @@ mod tests {
         drop(ControlDir::create().unwrap());
         assert!(
             mine.path().exists() && strange.path().exists(),
-            "of another container nothing is known"
+            "the state of processes in another container is unknown"
         );
     }
 
     #[test]
     fn what_an_ssh_connects_through_ends_with_it() {
         let control_dir = ControlDir::create().unwrap();
-        // As a process that names the control_dir, and has started one that does not and outlives it.
+        // Like a process that names the control_dir, and has started one that does not and outlives it.
         let name = format!("ssh -S {}/master", control_dir.path().display());
         let mut ssh = std::process::Command::new("bash")
             .args(["-c", "sleep 600 & echo $!; wait"])
@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn what_an_ssh_goes_through_ends_with_it_though_it_has_ended_by_itself() {
         let control_dir = ControlDir::create().unwrap();
-        // As a process that names the control_dir, and is connected by pipes with one that is not its child and hears nothing of its end.
+        // Like a process that names the control_dir, connected by pipes with one that is not its child and does not notice its end.
         let name = format!("ssh -S {}/master", control_dir.path().display());
         let script = "trap '' PIPE HUP; exec sleep 600";
         let mut proxy = std::process::Command::new("bash")
@@ -340,7 +340,7 @@ mod tests {
         assert!(!connection.exists());
     }
 
-    /// Another user has made the directory, with a note of a process of ours and a link to a file of ours.
+    /// Another user has created the directory, with a record of a process of ours and a link to a file of ours.
     #[test]
     fn what_another_user_has_put_there_is_not_believed() {
         let temporary = tempfile::Builder::new().prefix("t").rand_bytes(4).tempdir_in("/tmp").unwrap();

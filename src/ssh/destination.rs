@@ -1,4 +1,4 @@
-//! Where ssh connects to, as the user writes it.
+//! An ssh destination, as the user writes it.
 use super::error::SshError;
 
 /// `[user@]host`, a name of the user's ssh configuration, or `ssh://[user@]host[:port]`.
@@ -6,16 +6,16 @@ use super::error::SshError;
 pub struct Destination(String);
 
 impl Destination {
-    /// Refuses what ssh would take for an option, or what no host is called.
+    /// Rejects text that ssh would take for an option, or that cannot be a host name.
     pub fn parse(text: &str) -> Result<Destination, SshError> {
         let why = if text.is_empty() || text.ends_with('@') {
             "it has no host"
         } else if text.starts_with('-') || text.contains("@-") {
             "it starts with a dash, like an option"
         } else if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            "it has a blank or a control character"
+            "it contains a space or a control character"
         } else if !text.starts_with("ssh://") && text.rsplit('@').next().is_some_and(|h| h.matches(':').count() == 1) {
-            "a port is given as in ssh://user@host:2222"
+            "write a port as in ssh://user@host:2222"
         } else {
             return Ok(Destination(text.to_string()));
         };

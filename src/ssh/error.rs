@@ -1,18 +1,18 @@
-//! What can be wrong on the way to a host, told from what ssh says, and what to do about it.
+//! Errors of ssh connections, recognized from the output of ssh, with hints.
 use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SshError {
-    #[error("{text:?} is no destination for ssh: {why}")]
+    #[error("{text:?} is not an ssh destination: {why}")]
     BadDestination { text: String, why: &'static str },
     #[error("cannot run ssh: {0}")]
     NoSsh(std::io::Error),
-    #[error("ssh does not accept {to}, or its configuration:{}", lines(said))]
-    Configuration { to: String, said: String },
-    #[error("cannot make the private directory {} for ssh's sockets: {why}", path.display())]
+    #[error("ssh does not accept {to}, or its configuration:{}", lines(output))]
+    Configuration { to: String, output: String },
+    #[error("cannot create the private directory {} for ssh's sockets: {why}", path.display())]
     ControlDir { path: PathBuf, why: String },
-    #[error("cannot connect to {to}: {what}{}", lines(said))]
-    Connect { to: String, what: ConnectFailure, said: String },
+    #[error("cannot connect to {to}: {what}{}", lines(output))]
+    Connect { to: String, what: ConnectFailure, output: String },
     #[error("{to} has not answered for {seconds} s ({doing})")]
     Silent { to: String, doing: &'static str, seconds: u64 },
     #[error("the connection to {to} is lost: {why}")]
@@ -26,26 +26,26 @@ pub enum SshError {
     },
     #[error("{to} has answered with something unexpected:{}", lines(printed))]
     Unexpected { to: String, printed: String },
-    #[error("cannot write {path} on {to}:{}", lines(said))]
-    Put { to: String, path: String, said: String },
+    #[error("cannot write {path} on {to}:{}", lines(output))]
+    Put { to: String, path: String, output: String },
 }
 
-/// Why there is no connection. What ssh says in other words stays [`ConnectFailure::Other`], and is shown.
+/// Why a connection failed. Output of ssh that is not recognized is [`ConnectFailure::Other`], and is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectFailure {
-    #[error("nobody knows a host of this name")]
+    #[error("unknown host")]
     UnknownName,
     #[error("it does not answer")]
     NoAnswer,
     #[error("no ssh server listens there")]
     Refused,
-    #[error("there is no way to it")]
+    #[error("no route to host")]
     Unreachable,
     #[error("its host key has CHANGED: it may be another host")]
     HostKeyChanged,
-    #[error("its host key is not known here")]
+    #[error("its host key is unknown")]
     HostKeyUnknown,
-    #[error("it asks for a password, and nobody is asked here")]
+    #[error("password required; use a key or an agent")]
     AsksPassword,
     #[error("it does not accept any of your keys")]
     NotAccepted,
@@ -56,9 +56,9 @@ pub enum ConnectFailure {
 }
 
 impl ConnectFailure {
-    /// From what ssh printed. The words are OpenSSH's (ssh.c, sshconnect.c, sshconnect2.c), which have been the same for years.
-    pub fn of(said: &str) -> ConnectFailure {
-        let has = |words: &str| said.contains(words);
+    /// Recognizes the output of ssh. The texts are OpenSSH's (ssh.c, sshconnect.c, sshconnect2.c), which have been the same for years.
+    pub fn of(output: &str) -> ConnectFailure {
+        let has = |words: &str| output.contains(words);
         if has("IDENTIFICATION HAS CHANGED") {
             ConnectFailure::HostKeyChanged
         } else if has("Host key verification failed") || has("host key is known for") {
@@ -86,12 +86,12 @@ impl ConnectFailure {
     fn hint(self, to: &str) -> Option<String> {
         let host = to.rsplit('@').next().unwrap_or(to);
         Some(match self {
-            ConnectFailure::UnknownName => "look at the spelling; a short name needs an entry in ~/.ssh/config (Host, HostName)".into(),
+            ConnectFailure::UnknownName => "check the spelling; a short name needs an entry in ~/.ssh/config (Host, HostName)".into(),
             ConnectFailure::NoAnswer | ConnectFailure::Refused | ConnectFailure::Unreachable => {
-                format!("is it up, and does it need a VPN or a jump host (ProxyJump in ~/.ssh/config)? `ssh {to}` tells")
+                format!("is it up, and does it need a VPN or a jump host (ProxyJump in ~/.ssh/config)? try `ssh {to}`")
             }
             ConnectFailure::HostKeyChanged => {
-                format!("ask those who run it; if its key has really changed: ssh-keygen -R {host}, then `ssh {to}` once")
+                format!("ask its administrators; if its key has really changed: ssh-keygen -R {host}, then `ssh {to}` once")
             }
             ConnectFailure::HostKeyUnknown => format!("run `ssh {to}` once, compare the key with what the site publishes, and accept it"),
             ConnectFailure::AsksPassword => format!(
@@ -99,9 +99,11 @@ impl ConnectFailure {
                  ControlMaster, ControlPath and ControlPersist in ~/.ssh/config, then `ssh {to}`"
             ),
             ConnectFailure::NotAccepted => {
-                format!("is the key in the agent (ssh-add -l), and known there (ssh-copy-id {to})? `ssh -v {to}` tells which are offered")
+                format!(
+                    "is the key in the agent (ssh-add -l), and installed on the host (ssh-copy-id {to})? `ssh -v {to}` shows which keys are offered"
+                )
             }
-            ConnectFailure::Closed => format!("it may be too busy or may not want you: `ssh -v {to}` tells more"),
+            ConnectFailure::Closed => format!("it may be overloaded or may refuse your account: `ssh -v {to}` shows details"),
             ConnectFailure::Other => return None,
         })
     }
@@ -115,34 +117,34 @@ impl SshError {
         {
             return SshError::NoSsh(std::io::Error::from(std::io::ErrorKind::NotFound));
         }
-        let said = match error {
+        let output = match error {
             openssh::Error::Connect(e) => without_frame(&e.to_string()),
             other => chain(other),
         };
         SshError::Connect {
             to: to.to_string(),
-            what: ConnectFailure::of(&said),
-            said,
+            what: ConnectFailure::of(&output),
+            output,
         }
     }
 
-    /// What to do next.
+    /// Suggests what to do next.
     pub fn hint(&self) -> Option<String> {
         match self {
-            SshError::BadDestination { .. } => Some("for example me@login.cluster, or a Host of ~/.ssh/config".into()),
+            SshError::BadDestination { .. } => Some("for example me@login.cluster, or a Host in ~/.ssh/config".into()),
             SshError::NoSsh(_) => Some("install OpenSSH's client (Debian: openssh-client)".into()),
             SshError::Connect { to, what, .. } => what.hint(to),
-            SshError::Silent { to, .. } => Some(format!("try `ssh {to} true`: if that hangs too, the host is the one to look at")),
+            SshError::Silent { to, .. } => Some(format!("try `ssh {to} true`: if that hangs too, the problem is on the host")),
             SshError::Forward { to, .. } => Some(format!("the ssh server of {to} may not allow forwarding (AllowTcpForwarding)")),
             SshError::Unexpected { to, .. } => Some(format!(
-                "look what `ssh {to} true` prints: a shell's start-up file may print something, or end the shell"
+                "check what `ssh {to} true` prints: a shell's start-up file may print something, or end the shell"
             )),
-            SshError::Put { .. } => Some("is its disk full, or the directory another's?".into()),
+            SshError::Put { .. } => Some("is its disk full, or does the directory belong to another user?".into()),
             SshError::Configuration { .. } | SshError::ControlDir { .. } | SshError::Lost { .. } => None,
         }
     }
 
-    /// With its hint, for a message that has no place of its own for hints.
+    /// The message with its hint, for a message without a separate field for hints.
     pub fn with_hint(&self) -> String {
         match self.hint() {
             Some(hint) => format!("{self}\n  {hint}"),
@@ -150,7 +152,7 @@ impl SshError {
         }
     }
 
-    /// Whether trying again later may help without anybody doing anything.
+    /// Whether a retry may help without an action of the user.
     pub fn may_pass(&self) -> bool {
         match self {
             SshError::Connect { what, .. } => !matches!(what, ConnectFailure::HostKeyChanged | ConnectFailure::HostKeyUnknown),
@@ -161,7 +163,7 @@ impl SshError {
     }
 }
 
-/// An error with all its causes, each said once.
+/// An error with all its causes, each once.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -175,32 +177,32 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Without ssh's frames of @ signs, and without what is said of hosts that were added.
-fn without_frame(said: &str) -> String {
+/// Removes ssh's frames of @ signs, and its warnings of hosts that were added.
+fn without_frame(output: &str) -> String {
     let dull = |line: &&str| !line.is_empty() && !line.starts_with('@') && !line.starts_with("Warning: Permanently added");
-    let framed: String = said
+    let framed: String = output
         .lines()
         .map(|l| l.trim_matches(['@', ' ', '\r']))
         .filter(|l| l.starts_with("WARNING:"))
         .map(|l| format!("{l}\n"))
         .collect();
-    let plain: Vec<&str> = said.lines().map(str::trim_end).filter(dull).collect();
+    let plain: Vec<&str> = output.lines().map(str::trim_end).filter(dull).collect();
     format!("{framed}{}", plain.join("\n")).trim_end().to_string()
 }
 
-/// What another program printed, below a message.
-pub fn lines(said: &str) -> String {
-    said.lines().map(|line| format!("\n  | {line}")).collect()
+/// Formats the output of another program, to follow a message.
+pub fn lines(output: &str) -> String {
+    output.lines().map(|line| format!("\n  | {line}")).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// As OpenSSH 9.2 says it.
+    /// The texts are those of OpenSSH 9.2.
     #[test]
     fn what_ssh_says_is_understood() {
-        for (said, what) in [
+        for (output, what) in [
             (
                 "ssh: Could not resolve hostname nowhere.invalid: Name or service not known",
                 ConnectFailure::UnknownName,
@@ -231,20 +233,20 @@ mod tests {
             ),
             ("Unsupported option gibberish", ConnectFailure::Other),
         ] {
-            assert_eq!(ConnectFailure::of(said), what, "{said}");
+            assert_eq!(ConnectFailure::of(output), what, "{output}");
         }
     }
 
     #[test]
     fn a_changed_key_is_said_without_the_frame() {
-        let said = "@@@@@@@@@@@\n@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\n@@@@@@@@@@@\nIT IS POSSIBLE THAT SOMEONE IS DOING SOMETHING NASTY!\nHost key verification failed.";
-        let error = SshError::of_connecting("me@login", &openssh::Error::Connect(std::io::Error::other(said)));
+        let output = "@@@@@@@@@@@\n@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\n@@@@@@@@@@@\nIT IS POSSIBLE THAT SOMEONE IS DOING SOMETHING NASTY!\nHost key verification failed.";
+        let error = SshError::of_connecting("me@login", &openssh::Error::Connect(std::io::Error::other(output)));
         insta::assert_snapshot!(format!("{error}\nhint: {}", error.hint().unwrap()), @r"
         cannot connect to me@login: its host key has CHANGED: it may be another host
           | WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!
           | IT IS POSSIBLE THAT SOMEONE IS DOING SOMETHING NASTY!
           | Host key verification failed.
-        hint: ask those who run it; if its key has really changed: ssh-keygen -R login, then `ssh me@login` once
+        hint: ask its administrators; if its key has really changed: ssh-keygen -R login, then `ssh me@login` once
         ");
     }
 }

@@ -1,7 +1,7 @@
-//! Ports of this host that lead to another: listened on here, carried by whatever [`Route`] there is at the moment.
+//! Local ports that are forwarded to another host, over the current [`Route`].
 //!
-//! The ports are this process's own and stay, while connections over ssh come and go beneath them: nobody else can take
-//! one meanwhile, and what connects while there is no route waits a little for one. What is carried is not looked at.
+//! This process listens on the ports itself and keeps them, while the ssh connections below are replaced: no other process can take
+//! one meanwhile, and a client that connects while there is no route waits a little for one. The data is not inspected.
 use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
@@ -13,12 +13,12 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-/// How long a new connection waits for a route; ZeroMQ gives up its handshake after 30 s.
+/// The timeout of a new connection that waits for a route; ZeroMQ's handshake times out after 30 s.
 const WAIT: Duration = Duration::from_secs(25);
-/// What one direction of one connection holds at most.
+/// The maximum number of bytes buffered for one direction of one connection.
 const BUFFER: usize = 128 << 10;
 
-/// The socket here that leads to each channel there ([`super::Ssh::forward_local`]).
+/// The local socket that is forwarded to each remote channel ([`super::Ssh::forward_local`]).
 pub type Route = BTreeMap<String, PathBuf>;
 
 /// Listens until it is dropped.
@@ -66,17 +66,17 @@ impl Ports {
         &self.local
     }
 
-    /// From now on connections go this way. Those that there are keep theirs.
+    /// Sets the route of new connections. Existing connections keep theirs.
     pub fn set_route(&self, route: Route) {
         self.route.send_replace(Some(Arc::new(route)));
     }
 
-    /// From now on connections wait.
+    /// Makes new connections wait.
     pub fn clear_route(&self) {
         self.route.send_replace(None);
     }
 
-    /// Returns when a connection was closed by the other end before it had said anything: nobody listens there.
+    /// Returns when the other end closed a connection before it had sent anything: nothing is listening at the target.
     pub async fn refused(&self) {
         self.refused.notified().await;
     }
@@ -93,7 +93,7 @@ async fn any_port() -> io::Result<TcpListener> {
 }
 
 async fn listen(listener: TcpListener, name: String, route: watch::Receiver<Option<Arc<Route>>>, refused: Arc<Notify>) {
-    // With the listener end its connections.
+    // The connections end with the listener.
     let mut carried = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
@@ -101,7 +101,7 @@ async fn listen(listener: TcpListener, name: String, route: watch::Receiver<Opti
                 Ok((stream, _)) => {
                     carried.spawn(carry(stream, name.clone(), route.clone(), refused.clone()));
                 }
-                // Out of file descriptors, say: those that there are go on.
+                // For example, out of file descriptors: existing connections continue.
                 Err(error) => {
                     tracing::warn!(%error, name, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -112,8 +112,8 @@ async fn listen(listener: TcpListener, name: String, route: watch::Receiver<Opti
     }
 }
 
-async fn carry(mut here: TcpStream, name: String, mut route: watch::Receiver<Option<Arc<Route>>>, refused: Arc<Notify>) {
-    let there = tokio::time::timeout(WAIT, async {
+async fn carry(mut local: TcpStream, name: String, mut route: watch::Receiver<Option<Arc<Route>>>, refused: Arc<Notify>) {
+    let remote = tokio::time::timeout(WAIT, async {
         loop {
             let path = match route.wait_for(Option::is_some).await {
                 Ok(route) => route.as_ref().and_then(|route| route.get(&name).cloned()),
@@ -121,60 +121,60 @@ async fn carry(mut here: TcpStream, name: String, mut route: watch::Receiver<Opt
             };
             match UnixStream::connect(path?).await {
                 Ok(stream) => return Some(stream),
-                // The way has just ended; there will be another.
+                // The route has just ended; another one will follow.
                 Err(_) => route.changed().await.ok()?,
             }
         }
     });
-    let Ok(Some(mut there)) = there.await else { return };
-    // Else small messages would wait for the acknowledgement of the one before.
-    let _ = here.set_nodelay(true);
-    let carried = tokio::io::copy_bidirectional_with_sizes(&mut here, &mut there, BUFFER, BUFFER).await;
+    let Ok(Some(mut remote)) = remote.await else { return };
+    // Else small messages would wait for the acknowledgement of the previous one.
+    let _ = local.set_nodelay(true);
+    let carried = tokio::io::copy_bidirectional_with_sizes(&mut local, &mut remote, BUFFER, BUFFER).await;
     match carried {
         Ok((_, 0)) => refused.notify_one(),
-        Ok((sent, received)) => tracing::debug!(name, sent, received, "a connection has ended"),
-        Err(error) => tracing::debug!(name, %error, "a connection broke"),
+        Ok((sent, received)) => tracing::debug!(name, sent, received, "connection closed"),
+        Err(error) => tracing::debug!(name, %error, "connection failed"),
     }
 }
 
-/// What was found at the end of a forward.
+/// The response at the end of a forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Greeting {
-    /// Something that speaks first, as ZeroMQ does (ZMTP's greeting).
+    /// A server that sends first, as ZeroMQ does (ZMTP's greeting).
     Speaks,
-    /// It was closed: nobody listens, or it may not be reached.
+    /// It was closed: nothing is listening, or the connection is forbidden.
     Closed,
-    /// Nothing was heard.
+    /// Nothing was received.
     Silent,
 }
 
-/// Looks what is at an address; an error where there is no connection.
+/// Probes an address; an error if it cannot connect.
 pub async fn greeting_at(address: &str, port: u16, timeout: Duration) -> Result<Greeting, String> {
-    let heard = async {
+    let response = async {
         let mut stream = TcpStream::connect((address, port)).await.map_err(|e| e.to_string())?;
-        let said = stream.read(&mut [0]).await;
-        Ok(if matches!(said, Ok(1)) {
+        let read = stream.read(&mut [0]).await;
+        Ok(if matches!(read, Ok(1)) {
             Greeting::Speaks
         } else {
             Greeting::Closed
         })
     };
-    match tokio::time::timeout(timeout, heard).await {
+    match tokio::time::timeout(timeout, response).await {
         Ok(found) => found,
         Err(_) => Ok(Greeting::Silent),
     }
 }
 
-/// Looks what is behind a socket that leads there.
+/// Probes the target of a forwarded socket.
 pub async fn greeting(socket: &Path, timeout: Duration) -> Greeting {
-    let heard = async {
+    let response = async {
         let mut byte = [0];
         match UnixStream::connect(socket).await {
             Ok(mut stream) => matches!(stream.read(&mut byte).await, Ok(1)),
             Err(_) => false,
         }
     };
-    match tokio::time::timeout(timeout, heard).await {
+    match tokio::time::timeout(timeout, response).await {
         Ok(true) => Greeting::Speaks,
         Ok(false) => Greeting::Closed,
         Err(_) => Greeting::Silent,
@@ -187,7 +187,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
     use tokio::net::UnixListener;
 
-    /// Answers each line with itself.
+    /// Echoes each line.
     fn echo(path: &Path) -> JoinHandle<()> {
         let listener = UnixListener::bind(path).unwrap();
         tokio::spawn(async move {
@@ -200,7 +200,7 @@ mod tests {
         })
     }
 
-    async fn said(stream: &mut TcpStream, text: &[u8]) -> Vec<u8> {
+    async fn echoed(stream: &mut TcpStream, text: &[u8]) -> Vec<u8> {
         stream.write_all(text).await.unwrap();
         let mut back = vec![0; text.len()];
         stream.read_exact(&mut back).await.unwrap();
@@ -213,18 +213,18 @@ mod tests {
         let (ports, moved) = Ports::bind(&["mux", "task"], &BTreeMap::new()).await.unwrap();
         assert!(moved.is_empty());
         let port = ports.local()["mux"];
-        // Before there is a way.
+        // Before there is a route.
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let first = echo(&dir.path().join("first"));
         ports.set_route(Route::from([("mux".to_string(), dir.path().join("first"))]));
-        assert_eq!(said(&mut stream, b"hello").await, b"hello");
-        // The way ends: new connections wait for the next.
+        assert_eq!(echoed(&mut stream, b"hello").await, b"hello");
+        // The route ends: new connections wait for the next.
         first.abort();
         std::fs::remove_file(dir.path().join("first")).unwrap();
         let mut late = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let second = echo(&dir.path().join("second"));
         ports.set_route(Route::from([("mux".to_string(), dir.path().join("second"))]));
-        assert_eq!(said(&mut late, b"again").await, b"again");
+        assert_eq!(echoed(&mut late, b"again").await, b"again");
         second.abort();
     }
 

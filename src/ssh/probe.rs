@@ -1,4 +1,4 @@
-//! What another host is and has: asked by a script of the POSIX shell, so that it works where no pcluster is installed.
+//! Probes another host for its system and programs, by a POSIX shell script, so that it works where pcluster is not installed.
 use super::error::SshError;
 use super::session::Ssh;
 use super::shell::quoted;
@@ -7,12 +7,12 @@ use std::time::Duration;
 /// Home directories of clusters may be slow, and so may a first Python.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What is looked for besides what the host is.
+/// What to look for in addition to the properties of the host.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
     /// A pcluster to try before the usual places.
     pub program: Option<String>,
-    /// A directory that should be there.
+    /// A directory that should exist.
     pub directory: Option<String>,
     /// Interpreters to try.
     pub pythons: Vec<String>,
@@ -31,15 +31,15 @@ pub struct Host {
     pub ipython_dir: String,
     /// The user's login shell.
     pub shell: String,
-    /// The requested directory, if it is there.
+    /// The requested directory, if it exists.
     pub directory: Option<String>,
-    /// Every pcluster that was found, and what it printed as its version.
+    /// Every pcluster that was found, and the version that it printed.
     pub programs: Vec<(String, String)>,
-    /// Every interpreter that was tried, and what it printed as its version.
+    /// Every interpreter that was tried, and the version that it printed.
     pub pythons: Vec<(String, String)>,
 }
 
-/// What a script runs must not read the rest of the script.
+/// Programs run by the script must not read the rest of the script from stdin.
 fn script(request: &Request) -> String {
     let words = |words: &[String]| words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
     let directory = request.directory.as_ref().map_or_else(String::new, |directory| {
@@ -113,7 +113,7 @@ impl Host {
         format!("{} on {}", self.system, self.machine)
     }
 
-    /// The first pcluster, and its version where it printed one.
+    /// The first pcluster, and its version if it printed one.
     pub fn program(&self) -> Option<(&str, Option<&str>)> {
         let (path, printed) = self.programs.first()?;
         Some((path, printed.strip_prefix("pcluster ")))

@@ -1,6 +1,6 @@
-//! Connections from the far end of a reverse tunnel, carried on to one address here. When one ends because the ssh connection is lost,
-//! its near side is held: whoever is there sees silence, as with a cable that was pulled, and not an end, and has the patience that he has
-//! with silence. What comes for it meanwhile is dropped, as it would be on that cable. What is carried is not looked at.
+//! Connections from the far end of a reverse tunnel, forwarded to one local address. When one ends because the ssh connection is lost,
+//! its near side is held open: the local peer sees silence, as if a cable was pulled, instead of a close, and applies its own timeout
+//! for silence. Data that the peer sends meanwhile is dropped, as it would be on that cable. The data is not inspected.
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,25 +9,25 @@ use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-/// What one direction of one connection holds at most.
+/// The maximum number of bytes buffered for one direction of one connection.
 const BUFFER: usize = 128 << 10;
 
-/// Dropped, all that it holds ends.
+/// When it is dropped, all held connections close.
 pub struct Relay {
     verdicts: watch::Sender<Verdicts>,
     ended: Arc<Notify>,
 }
 
-/// How often it was said. What ended before lets go.
+/// Counts the calls of `confirm_alive` and `release`. Held connections that ended before a call are closed.
 #[derive(Clone, Copy, Default)]
 struct Verdicts {
-    /// Which ssh connection it is.
+    /// The number of the ssh connection.
     connection: u64,
     alive: u64,
     released: u64,
 }
 
-/// Listens until it is dropped; the connections go on.
+/// Listens until it is dropped; accepted connections continue.
 pub struct Listening(JoinHandle<()>);
 
 impl Drop for Listening {
@@ -47,12 +47,12 @@ impl Default for Relay {
 }
 
 impl Relay {
-    /// What connects from now on comes by another ssh connection; all that came before has ended with the one before.
+    /// Starts a new ssh connection: later connections come over it, and all earlier ones ended with the previous one.
     pub fn new_connection(&self) {
         self.verdicts.send_modify(|verdicts| verdicts.connection += 1);
     }
 
-    /// What connects to a socket that is made here is carried to `address`:`port`.
+    /// Creates a socket; its connections are forwarded to `address`:`port`.
     pub fn listen(&self, path: &Path, address: &str, port: u16) -> io::Result<Listening> {
         let listener = UnixListener::bind(path)?;
         let (verdicts, ended, address) = (self.verdicts.subscribe(), self.ended.clone(), address.to_string());
@@ -60,7 +60,7 @@ impl Relay {
             loop {
                 match listener.accept().await {
                     Ok((far, _)) => drop(tokio::spawn(carry(far, address.clone(), port, verdicts.clone(), ended.clone()))),
-                    // Out of file descriptors, say: those that there are go on.
+                    // For example, out of file descriptors: existing connections continue.
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection");
                         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
@@ -70,17 +70,17 @@ impl Relay {
         })))
     }
 
-    /// Returns when a connection has ended at the far side: is it the ssh connection's end?
+    /// Returns when a connection has ended at the far side; the caller checks whether the ssh connection was lost.
     pub async fn far_side_ended(&self) {
         self.ended.notified().await;
     }
 
-    /// It is not: what has come by it and has ended so far ends here, too.
+    /// Reports that the ssh connection is alive: its connections that have ended so far are closed locally, too.
     pub fn confirm_alive(&self) {
         self.verdicts.send_modify(|verdicts| verdicts.alive += 1);
     }
 
-    /// Nothing that has ended so far need be held any longer.
+    /// Closes all held connections that have ended so far.
     pub fn release(&self) {
         self.verdicts.send_modify(|verdicts| verdicts.released += 1);
     }
@@ -90,9 +90,9 @@ async fn carry(far: UnixStream, address: String, port: u16, mut verdicts: watch:
     let came_by = verdicts.borrow().connection;
     let near = match TcpStream::connect((address.as_str(), port)).await {
         Ok(near) => near,
-        Err(error) => return tracing::debug!(address, port, %error, "nobody listens"),
+        Err(error) => return tracing::debug!(address, port, %error, "nothing is listening"),
     };
-    // Else small messages would wait for the acknowledgement of the one before.
+    // Else small messages would wait for the acknowledgement of the previous one.
     let _ = near.set_nodelay(true);
     let (from_far, mut to_far) = far.into_split();
     let (from_near, mut to_near) = near.into_split();
@@ -115,9 +115,9 @@ async fn carry(far: UnixStream, address: String, port: u16, mut verdicts: watch:
     loop {
         tokio::select! {
             read = from_near.read(&mut dropped) => if !matches!(read, Ok(1..)) { return },
-            said = verdicts.changed() => {
+            changed = verdicts.changed() => {
                 let now = *verdicts.borrow_and_update();
-                if said.is_err() || (is_of(&now) && now.alive > before.alive) || now.released > before.released {
+                if changed.is_err() || (is_of(&now) && now.alive > before.alive) || now.released > before.released {
                     return;
                 }
             }
@@ -139,7 +139,7 @@ mod tests {
         _dir: tempfile::TempDir,
     }
 
-    /// One connection, through which both sides have heard of each other.
+    /// One connection over which both sides have exchanged data.
     async fn world() -> World {
         let dir = tempfile::tempdir().unwrap();
         let controller = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -148,12 +148,12 @@ mod tests {
         let listening = relay.listen(&path, "127.0.0.1", controller.local_addr().unwrap().port()).unwrap();
         let mut far = UnixStream::connect(&path).await.unwrap();
         let (mut near, _) = controller.accept().await.unwrap();
-        let mut said = [0; 5];
+        let mut received = [0; 5];
         far.write_all(b"hello").await.unwrap();
-        near.read_exact(&mut said).await.unwrap();
+        near.read_exact(&mut received).await.unwrap();
         near.write_all(b"there").await.unwrap();
-        far.read_exact(&mut said).await.unwrap();
-        assert_eq!(&said, b"there");
+        far.read_exact(&mut received).await.unwrap();
+        assert_eq!(&received, b"there");
         World {
             relay,
             _listening: listening,
@@ -177,10 +177,10 @@ mod tests {
         let mut world = world().await;
         drop(world.far);
         world.relay.far_side_ended().await;
-        // A word about the next connection is none about this one.
+        // A report on the next ssh connection does not apply to this one.
         world.relay.new_connection();
         world.relay.confirm_alive();
-        // More than any buffer holds: it is taken and dropped.
+        // More than any buffer holds: it is read and dropped.
         world.near.write_all(&vec![0; 16 << 20]).await.unwrap();
         assert!(
             world.near.try_read(&mut [0]).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock),

@@ -1,6 +1,6 @@
-//! One connection to one host over ssh: commands, files, forwards. The user's own OpenSSH does it (crate `openssh`), with
-//! the user's configuration, agent, jump hosts and known hosts. It never prompts: what would need an answer is an error
-//! in the host's own words.
+//! One connection to one host over ssh: commands, files, forwards. It runs the user's own OpenSSH (crate `openssh`), with
+//! the user's configuration, agent, jump hosts and known hosts. It never prompts: a prompt becomes an error
+//! with the host's own text.
 use super::config::{HostConfig, HostKeys};
 use super::control_dir::ControlDir;
 use super::destination::Destination;
@@ -15,22 +15,22 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
-/// For the network and the key exchange, unless the user's configuration has another time.
+/// The timeout of the network and the key exchange, unless the user's configuration sets another.
 const CONNECT: Duration = Duration::from_secs(15);
-/// For logging in after that: a host that hangs then is given up.
+/// The timeout of the login after that.
 const LOG_IN: Duration = Duration::from_secs(20);
-/// So often it is noted what a connection that is being made goes through.
+/// The interval at which the proxy processes of a connection that is being established are recorded.
 const NOTE_EVERY: Duration = Duration::from_millis(200);
-/// A connection on which nothing is heard is asked so often whether it lives, and given up after three answers that do not
-/// come; unless the user's configuration says it.
+/// The keepalive interval of a silent connection, which is closed after three missing
+/// answers, unless the user's configuration sets another.
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
-/// More of a command's output than this is not kept.
+/// The maximum number of bytes kept of a command's output.
 const MAX_OUTPUT: u64 = 64 << 20;
 
-/// What a command did.
+/// The result of a command.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Output {
-    /// None where a signal ended it.
+    /// None if a signal ended it.
     pub code: Option<i32>,
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
@@ -43,34 +43,34 @@ impl Output {
     pub fn stdout_text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
-    /// The last lines of what it said, for an error.
+    /// The last lines of its output, for an error.
     pub fn last_lines(&self) -> String {
-        let said = if self.stderr.is_empty() { &self.stdout } else { &self.stderr };
-        let text = String::from_utf8_lossy(said);
+        let printed = if self.stderr.is_empty() { &self.stdout } else { &self.stderr };
+        let text = String::from_utf8_lossy(printed);
         let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
         lines[lines.len().saturating_sub(6)..].join("\n")
     }
 }
 
-/// A command that runs there. Dropped, its output is no longer read; the command is not ended by that.
+/// A running remote command. Dropping this stops reading its output, but does not end the command.
 pub struct RemoteCommand {
     child: openssh::Child<Arc<Session>>,
     to: String,
 }
 
-/// A live connection. Dropped, it is closed, unless it was the user's own.
+/// A live connection. It is closed on drop, unless it is the user's own.
 pub struct Ssh {
     session: Option<Arc<Session>>,
     to: Destination,
     control_dir: ControlDir,
-    /// It is a connection that the user had open already (ControlMaster): ours to use, not to end.
+    /// It is a connection that the user had already open (ControlMaster): not closed by pcluster.
     borrowed: bool,
     timeout: Duration,
     forwards: std::sync::Mutex<Vec<(ForwardType, Socket<'static>, Socket<'static>)>>,
 }
 
 impl Ssh {
-    /// Logs in, or uses the connection that the user's ControlMaster has open already.
+    /// Logs in, or uses the connection that the user's ControlMaster already has open.
     pub async fn connect(to: &Destination) -> Result<Ssh, SshError> {
         let settings = HostConfig::of(to).await?;
         let control_dir = ControlDir::create()?;
@@ -101,7 +101,7 @@ impl Ssh {
         if settings.alive_every.is_none() {
             builder.server_alive_interval(ALIVE_EVERY);
         }
-        // A jump host has its own time to connect.
+        // A jump host has its own connect timeout.
         let all = timeout * 2 + LOG_IN;
         let connecting = tokio::time::timeout(all, builder.connect_mux(to.as_str()));
         let connected = tokio::select! {
@@ -126,17 +126,17 @@ impl Ssh {
         &self.to
     }
 
-    /// Whether it is a connection that the user had open already.
+    /// Whether the user had this connection already open.
     pub fn is_borrowed(&self) -> bool {
         self.borrowed
     }
 
-    /// The directory of this connection's sockets; private, gone with the connection.
+    /// The private directory of this connection's sockets, removed with the connection.
     pub fn control_dir(&self) -> &Path {
         self.control_dir.path()
     }
 
-    /// What the ssh process has said last, about channels that could not be opened for instance.
+    /// The last output of the ssh process, for example about channels that could not be opened.
     pub fn log_tail(&self) -> String {
         let log = self.session.as_ref().and_then(|s| Some(s.control_socket().parent()?.join("log")));
         let text = log
@@ -160,7 +160,7 @@ impl Ssh {
         }
     }
 
-    /// Whether the local end still holds the connection; says nothing of the other end.
+    /// Checks that the local ssh process still holds the connection; it does not check the remote end.
     pub async fn check(&self) -> Result<(), SshError> {
         match tokio::time::timeout(self.timeout, self.session()?.check()).await {
             Ok(Ok(())) => Ok(()),
@@ -169,7 +169,7 @@ impl Ssh {
         }
     }
 
-    /// Starts a command; each word reaches it as it is.
+    /// Starts a command; its arguments are passed unchanged.
     pub async fn spawn(&self, words: &[&str]) -> Result<RemoteCommand, SshError> {
         let Some((program, arguments)) = words.split_first() else {
             return Err(self.lost("there is no command to run"));
@@ -191,7 +191,7 @@ impl Ssh {
         }
     }
 
-    /// Runs a command with something to read, to its end.
+    /// Runs a command with this input, to its end.
     pub async fn run(&self, words: &[&str], input: &[u8], timeout: Duration) -> Result<Output, SshError> {
         let running = self.spawn(words).await?;
         match tokio::time::timeout(timeout, running.finish(input, &mut |_| {})).await {
@@ -209,7 +209,7 @@ impl Ssh {
         self.run(&["sh", "-s"], script.as_bytes(), timeout).await
     }
 
-    /// Runs a script of the POSIX shell to its end; what it printed, without what the shell's start-up files print.
+    /// Runs a POSIX shell script to its end; returns its output, without that of the shell's start-up files.
     pub async fn ask(&self, script: &str, timeout: Duration) -> Result<String, SshError> {
         let output = self.script(&marked(script), timeout).await?;
         match between_marks(&output.stdout_text()) {
@@ -221,11 +221,11 @@ impl Ssh {
         }
     }
 
-    /// Writes a file there: born private, complete before it has its name, its length checked. `path` is absolute;
-    /// directories that are missing are made, for their owner only.
+    /// Writes a remote file: created private, renamed when complete, its length checked. `path` is absolute;
+    /// missing directories are created, accessible only to their owner.
     pub async fn put(&self, bytes: &[u8], path: &str, executable: bool, timeout: Duration) -> Result<(), SshError> {
         let mode = if executable { "755" } else { "600" };
-        // One line: not every login shell lets a quoted text go over several.
+        // One line: not every login shell accepts a quoted text of several lines.
         let script = format!(
             "umask 077; p={}; d=$(dirname \"$p\"); mkdir -p \"$d\" && t=$(mktemp \"$d/.pcluster.XXXXXX\") || exit 1; \
              if cat >\"$t\" && [ \"$(wc -c <\"$t\")\" -eq {} ] && chmod {mode} \"$t\" && mv -f \"$t\" \"$p\"; then exit 0; \
@@ -239,13 +239,13 @@ impl Ssh {
             false => Err(SshError::Put {
                 to: self.to.to_string(),
                 path: path.into(),
-                said: output.last_lines(),
+                output: output.last_lines(),
             }),
         }
     }
 
-    /// A socket here that leads to an address as the other host sees it. The socket is a file in [`Ssh::control_dir`]: nobody
-    /// else can use it, and it takes no port.
+    /// Forwards a local socket to an address as the other host sees it. The socket is a file in [`Ssh::control_dir`]: no other user
+    /// can use it, and it takes no port.
     pub async fn forward_local(&self, name: &str, host: &str, port: u16) -> Result<PathBuf, SshError> {
         let path = self.control_dir.path().join(name);
         let listen = Socket::UnixSocket {
@@ -255,16 +255,16 @@ impl Ssh {
         Ok(path)
     }
 
-    /// The reverse: connections to `there_port` on the other host's loopback come to a socket here.
-    pub async fn forward_remote(&self, there_port: u16, path: &Path) -> Result<(), SshError> {
+    /// The reverse: forwards connections to `remote_port` on the other host's loopback to a local socket.
+    pub async fn forward_remote(&self, remote_port: u16, path: &Path) -> Result<(), SshError> {
         let connect = Socket::UnixSocket {
             path: Cow::Owned(path.to_path_buf()),
         };
-        self.forward(ForwardType::Remote, tcp("127.0.0.1", there_port), connect).await
+        self.forward(ForwardType::Remote, tcp("127.0.0.1", remote_port), connect).await
     }
 
-    async fn forward(&self, way: ForwardType, listen: Socket<'static>, connect: Socket<'static>) -> Result<(), SshError> {
-        let asked = self.session()?.request_port_forward(way, listen.clone(), connect.clone());
+    async fn forward(&self, forward_type: ForwardType, listen: Socket<'static>, connect: Socket<'static>) -> Result<(), SshError> {
+        let asked = self.session()?.request_port_forward(forward_type, listen.clone(), connect.clone());
         let failed = |why: String| SshError::Forward {
             to: self.to.to_string(),
             from: listen.to_string(),
@@ -279,20 +279,20 @@ impl Ssh {
         }
         if self.borrowed {
             let mut forwards = self.forwards.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            forwards.push((way, listen, connect));
+            forwards.push((forward_type, listen, connect));
         }
         Ok(())
     }
 
-    /// Takes back forwards, ends the connection if it is ours, and removes its files.
+    /// Cancels forwards, closes the connection if it is ours, and removes its files.
     pub async fn close(mut self) {
         if !self.borrowed {
             return;
         }
         let forwards = std::mem::take(&mut *self.forwards.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
         let Ok(session) = self.session().cloned() else { return };
-        for (way, listen, connect) in forwards {
-            let closing = session.close_port_forward(way, listen, connect);
+        for (forward_type, listen, connect) in forwards {
+            let closing = session.close_port_forward(forward_type, listen, connect);
             if !matches!(tokio::time::timeout(self.timeout, closing).await, Ok(Ok(()))) {
                 break;
             }
@@ -303,7 +303,7 @@ impl Ssh {
 
 impl Drop for Ssh {
     fn drop(&mut self) {
-        // `control_dir` ends the ssh process, whatever it is doing; asking it politely could wait for ever.
+        // `control_dir` ends the ssh process, whatever it is doing; a clean shutdown could wait forever.
         if let Some(Ok(session)) = self.session.take().map(Arc::try_unwrap) {
             let _ = session.detach();
         }
@@ -311,13 +311,13 @@ impl Drop for Ssh {
 }
 
 impl RemoteCommand {
-    /// Gives it its input, reads all that it says until it ends. `line` gets each line of stderr as it comes.
+    /// Sends its input and reads its output until it ends. `line` receives each line of stderr as it arrives.
     pub async fn finish(mut self, input: &[u8], line: &mut impl FnMut(&str)) -> Result<Output, SshError> {
         let lost = |why: String| SshError::Lost { to: self.to.clone(), why };
         let (stdin, stdout, stderr) = (self.child.stdin().take(), self.child.stdout().take(), self.child.stderr().take());
         let feed = async move {
             if let Some(mut stdin) = stdin {
-                // A command that does not read to the end says itself what it thinks of that.
+                // A command that does not read all its input reports that itself if it is an error.
                 let _ = stdin.write_all(input).await;
                 let _ = stdin.shutdown().await;
             }
@@ -325,7 +325,7 @@ impl RemoteCommand {
         let ((), stdout, stderr) = tokio::join!(feed, read_all(stdout, None::<&mut fn(&str)>), read_all(stderr, Some(line)));
         let code = match self.child.wait().await {
             Ok(status) => status.code().or(status.signal().map(|s| 128 + s)),
-            // The crate's word for exit code 127.
+            // The crate's error for exit code 127.
             Err(openssh::Error::Remote(_)) => Some(127),
             Err(openssh::Error::RemoteProcessTerminated) => None,
             Err(e) => return Err(lost(error::chain(&e))),
@@ -334,7 +334,7 @@ impl RemoteCommand {
     }
 }
 
-/// While a connection is being made.
+/// Runs while a connection is being established.
 async fn record_proxies(control_dir: &ControlDir) -> Infallible {
     loop {
         tokio::time::sleep(NOTE_EVERY).await;
@@ -346,22 +346,22 @@ async fn read_all<L: FnMut(&str)>(from: Option<impl AsyncRead + Unpin>, mut line
     let mut all = Vec::new();
     let Some(from) = from else { return all };
     let mut from = from.take(MAX_OUTPUT);
-    let (mut buffer, mut told) = (vec![0; 16 << 10], 0);
+    let (mut buffer, mut reported) = (vec![0; 16 << 10], 0);
     while let Ok(n) = from.read(&mut buffer).await {
         if n == 0 {
             break;
         }
         all.extend_from_slice(&buffer[..n]);
         let Some(line) = line.as_mut() else { continue };
-        while let Some(end) = all[told..].iter().position(|b| *b == b'\n') {
-            line(String::from_utf8_lossy(&all[told..told + end]).trim_end());
-            told += end + 1;
+        while let Some(end) = all[reported..].iter().position(|b| *b == b'\n') {
+            line(String::from_utf8_lossy(&all[reported..reported + end]).trim_end());
+            reported += end + 1;
         }
     }
     if let Some(line) = line
-        && told < all.len()
+        && reported < all.len()
     {
-        line(String::from_utf8_lossy(&all[told..]).trim_end());
+        line(String::from_utf8_lossy(&all[reported..]).trim_end());
     }
     all
 }

@@ -1,10 +1,10 @@
-//! Scripts of the POSIX shell for other hosts: quoting, what they print between two markers, and the processes that they look at.
+//! Scripts of the POSIX shell for other hosts: quoting, their output between two markers, and functions to inspect processes.
 
 const BEGIN: &str = "=== pcluster begins ===";
 const END: &str = "=== pcluster ends ===";
 
 /// Functions of scripts, from proc_pid_stat(5). `stat_fields PID` reads a process's line into `s`, and its fields from the third (its
-/// state) on into `f`; `start_ticks PID` its start time into `t`, and fails if it has ended; `is_same PID:TICKS` tells whether it runs
+/// state) on into `f`; `start_ticks PID` its start time into `t`, and fails if it has ended; `is_same PID:TICKS` succeeds if it runs
 /// and is the process that started then.
 pub const PROCESS_FUNCTIONS: &str = r#"stat_fields() { s=; { read -r s <"/proc/$1/stat"; } 2>/dev/null || return 1; f=${s##*) }; }
 start_ticks() { t=; stat_fields "$1" || return 1; set -- $f; case $1 in Z|X) return 1 ;; esac; t=${20}; }
@@ -20,7 +20,7 @@ pub fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// The command that prints the first marker: what comes before it may be a greeting of the shell's start-up files.
+/// The command that prints the first marker: output before it may come from the shell's start-up files.
 pub fn begin() -> String {
     format!("echo '{BEGIN}'")
 }
@@ -29,12 +29,12 @@ pub fn marked(script: &str) -> String {
     format!("{}\n{script}\necho '{END}'\n", begin())
 }
 
-/// What a marked script printed; none if it did not run to its end.
+/// The output of a marked script; none if it did not run to its end.
 pub fn between_marks(stdout: &str) -> Option<&str> {
     Some(stdout.split_once(&format!("{BEGIN}\n"))?.1.split_once(END)?.0)
 }
 
-/// What was printed after the first marker; all if there is none.
+/// The output after the first marker; all if there is none.
 pub fn after_begin(mut stdout: Vec<u8>) -> Vec<u8> {
     let mark = format!("{BEGIN}\n");
     if let Some(at) = stdout.windows(mark.len()).position(|part| part == mark.as_bytes()) {

@@ -107,7 +107,7 @@ class TestBehind:
         work = Recorded(net, behind, "reverse-long", n=240)
         net.link("login", "down")
         wait_until("the tunnels to be down", lambda: set(phases(net, behind).values()) == {"down"})
-        assert "is lost and is being made again" in net.run("laptop", PCLUSTER, "list").stderr
+        assert "is lost; reconnecting" in net.run("laptop", PCLUSTER, "list").stderr
         net.link("login", "up")
         work.finish()
         wait_until("the tunnels to be up", lambda: set(phases(net, behind).values()) == {"up"})

@@ -6,7 +6,7 @@ use crate::cli::output::json;
 use crate::cli::output::visible::one_line;
 use crate::cli::resources::ResourceArgs;
 use crate::cli::{CommandError, Context, ErrorKind, Exit};
-use crate::cluster::remote::run::Told;
+use crate::cluster::remote::run::ProgressLine;
 use crate::cluster::{self, StartOptions, StartProgress, Started, Wait};
 use crate::launchers::{self, batch};
 use crate::profile::Config;
@@ -222,7 +222,7 @@ fn settings(args: &Args, context: &Context) -> Result<Vec<(String, String)>, Com
 }
 
 fn print_progress(progress: &StartProgress, context: &Context) {
-    if let Ok(text) = serde_json::to_string(&Told {
+    if let Ok(text) = serde_json::to_string(&ProgressLine {
         progress: progress.clone(),
     }) {
         context.note(text);

@@ -1,4 +1,4 @@
-//! Connecting to a cluster elsewhere, and disconnecting: the tunnel's process is started, waited for, and ended.
+//! Connects to a cluster on another host, and disconnects: starts, waits for and ends the tunnel's process.
 use super::error::RemoteError;
 use super::target::CHANNELS;
 use super::{not_connected, remove_near_end};
@@ -14,9 +14,9 @@ use crate::ssh::{Destination, control_dir};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How long one waits for a tunnel that is down at the moment.
+/// The timeout for an existing tunnel that is currently down.
 const COMES_BACK: Duration = Duration::from_secs(60);
-/// All steps of a first connection together; each has a limit of its own, and says so.
+/// The timeout of all steps of a first connection together; each step has its own timeout, and reports it.
 const FIRST: Duration = Duration::from_secs(180);
 const ANSWERS: Duration = Duration::from_secs(15);
 
@@ -25,7 +25,7 @@ pub struct ConnectOptions {
     pub profile: ProfileDir,
     pub cluster_id: String,
     pub destination: String,
-    /// Where they are called otherwise there.
+    /// The profile and cluster id on the other host, if they differ.
     pub remote_profile: Option<String>,
     pub remote_cluster_id: Option<String>,
     pub remote_ipython_dir: Option<String>,
@@ -39,14 +39,14 @@ pub struct Connected {
     pub leads_to: Option<LeadsTo>,
     pub client_file: PathBuf,
     pub tunnel_pid: Option<u32>,
-    /// It was there already.
+    /// It was already connected.
     pub reused: bool,
-    /// How many engines the cluster has, and what its controller says of itself; none of one that is not pcluster's.
+    /// The number of engines, and the controller's description of itself; none if it is not a pcluster controller.
     pub engines: Option<usize>,
     pub took: Duration,
 }
 
-/// Connects, or finds that it is connected already; returns when the controller has answered through the tunnel.
+/// Connects, unless already connected; returns when the controller has answered through the tunnel.
 pub async fn connect(options: ConnectOptions) -> Result<Connected, ClusterError> {
     let begun = Instant::now();
     let (profile, cluster_id) = (&options.profile, options.cluster_id.as_str());
@@ -100,7 +100,7 @@ pub async fn connect(options: ConnectOptions) -> Result<Connected, ClusterError>
     })
 }
 
-/// Starts the tunnel's daemon and waits until it leads somewhere. `left`: what one that is gone has left.
+/// Starts the tunnel's daemon and waits until it reaches a controller. `left`: the state left by a previous daemon that is gone.
 async fn make(options: &ConnectOptions, left: Option<TunnelState>) -> Result<TunnelState, ClusterError> {
     let (profile, cluster_id) = (&options.profile, options.cluster_id.as_str());
     let channels = CHANNELS.iter().map(ToString::to_string).collect();
@@ -112,7 +112,7 @@ async fn make(options: &ConnectOptions, left: Option<TunnelState>) -> Result<Tun
         if let Some(path) = &left.control_dir {
             control_dir::clear(path);
         }
-        // Clients that are still there find it again.
+        // Clients that are still running find it again.
         state.ports = left.ports;
     }
     let stale = profile.client_file(cluster_id);
@@ -123,8 +123,8 @@ async fn make(options: &ConnectOptions, left: Option<TunnelState>) -> Result<Tun
     Ok(process::start(&program, &state, &profile.tunnel_file(cluster_id), FIRST).await?)
 }
 
-/// Ends the tunnel and removes what it has made here; also one that is gone already. The cluster itself is left alone.
-/// What it was connected to.
+/// Ends the tunnel and removes its local files, also if it is already gone. The cluster itself keeps running.
+/// Returns the destination that it was connected to.
 pub async fn disconnect(profile: &ProfileDir, cluster_id: &str) -> Result<TunnelState, ClusterError> {
     if !profile.exists() {
         return Err(not_connected(profile, cluster_id));

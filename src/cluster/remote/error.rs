@@ -1,4 +1,4 @@
-//! What can be wrong with a cluster behind an ssh connection, and what to do next.
+//! Errors of clusters on other hosts, with hints.
 use crate::model::shell;
 use crate::ssh::error::lines;
 use crate::ssh::tunnel::TunnelError;
@@ -15,7 +15,7 @@ pub enum RemoteError {
     #[error("the connection file {path} on {to} is of a controller that is gone: process {pid} on {host} no longer runs")]
     Gone { to: String, path: String, pid: u32, host: String },
     #[error("the controller runs on {host} and listens only there ({interface}), and {to} is {login}")]
-    OnlyThere {
+    LocalOnly {
         to: String,
         login: String,
         host: String,
@@ -36,36 +36,36 @@ pub enum RemoteError {
     },
     #[error("{cluster} is not connected to another host")]
     NotConnected { cluster: String, options: String },
-    #[error("{to} is {there}, and this pcluster is for {here}")]
-    OtherMachine { to: String, there: String, here: String },
+    #[error("{to} is {remote}, and this pcluster is for {local}")]
+    OtherMachine { to: String, remote: String, local: String },
     #[error("pcluster is not installed on {to}")]
     NotInstalled { to: String },
-    #[error("pcluster on {to} ({path}) is version {there}, this is {here}")]
+    #[error("pcluster on {to} ({path}) is version {remote}, this is {local}")]
     OtherVersion {
         to: String,
         path: String,
-        there: String,
-        here: String,
+        remote: String,
+        local: String,
     },
-    #[error("this pcluster does not run on {to}:{}", lines(said))]
-    DoesNotRun { to: String, said: String },
-    #[error("what has arrived on {to} is not what was sent (sha256 {there}, here {here})")]
-    Damaged { to: String, there: String, here: String },
+    #[error("this pcluster does not run on {to}:{}", lines(output))]
+    DoesNotRun { to: String, output: String },
+    #[error("the copy on {to} is damaged (sha256 {remote}, expected {local})")]
+    Damaged { to: String, remote: String, local: String },
     #[error("cannot read this program: {0}")]
     Program(std::io::Error),
-    /// A command there failed, and has said why.
-    #[error("`pcluster {command}` failed on {to}{}", lines(said))]
+    /// A remote command failed, and printed why.
+    #[error("`pcluster {command}` failed on {to}{}", lines(output))]
     Failed {
         to: String,
         command: String,
         code: Option<i32>,
-        said: String,
+        output: String,
     },
 }
 
 impl RemoteError {
     pub fn hints(&self) -> Vec<String> {
-        let say = |texts: &[&str]| texts.iter().map(|t| t.to_string()).collect();
+        let fixed = |texts: &[&str]| texts.iter().map(|t| t.to_string()).collect();
         match self {
             RemoteError::NoCluster { to, others, profile, .. } => match others.is_empty() {
                 true => vec![format!(
@@ -73,10 +73,10 @@ impl RemoteError {
                     shell::word(to),
                     shell::word(profile)
                 )],
-                false => say(&["name the one that is meant: --remote-profile NAME and --remote-cluster-id ID"]),
+                false => fixed(&["select one: --remote-profile NAME and --remote-cluster-id ID"]),
             },
             RemoteError::Gone { to, .. } => vec![format!("on {to}: pcluster list; pcluster start brings it back with its tasks")],
-            RemoteError::OnlyThere { to, host, .. } => vec![
+            RemoteError::LocalOnly { to, host, .. } => vec![
                 format!(
                     "connect to {host} itself, through {to}: in ~/.ssh/config, Host {host} with ProxyJump {to}; then pcluster connect {host}"
                 ),
@@ -91,20 +91,20 @@ impl RemoteError {
             )],
             RemoteError::NotConnected { options, .. } => {
                 vec![format!(
-                    "connect it: pcluster connect me@login.cluster{options}; `pcluster list` shows what is there"
+                    "connect it: pcluster connect me@login.cluster{options}; `pcluster list` shows all clusters"
                 )]
             }
             RemoteError::OtherMachine { .. } => {
-                say(&["build or download pcluster for that machine, and install it there by hand, as pcluster in ~/.local/bin"])
+                fixed(&["build or download pcluster for that machine, and copy it to ~/.local/bin/pcluster on the host"])
             }
             RemoteError::NotInstalled { to } | RemoteError::OtherVersion { to, .. } => {
-                vec![format!("copy this one there: pcluster install {to}")]
+                vec![format!("copy this version to the host: pcluster install {to}")]
             }
-            RemoteError::DoesNotRun { .. } => say(&[
+            RemoteError::DoesNotRun { .. } => fixed(&[
                 "if it misses a library or a newer GLIBC: build pcluster on a host as old as that one (or for the target \
                  x86_64-unknown-linux-musl), and install it from there",
             ]),
-            RemoteError::Damaged { .. } => say(&["try again"]),
+            RemoteError::Damaged { .. } => fixed(&["try again"]),
             RemoteError::Program(_) | RemoteError::Failed { .. } => Vec::new(),
         }
     }
@@ -123,6 +123,6 @@ impl From<RemoteError> for TunnelError {
 fn others_in_words(others: &[String]) -> String {
     match others {
         [] => String::new(),
-        others => format!("; there run: {}", others.join(", ")),
+        others => format!("; running: {}", others.join(", ")),
     }
 }

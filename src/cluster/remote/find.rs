@@ -1,4 +1,4 @@
-//! Which clusters run on another host, by their connection files and processes.
+//! Finds the clusters that run on another host, by their connection files and processes.
 use crate::connection::ConnectionFile;
 use crate::ssh::probe::Host;
 use crate::ssh::{Ssh, SshError, quoted};
@@ -9,7 +9,7 @@ use std::time::Duration;
 /// Home directories of clusters may be slow.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A connection file found there.
+/// A connection file found on the other host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FoundFile {
     pub path: String,
@@ -18,7 +18,7 @@ pub struct FoundFile {
     pub file: ConnectionFile,
 }
 
-/// All client files of all profiles there, whose controllers are not known to be gone; and those that are.
+/// Returns all client files of all remote profiles: those whose controllers are not known to be gone, and those whose controllers are.
 pub async fn clusters(ssh: &Ssh, host: &Host, ipython_dir: Option<&str>) -> Result<(Vec<FoundFile>, Vec<FoundFile>), SshError> {
     let dir = ipython_dir.unwrap_or(&host.ipython_dir);
     let script = format!(
@@ -27,7 +27,7 @@ pub async fn clusters(ssh: &Ssh, host: &Host, ipython_dir: Option<&str>) -> Resu
     );
     let text = ssh.ask(&script, TIMEOUT).await?;
     let files = parse_files(&text);
-    // Processes of that very host can be looked at.
+    // Only processes of that same host can be checked.
     let here: Vec<u32> = files.iter().filter_map(|f| of_host(f, host)).collect();
     if here.is_empty() {
         return Ok((files, Vec::new()));
@@ -42,32 +42,32 @@ pub async fn clusters(ssh: &Ssh, host: &Host, ipython_dir: Option<&str>) -> Resu
     Ok(files.into_iter().partition(|found| !is_gone(found, host, &processes)))
 }
 
-/// Whether the process that wrote a file is known to have ended, from what the host says of it.
+/// Whether the process that wrote a file is known to have ended, according to the host's report.
 fn is_gone(found: &FoundFile, host: &Host, processes: &str) -> bool {
     let Some(keys) = found.file.pcluster.as_ref().filter(|_| of_host(found, host).is_some()) else {
         return false;
     };
-    let said = |key: &str| processes.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().trim();
-    let (recorded, boot_id) = (&keys.process, said("boot "));
+    let value = |key: &str| processes.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().trim();
+    let (recorded, boot_id) = (&keys.process, value("boot "));
     let stats = processes.lines().filter_map(|line| line.strip_prefix("process "));
     let running = stats
         .filter_map(|stat| ProcessId::from_script(processes, stat))
         .find(|process| process.pid == recorded.pid);
-    // A system without /proc tells nothing, nor can a process be seen in another container.
+    // Without /proc, or for a process in another container, the state is unknown.
     if boot_id.is_empty() {
         return false;
     }
     if recorded.boot_id.is_empty() {
         return running.is_none();
     }
-    match (recorded.boot_id == boot_id, recorded.pid_namespace == said("pidns ")) {
+    match (recorded.boot_id == boot_id, recorded.pid_namespace == value("pidns ")) {
         (false, _) => true,
         (true, false) => false,
         (true, true) => running.is_none_or(|process| process.ticks != recorded.ticks),
     }
 }
 
-/// The process that wrote a file, where it is of this host.
+/// The process that wrote a file, if it is on this host.
 fn of_host(found: &FoundFile, host: &Host) -> Option<u32> {
     found
         .file
@@ -77,7 +77,7 @@ fn of_host(found: &FoundFile, host: &Host) -> Option<u32> {
         .map(|keys| keys.process.pid)
 }
 
-/// `file PATH`, then its text in one line. What cannot be understood is passed over.
+/// Parses `file PATH`, followed by its text in one line. Malformed entries are skipped.
 fn parse_files(text: &str) -> Vec<FoundFile> {
     let mut files = Vec::new();
     let mut lines = text.lines();
@@ -86,7 +86,7 @@ fn parse_files(text: &str) -> Vec<FoundFile> {
         let Some(file) = lines.next().and_then(|text| ConnectionFile::parse(text, Path::new(path)).ok()) else {
             continue;
         };
-        // The near end of a tunnel of that host's own is no cluster of it.
+        // The file of that host's own tunnel is not a cluster of that host.
         if file.pcluster.as_ref().is_some_and(|keys| keys.tunnel.is_some()) {
             continue;
         }
@@ -115,13 +115,13 @@ mod tests {
             name: "n".into(),
             ..Host::default()
         };
-        let said = |boot: &str, namespace: &str, ticks: u32| {
+        let report = |boot: &str, namespace: &str, ticks: u32| {
             format!("node n\nboot {boot}\npidns {namespace}\nprocess 7 (x) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {ticks} 9 9\n")
         };
         let mut file = crate::connection::file::tests::example();
         let keys = file.pcluster.as_mut().unwrap();
         let stat = "7 (x) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 500 9 9";
-        keys.process = ProcessId::from_script(&said("b", "pid:[1]", 0), stat).unwrap();
+        keys.process = ProcessId::from_script(&report("b", "pid:[1]", 0), stat).unwrap();
         let mut found = FoundFile {
             path: "/x".into(),
             profile: "x".into(),
@@ -129,13 +129,13 @@ mod tests {
             file,
         };
         let gone = |processes: String| is_gone(&found, &host, &processes);
-        assert!(!gone(said("b", "pid:[1]", 500)));
-        assert!(gone(said("b", "pid:[1]", 501)));
-        assert!(gone(said("c", "pid:[1]", 500)));
-        assert!(!gone(said("b", "pid:[2]", 501)), "in another container it may run");
+        assert!(!gone(report("b", "pid:[1]", 500)));
+        assert!(gone(report("b", "pid:[1]", 501)));
+        assert!(gone(report("c", "pid:[1]", 500)));
+        assert!(!gone(report("b", "pid:[2]", 501)), "it may run in another container");
         assert!(!gone("node n\nboot \n".into()), "it has no /proc");
         found.file.pcluster.as_mut().unwrap().process = serde_json::from_str(r#"{"pid": 7, "host": "n", "started": 1.0}"#).unwrap();
-        assert!(!is_gone(&found, &host, &said("b", "pid:[1]", 500)), "of 0.1.0");
+        assert!(!is_gone(&found, &host, &report("b", "pid:[1]", 500)), "of 0.1.0");
         assert!(is_gone(&found, &host, "node n\nboot b\n"));
     }
 

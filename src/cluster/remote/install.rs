@@ -1,5 +1,5 @@
-//! This program, copied to another host: only where it is missing there or is another one, only where it runs, and told
-//! whole by its hash before it takes its place.
+//! Copies this program to another host: only if it is missing or differs, and only if it runs on that host; the copy is verified
+//! by its hash before it replaces the old one.
 use super::error::RemoteError;
 use crate::cluster::ClusterError;
 use crate::model::VERSION;
@@ -8,22 +8,22 @@ use crate::ssh::{Ssh, quoted};
 use sha2::{Digest, Sha256};
 use std::time::Duration;
 
-/// A slow line needs its time for some tens of megabytes.
+/// A slow connection needs time for some tens of megabytes.
 const COPY: Duration = Duration::from_secs(900);
 /// Home directories of clusters may be slow.
 const TIMEOUT: Duration = Duration::from_secs(30);
-const PLACE: &str = ".local/bin/pcluster";
+const INSTALL_PATH: &str = ".local/bin/pcluster";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installed {
     pub path: String,
-    /// Else it was there.
+    /// Whether it was copied; else it was already installed.
     pub copied: bool,
-    /// The version that was there before, where another was.
+    /// The version that was replaced, if any.
     pub before: Option<String>,
 }
 
-/// A pcluster there of this one's version; copied where there is none and `may_copy`.
+/// Finds a remote pcluster of this version; copies it if there is none and `may_copy`.
 pub async fn ensure(ssh: &Ssh, host: &Host, may_copy: bool) -> Result<Installed, ClusterError> {
     let to = || ssh.destination().to_string();
     match host.program() {
@@ -36,29 +36,29 @@ pub async fn ensure(ssh: &Ssh, host: &Host, may_copy: bool) -> Result<Installed,
         Some((path, version)) => Err(RemoteError::OtherVersion {
             to: to(),
             path: path.into(),
-            there: version.unwrap_or("unknown").into(),
-            here: VERSION.into(),
+            remote: version.unwrap_or("unknown").into(),
+            local: VERSION.into(),
         }
         .into()),
         None => Err(RemoteError::NotInstalled { to: to() }.into()),
     }
 }
 
-/// Into `~/.local/bin`, unless this very program is there.
+/// Copies this program to `~/.local/bin`, unless the same program is already installed.
 pub async fn copy(ssh: &Ssh, host: &Host) -> Result<Installed, ClusterError> {
     let to = || ssh.destination().to_string();
     if !same_machine(&host.system, &host.machine) {
         return Err(RemoteError::OtherMachine {
             to: to(),
-            there: host.platform(),
-            here: format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH),
+            remote: host.platform(),
+            local: format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH),
         }
         .into());
     }
     let program = std::env::current_exe().map_err(RemoteError::Program)?;
     let bytes = tokio::fs::read(program).await.map_err(RemoteError::Program)?;
     let here = hex::encode(Sha256::digest(&bytes));
-    let path = format!("{}/{PLACE}", host.home);
+    let path = format!("{}/{INSTALL_PATH}", host.home);
     let before = host
         .program()
         .filter(|(found, _)| *found == path)
@@ -73,7 +73,7 @@ pub async fn copy(ssh: &Ssh, host: &Host) -> Result<Installed, ClusterError> {
     let new = format!("{path}.new-{}", std::process::id());
     ssh.put(&bytes, &new, true, COPY).await?;
     let checked = check(ssh, &new, &here).await;
-    // Whatever is wrong with it, nothing is left of it.
+    // A copy that fails the check is removed.
     let last = match &checked {
         Ok(()) => format!("mv -f {} {}", quoted(&new), quoted(&path)),
         Err(_) => format!("rm -f {}", quoted(&new)),
@@ -88,27 +88,27 @@ pub async fn copy(ssh: &Ssh, host: &Host) -> Result<Installed, ClusterError> {
         }),
         false => Err(RemoteError::DoesNotRun {
             to: to(),
-            said: output.last_lines(),
+            output: output.last_lines(),
         }
         .into()),
     }
 }
 
-async fn check(ssh: &Ssh, path: &str, here: &str) -> Result<(), ClusterError> {
+async fn check(ssh: &Ssh, path: &str, expected: &str) -> Result<(), ClusterError> {
     let to = || ssh.destination().to_string();
-    // A host without a program for it cannot tell; then its length alone has been compared.
-    if let Some(there) = hash(ssh, path).await?
-        && there != here
+    // A host without a hash program prints none; then only the length has been compared.
+    if let Some(remote) = hash(ssh, path).await?
+        && remote != expected
     {
-        let (to, here) = (to(), here.to_string());
-        return Err(RemoteError::Damaged { to, there, here }.into());
+        let (to, local) = (to(), expected.to_string());
+        return Err(RemoteError::Damaged { to, remote, local }.into());
     }
     let output = ssh.run(&[path, "version"], b"", TIMEOUT).await?;
     match output.stdout_text().contains(VERSION) && output.ok() {
         true => Ok(()),
         false => Err(RemoteError::DoesNotRun {
             to: to(),
-            said: output.last_lines(),
+            output: output.last_lines(),
         }
         .into()),
     }
@@ -124,7 +124,7 @@ async fn hash(ssh: &Ssh, path: &str) -> Result<Option<String>, ClusterError> {
     Ok(text.split_whitespace().find(is_hash).map(str::to_lowercase))
 }
 
-/// As `uname -s` and `uname -m` say it.
+/// Compares with the output of `uname -s` and `uname -m`.
 fn same_machine(system: &str, machine: &str) -> bool {
     let machine = match machine {
         "amd64" | "x64" => "x86_64",
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_machine_is_told() {
+    fn another_machine_is_recognized() {
         assert!(same_machine("Linux", std::env::consts::ARCH));
         assert!(!same_machine("Darwin", std::env::consts::ARCH));
         assert!(!same_machine("Linux", "s390x"));

@@ -1,7 +1,7 @@
-//! Clusters on other hosts, reached over ssh: connected to ([`connect`]), started there ([`run`]), with this program copied
-//! there where it is missing ([`install`]).
+//! Clusters on other hosts, reached over ssh: connect to them ([`connect`]), start them ([`run`]), and copy this program
+//! to hosts where it is missing ([`install`]).
 //!
-//! Parts: [`find`] (which clusters run there), [`target`] (the one that is meant, as a tunnel's target), [`error`].
+//! Parts: [`find`] (the clusters of a host), [`target`] (the selected one, as a tunnel's target), [`error`].
 pub mod connect;
 pub mod error;
 pub mod find;
@@ -22,10 +22,10 @@ use std::path::Path;
 use std::time::Duration;
 use target::RemoteCluster;
 
-/// How often a tunnel checks whether the controller is still there, without a sign that it is not.
+/// The interval at which a tunnel checks that the controller still exists, without any sign that it does not.
 const CHECKS_EVERY: Duration = Duration::from_secs(5);
 
-/// The daemon of the tunnel that leads to a cluster on another host.
+/// The daemon of the tunnel to a cluster on another host.
 pub async fn serve(file: &Path, mut state: TunnelState, first: bool) -> Result<(), TunnelError> {
     let target = RemoteCluster::of(&state);
     let forward = Forward::bind(target, &mut state, Some(CHECKS_EVERY)).await?;
@@ -46,12 +46,12 @@ pub fn not_connected(profile: &ProfileDir, cluster_id: &str) -> ClusterError {
     .into()
 }
 
-/// Removes the connection file of a tunnel; another one stays.
+/// Removes the connection file of a tunnel; any other file is kept.
 fn remove_near_end(profile: &ProfileDir, cluster_id: &str, destination: &str) {
     let path = profile.client_file(cluster_id);
     let Ok(file) = ConnectionFile::read(&path) else { return };
     let tunnel = file.pcluster.as_ref().and_then(|keys| keys.tunnel.as_ref());
-    // One that another controller than pcluster's wrote has no such mark.
+    // A file of a controller other than pcluster's has no such mark.
     let ours = tunnel.is_some_and(|t| t.destination == destination) || file.pcluster.is_none();
     if ours && let Err(error) = std::fs::remove_file(&path) {
         tracing::warn!(path = %path.display(), %error, "cannot remove the connection file");

@@ -1,4 +1,4 @@
-//! pcluster's commands run on the other host, through the pcluster there: what it does here it does there by the same code.
+//! Runs pcluster commands on another host with its own pcluster, so that the same code runs locally and remotely.
 use super::error::RemoteError;
 use crate::cluster::{ClusterError, StartProgress};
 use crate::ssh::probe::Host;
@@ -7,37 +7,37 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How long a command that is told to end may take to undo what it has begun.
+/// The timeout for an interrupted command to undo its work.
 const ENDS: Duration = Duration::from_secs(40);
-/// How long a signal may take.
+/// The timeout of sending a signal.
 const SIGNAL: Duration = Duration::from_secs(30);
-/// Names the process, for the signal that Ctrl-C is.
+/// The prefix of the line that reports the process id, for the signal sent on Ctrl-C.
 const PID: &str = "pcluster-process ";
 
 /// A line of stderr of `start --tell-progress`.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Told {
+pub struct ProgressLine {
     pub progress: StartProgress,
 }
 
-/// How a command there ended.
+/// How a remote command ended.
 #[derive(Debug)]
 pub enum Ended {
     /// With any exit code.
     ByItself(Output),
-    /// It was told to end, by Ctrl-C.
+    /// It was interrupted by Ctrl-C.
     Interrupted,
 }
 
-/// Connected, and told who answers.
+/// Connects, and probes the host.
 pub async fn reach(destination: &str) -> Result<(Ssh, Host), ClusterError> {
     let ssh = Ssh::connect(&Destination::parse(destination)?).await?;
     let host = Host::probe(&ssh, &Default::default()).await?;
     Ok((ssh, host))
 }
 
-/// Runs `program words…` as in a login shell of the user's, so that a site's commands are found. Each line of its stderr
-/// goes to `line`.
+/// Runs `program words…` in the user's login shell, so that a site's commands are found. Each line of its stderr
+/// is passed to `line`.
 pub async fn pcluster(ssh: &Ssh, host: &Host, program: &str, words: &[String], line: &mut impl FnMut(&str)) -> Result<Ended, ClusterError> {
     let command: Vec<String> = std::iter::once(program)
         .chain(words.iter().map(String::as_str))
@@ -46,7 +46,7 @@ pub async fn pcluster(ssh: &Ssh, host: &Host, program: &str, words: &[String], l
     let script = format!("{}; echo {PID}$$ >&2; exec {}", shell::begin(), command.join(" "));
     let login_shell = host.shell.rsplit('/').next().unwrap_or_default();
     let running = match login_shell {
-        // Those of which `-l -c` means what it says.
+        // The shells that support `-l -c`.
         "bash" | "zsh" | "ksh" | "dash" | "sh" => ssh.spawn(&[&host.shell, "-l", "-c", &script]).await?,
         _ => ssh.spawn(&["sh", "-c", &script]).await?,
     };
@@ -83,23 +83,23 @@ fn without_greeting(mut output: Output) -> Output {
     output
 }
 
-/// The error that a failed command has told.
+/// The error that a failed command has printed.
 pub fn failure(ssh: &Ssh, command: &str, output: &Output) -> ClusterError {
     let text = String::from_utf8_lossy(&output.stderr);
-    let said: Vec<&str> = text
+    let reported: Vec<&str> = text
         .lines()
         .filter(|l| !l.starts_with(PID) && !l.starts_with('{'))
         .map(str::trim_end)
         .collect();
-    let from = said
+    let from = reported
         .iter()
         .position(|l| l.starts_with("error:"))
-        .unwrap_or(said.len().saturating_sub(8));
+        .unwrap_or(reported.len().saturating_sub(8));
     RemoteError::Failed {
         to: ssh.destination().to_string(),
         command: command.into(),
         code: output.code,
-        said: said[from..].join("\n"),
+        output: reported[from..].join("\n"),
     }
     .into()
 }

@@ -1,4 +1,4 @@
-//! The cluster on another host that a tunnel leads to: which one is meant, where its controller is, and the connection file for this
+//! A cluster on another host, as the target of a tunnel: selects the cluster, locates its controller, and writes the connection file for this
 //! host.
 use super::error::RemoteError;
 use super::find::{self, FoundFile};
@@ -14,26 +14,26 @@ use crate::sys::process::ProcessId;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// What a client connects to.
+/// The channels that a client connects to.
 pub const CHANNELS: [&str; 7] = ["registration", "control", "mux", "task", "iopub", "notification", "broadcast"];
 
-/// Which cluster there is wanted.
+/// The requested cluster on the other host.
 #[derive(Clone, Debug, Default)]
 struct Wanted {
     profile: String,
     cluster_id: String,
-    /// The profile or the id were named for the other host; else the only cluster there will do, too.
+    /// The profile or the id were given for the other host; else its only cluster is accepted, too.
     exactly: bool,
     ipython_dir: Option<String>,
 }
 
-/// The cluster that a profile and cluster id of this host stand for.
+/// The remote cluster of a local profile and cluster id.
 pub struct RemoteCluster {
     profile: ProfileDir,
     cluster_id: String,
     destination: String,
     wanted: Wanted,
-    /// What answers at the other end of an ssh connection, by the directory of that.
+    /// The host at the other end of an ssh connection, with the control directory of that connection.
     host: Option<(PathBuf, Host)>,
     found: Option<FoundFile>,
 }
@@ -57,7 +57,7 @@ impl RemoteCluster {
         }
     }
 
-    /// Several hosts may answer to one name: asked once on each connection.
+    /// Several hosts may share one name: probed once for each connection.
     async fn host(&mut self, ssh: &Ssh) -> Result<Host, TunnelError> {
         match &self.host {
             Some((connection, host)) if connection == ssh.control_dir() => Ok(host.clone()),
@@ -77,7 +77,7 @@ impl Target for RemoteCluster {
         let (running, gone) = find::clusters(ssh, &host, self.wanted.ipython_dir.as_deref()).await?;
         let found = choose(to, running, gone, &self.wanted)?;
         let addresses = candidates(&found.file, &host.name).map_err(|e| match e {
-            ClientError::OnlyThere { location, interface, .. } => TunnelError::from(RemoteError::OnlyThere {
+            ClientError::OnlyThere { location, interface, .. } => TunnelError::from(RemoteError::LocalOnly {
                 to: to.to_string(),
                 login: host.name.clone(),
                 host: location,
@@ -107,16 +107,14 @@ impl Target for RemoteCluster {
             ports: found.file.ports(),
             hints: vec![
                 format!("the connection file was written by {writer}: does it still run? On {to}: pcluster list"),
-                format!(
-                    "a firewall between {to} and the controller's host, or AllowTcpForwarding in {to}'s sshd_config, may be in the way"
-                ),
+                format!("a firewall between {to} and the controller's host, or AllowTcpForwarding in {to}'s sshd_config, may block it"),
             ],
         };
         self.found = Some(found);
         Ok(endpoint)
     }
 
-    /// From now on it is that cluster which is looked for.
+    /// From now on, only that cluster is looked for.
     fn established(&mut self, leads_to: &LeadsTo, local: &BTreeMap<String, u16>) -> Result<(), TunnelError> {
         self.wanted.profile.clone_from(&leads_to.profile);
         self.wanted.cluster_id.clone_from(&leads_to.cluster_id);
@@ -134,7 +132,7 @@ impl Target for RemoteCluster {
         })
     }
 
-    /// Nobody may take the connection file for one of a cluster that can be reached.
+    /// Removes the connection file, so that no client takes the cluster for reachable.
     fn lost(&mut self) {
         super::remove_near_end(&self.profile, &self.cluster_id, &self.destination);
     }
@@ -170,7 +168,7 @@ fn choose(to: &str, mut running: Vec<FoundFile>, gone: Vec<FoundFile>, wanted: &
     })
 }
 
-/// The connection file for this host: the same keys, the near ends of the channels.
+/// The connection file for this host: the same keys, with the local ports of the channels.
 fn near_end(remote: &ConnectionFile, destination: &str, local: &BTreeMap<String, u16>) -> ConnectionFile {
     let mut file = remote.at_loopback(local);
     if let Some(keys) = &mut file.pcluster {
@@ -221,8 +219,8 @@ mod tests {
         let named = |p: &str, i: &str| Ok((p.to_string(), i.to_string()));
         assert_eq!(chosen(&[("default", ""), ("hpc", "")], &[], false), named("hpc", ""));
         assert_eq!(chosen(&[("default", "night")], &[], false), named("default", "night"));
-        insta::assert_snapshot!(chosen(&[("default", "night")], &[], true).unwrap_err(), @r#"no cluster is running on me@login in profile "hpc"; there run: profile "default" with cluster id "night""#);
-        insta::assert_snapshot!(chosen(&[("a", ""), ("b", "")], &[], false).unwrap_err(), @r#"no cluster is running on me@login in profile "hpc"; there run: profile "a", profile "b""#);
+        insta::assert_snapshot!(chosen(&[("default", "night")], &[], true).unwrap_err(), @r#"no cluster is running on me@login in profile "hpc"; running: profile "default" with cluster id "night""#);
+        insta::assert_snapshot!(chosen(&[("a", ""), ("b", "")], &[], false).unwrap_err(), @r#"no cluster is running on me@login in profile "hpc"; running: profile "a", profile "b""#);
         insta::assert_snapshot!(chosen(&[], &[], false).unwrap_err(), @r#"no cluster is running on me@login in profile "hpc""#);
         insta::assert_snapshot!(chosen(&[("a", "")], &[("hpc", "")], false).unwrap_err(), @"the connection file /h/profile_hpc/security/x.json on me@login is of a controller that is gone: process 7 on n7 no longer runs");
     }

@@ -157,7 +157,7 @@ mod tests {
             [(1, Why::Walltime), (2, Why::NodeLost), (3, Why::Preempted)]
         );
         assert_eq!(of([Some(Cancelled), Some(OutOfMemory), Some(Itself)]), []);
-        assert_eq!(of([None, None, None]), [], "nobody knows how they ended");
+        assert_eq!(of([None, None, None]), [], "how they ended is unknown");
         for stage in [Stage::Queued, Stage::Running, Stage::Suspended, Stage::Unknown] {
             let states = [(); 3].map(|()| MemberState::new(stage, "", ""));
             assert_eq!(replaced(launched(0, 1), states, Known::default()), [], "{stage:?}");
@@ -168,8 +168,8 @@ mod tests {
     fn one_that_ended_by_itself_is_replaced_when_its_engine_left_for_the_time() {
         let engines = [
             gone("18.1", WALLTIME_NEARLY_OVER, 1050.0),
-            gone("18.2", "it was told to stop", 1050.0),
-            // Of a job of before that had the same number.
+            gone("18.2", "it was asked to stop", 1050.0),
+            // Of a previous job that had the same number.
             gone("18.3", WALLTIME_NEARLY_OVER, 900.0),
         ];
         let known = Known {

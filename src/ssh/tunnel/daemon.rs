@@ -1,5 +1,5 @@
-//! Keeps one tunnel: makes the ssh connection, opens the tunnel, watches it; and again whenever the connection breaks, this host resumes
-//! after a suspend, or the controller moves. What is opened and watched is the affair of its [`Tunnel`], a direction.
+//! Keeps one tunnel open: establishes the ssh connection, opens the tunnel and monitors it; again whenever the connection breaks, this host resumes
+//! after a suspend, or the controller moves. Its [`Tunnel`], one direction, defines what is opened and monitored.
 use super::error::TunnelError;
 use super::state::{Phase, TunnelState};
 use crate::ssh::backoff::{Backoff, MAX_DELAY, SuspendDetector, TICK};
@@ -10,26 +10,26 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// One direction of tunnels.
+/// One direction of a tunnel.
 pub trait Tunnel: Send {
     /// Whether it can be opened again over the same connection.
     const REOPENS: bool;
-    /// How long after a disturbance it can be told whether the connection is lost.
+    /// The delay after a disturbance until it is known whether the connection is lost.
     const SETTLES: Duration;
-    /// Whether a tunnel that is told to end takes its state file with it. Else it can be started again from that.
+    /// Whether a tunnel that receives a stop signal removes its state file. Else it can be restarted from that.
     const REMOVES_STATE: bool;
 
-    /// Makes the ports lead to the controller, and notes in `state` what has come of it.
+    /// Forwards the ports to the controller, and records the result in `state`.
     fn open(&mut self, ssh: &Ssh, state: &mut TunnelState) -> impl Future<Output = Result<(), TunnelError>> + Send;
     /// Returns when something happens on the tunnel that may mean its end.
     fn disturbed(&mut self) -> impl Future<Output = ()> + Send;
-    /// Looks after an open tunnel whose connection is alive. An error: it is lost all the same.
+    /// Checks an open tunnel whose connection is alive. An error means that the connection counts as lost.
     fn check(&mut self, ssh: &Ssh, event: Event) -> impl Future<Output = Result<Check, TunnelError>> + Send;
-    /// The ssh connection ends: what comes waits for another one.
+    /// The ssh connection ends: new connections wait for another one.
     fn close(&mut self);
-    /// It leads nowhere any more.
+    /// The tunnel has no target any more.
     fn lost(&mut self);
-    /// Whether there has been nothing to lead to for so long that it is given up.
+    /// Whether the tunnel has had no controller for so long that it ends.
     fn is_orphaned(&self, error: &TunnelError) -> bool;
 }
 
@@ -43,13 +43,13 @@ pub struct Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
     Fine,
-    /// The controller is not there any more, or somewhere else.
+    /// The controller is gone, or has moved.
     Moved,
     Orphaned,
 }
 
-/// Why a connection was given up that is not lost.
-enum Given {
+/// Why a connection that is not lost was closed.
+enum StopReason {
     NotWanted,
     Moved,
 }
@@ -57,14 +57,14 @@ enum Given {
 pub struct Daemon<T> {
     tunnel: T,
     state: TunnelState,
-    /// Where the state is written; the tunnel is wanted for as long as it is there.
+    /// The state file; the tunnel is kept as long as this file exists.
     file: Option<PathBuf>,
-    /// How often it was up.
+    /// The number of times that it was up.
     ups: u64,
 }
 
 /// The main function of a daemon's process: runs until SIGTERM or SIGINT, until its state file is gone, or until it is orphaned. `first`:
-/// what fails before it is established ends it, for whoever waits for that.
+/// a failure before the tunnel is established ends the daemon, since a command is waiting for it.
 pub async fn serve<T: Tunnel>(tunnel: T, mut state: TunnelState, file: &Path, first: bool) -> Result<(), TunnelError> {
     let (Ok(mut terminated), Ok(mut interrupted)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
         return Err(TunnelError::Internal("no signals can be received".into()));
@@ -105,12 +105,12 @@ impl<T: Tunnel> Daemon<T> {
         while is_wanted(self.file.as_deref()) {
             let (begun, ups) = (Instant::now(), self.ups);
             let error = match self.connection(first).await {
-                Ok(Given::NotWanted) => break,
-                Ok(Given::Moved) => continue,
+                Ok(StopReason::NotWanted) => break,
+                Ok(StopReason::Moved) => continue,
                 Err(error) if first && self.ups == 0 => return Err(error),
                 Err(error) => error,
             };
-            tracing::warn!("{error}; making the connection to {} again", self.state.destination);
+            tracing::warn!("{error}; reconnecting to {}", self.state.destination);
             self.state.control_dir = None;
             self.report(Phase::Down, Some(&error));
             if self.is_orphaned(&error) {
@@ -128,8 +128,8 @@ impl<T: Tunnel> Daemon<T> {
         Ok(())
     }
 
-    /// One ssh connection, from its beginning until it is lost or given up.
-    async fn connection(&mut self, first: bool) -> Result<Given, TunnelError> {
+    /// Runs one ssh connection, until it is lost or closed.
+    async fn connection(&mut self, first: bool) -> Result<StopReason, TunnelError> {
         let ssh = Ssh::connect(&Destination::parse(&self.state.destination)?).await?;
         self.state.control_dir = Some(ssh.control_dir().to_path_buf());
         self.write();
@@ -139,7 +139,7 @@ impl<T: Tunnel> Daemon<T> {
         given
     }
 
-    async fn keep_open(&mut self, ssh: &Ssh, first: bool) -> Result<Given, TunnelError> {
+    async fn keep_open(&mut self, ssh: &Ssh, first: bool) -> Result<StopReason, TunnelError> {
         let mut backoff = Backoff::default();
         loop {
             match self.tunnel.open(ssh, &mut self.state).await {
@@ -147,10 +147,10 @@ impl<T: Tunnel> Daemon<T> {
                     self.opened();
                     backoff.reset();
                     let given = self.watch(ssh).await?;
-                    if matches!(given, Given::NotWanted) || !T::REOPENS {
+                    if matches!(given, StopReason::NotWanted) || !T::REOPENS {
                         return Ok(given);
                     }
-                    tracing::info!("the controller does not answer any more; looking for it");
+                    tracing::info!("the controller no longer answers; looking for it");
                 }
                 Err(error) if !T::REOPENS || matches!(error, TunnelError::Ssh(_)) || (first && self.ups == 0) => return Err(error),
                 Err(error) => {
@@ -159,13 +159,13 @@ impl<T: Tunnel> Daemon<T> {
                     self.tunnel.lost();
                     self.report(Phase::Waiting, Some(&error));
                     if self.is_orphaned(&error) {
-                        return Ok(Given::NotWanted);
+                        return Ok(StopReason::NotWanted);
                     }
                     backoff.wait(true).await;
                 }
             }
             if !is_wanted(self.file.as_deref()) {
-                return Ok(Given::NotWanted);
+                return Ok(StopReason::NotWanted);
             }
             ssh.check().await?;
         }
@@ -183,8 +183,8 @@ impl<T: Tunnel> Daemon<T> {
         self.report(Phase::Up, None);
     }
 
-    /// Until the controller has moved, or nobody wants the tunnel; an error when the connection is lost.
-    async fn watch(&mut self, ssh: &Ssh) -> Result<Given, TunnelError> {
+    /// Runs until the controller has moved or the tunnel is no longer wanted; an error when the connection is lost.
+    async fn watch(&mut self, ssh: &Ssh) -> Result<StopReason, TunnelError> {
         loop {
             let detector = SuspendDetector::now();
             let disturbed = tokio::select! {
@@ -199,13 +199,13 @@ impl<T: Tunnel> Daemon<T> {
                 tokio::time::sleep(T::SETTLES).await;
             }
             if !is_wanted(self.file.as_deref()) {
-                return Ok(Given::NotWanted);
+                return Ok(StopReason::NotWanted);
             }
             ssh.check().await?;
             match self.tunnel.check(ssh, Event { disturbed, suspended }).await? {
                 Check::Fine => {}
-                Check::Moved => return Ok(Given::Moved),
-                Check::Orphaned => return Ok(Given::NotWanted),
+                Check::Moved => return Ok(StopReason::Moved),
+                Check::Orphaned => return Ok(StopReason::NotWanted),
             }
         }
     }
@@ -213,7 +213,7 @@ impl<T: Tunnel> Daemon<T> {
     fn is_orphaned(&self, error: &TunnelError) -> bool {
         let is_orphaned = self.tunnel.is_orphaned(error);
         if is_orphaned {
-            tracing::warn!("{error}; there has been nothing to lead to for too long");
+            tracing::warn!("{error}; no controller was found for too long");
         }
         is_orphaned
     }
@@ -229,7 +229,7 @@ impl<T: Tunnel> Daemon<T> {
         self.write();
     }
 
-    /// A file that was removed must not come back.
+    /// Does not create a file that was removed.
     fn write(&self) {
         if let Some(file) = self.file.as_deref().filter(|file| is_wanted(Some(file)))
             && let Err(error) = self.state.write(file)
@@ -239,7 +239,7 @@ impl<T: Tunnel> Daemon<T> {
     }
 }
 
-/// A file system that does not answer says nothing.
+/// If the file system does not answer, the file is assumed to exist.
 fn is_wanted(file: Option<&Path>) -> bool {
     file.is_none_or(|file| !matches!(file.try_exists(), Ok(false)))
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 pub enum TunnelError {
     #[error(transparent)]
     Ssh(#[from] SshError),
-    /// Reported by whoever knows the controller, or by the tunnel's daemon.
+    /// Reported by the code that locates the controller, or by the tunnel's daemon.
     #[error("{what}")]
     Reported { what: String, hints: Vec<String>, missing: bool },
     #[error("nothing answers for the controller at {} as seen from {from}{}", tried.join(" or "), because(log))]
@@ -17,7 +17,7 @@ pub enum TunnelError {
         log: String,
         hints: Vec<String>,
     },
-    #[error("the port {port} of {to} is not free any more, and its engines know no other: {why}")]
+    #[error("the port {port} of {to} is no longer free, and its engines use no other: {why}")]
     PortTaken { to: String, port: u16, why: String },
     #[error("cannot listen on this host for the tunnel: {0}")]
     Listen(io::Error),
@@ -25,13 +25,13 @@ pub enum TunnelError {
     State { doing: &'static str, path: PathBuf, why: String },
     #[error("cannot start {}: {source}", program.display())]
     Start { program: PathBuf, source: io::Error },
-    #[error("the tunnel to {to} ended before it was established{}", because(said))]
-    Ended { to: String, said: String, log: PathBuf },
-    #[error("the tunnel to {to} is not established after {seconds} s{}", because(said))]
+    #[error("the tunnel to {to} ended before it was established{}", because(output))]
+    Ended { to: String, output: String, log: PathBuf },
+    #[error("the tunnel to {to} is not established after {seconds} s{}", because(output))]
     Late {
         to: String,
         seconds: u64,
-        said: String,
+        output: String,
         log: PathBuf,
     },
     #[error("{0}")]
@@ -39,17 +39,17 @@ pub enum TunnelError {
 }
 
 impl TunnelError {
-    /// What to do next.
+    /// Suggests what to do next.
     pub fn hints(&self) -> Vec<String> {
         match self {
             TunnelError::Ssh(error) => error.hint().into_iter().collect(),
             TunnelError::Reported { hints, .. } | TunnelError::NoAnswer { hints, .. } => hints.clone(),
-            TunnelError::Ended { log, .. } | TunnelError::Late { log, .. } => vec![format!("all that it said: {}", log.display())],
+            TunnelError::Ended { log, .. } | TunnelError::Late { log, .. } => vec![format!("its log: {}", log.display())],
             _ => Vec::new(),
         }
     }
 
-    /// With its hints, for a message that has no place of its own for them.
+    /// The message with its hints, for a message without a separate field for them.
     pub fn with_hints(&self) -> String {
         let hints = self.hints();
         std::iter::once(self.to_string()).chain(hints).collect::<Vec<_>>().join("\n  ")
@@ -65,10 +65,10 @@ impl TunnelError {
     }
 }
 
-fn because(said: &str) -> String {
-    match said.contains('\n') {
-        _ if said.is_empty() => String::new(),
-        false => format!(": {said}"),
-        true => format!(":{}", lines(said)),
+fn because(output: &str) -> String {
+    match output.contains('\n') {
+        _ if output.is_empty() => String::new(),
+        false => format!(": {output}"),
+        true => format!(":{}", lines(output)),
     }
 }

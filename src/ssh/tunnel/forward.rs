@@ -1,4 +1,4 @@
-//! Forward: ports of this host lead to a controller that the other host reaches.
+//! Forward tunnel: local ports are forwarded to a controller that the other host can reach.
 use super::daemon::{Check, Event, Tunnel};
 use super::error::TunnelError;
 use super::state::{LeadsTo, TunnelState};
@@ -9,31 +9,31 @@ use crate::ssh::forward::{self, Greeting, Ports, Route};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How long a controller may take to greet, and its host to answer.
+/// The timeout of a controller's greeting, and of its host's answer.
 const GREETS: Duration = Duration::from_secs(6);
-/// Without a controller to lead to, a tunnel ends after so long.
+/// A tunnel without a controller ends after this time.
 const ORPHANED: Duration = Duration::from_secs(24 * 3600);
 
 pub struct Forward<T> {
     target: T,
     ports: Ports,
-    /// How often the controller is looked for without a disturbance; none: never.
+    /// The interval at which the controller is located without a disturbance; none: never.
     checks_every: Option<Duration>,
-    /// How often it was tried to open it: keeps the sockets of one connection apart.
+    /// The number of attempts to open it: distinguishes the sockets of one connection.
     attempts: u64,
-    /// Leads to the channel by which it is checked whether the controller is there.
+    /// The socket of the channel that is used to check the controller.
     probe: PathBuf,
     checked: Instant,
     last_up: Instant,
 }
 
 impl<T: Target> Forward<T> {
-    /// Listens on the ports of `state`, or on others where these are taken; notes them there.
+    /// Listens on the ports of `state`, or on others if these are taken, and records them in it.
     pub async fn bind(target: T, state: &mut TunnelState, checks_every: Option<Duration>) -> Result<Forward<T>, TunnelError> {
         let channels: Vec<&str> = state.channels.iter().map(String::as_str).collect();
         let (ports, moved) = Ports::bind(&channels, &state.ports).await.map_err(TunnelError::Listen)?;
         if !moved.is_empty() {
-            tracing::warn!("taken meanwhile, others are used: the ports of {}", moved.join(", "));
+            tracing::warn!("ports were taken meanwhile; using others for {}", moved.join(", "));
         }
         state.ports = ports.local().clone();
         Ok(Forward {
@@ -47,7 +47,7 @@ impl<T: Target> Forward<T> {
         })
     }
 
-    /// A socket that leads to the first address at which the controller greets, and this address.
+    /// A socket forwarded to the first address at which the controller greets, and this address.
     async fn find(&mut self, ssh: &Ssh, endpoint: &Endpoint, channel: &str) -> Result<(PathBuf, String), TunnelError> {
         let Some(port) = endpoint.ports.get(channel).copied() else {
             return Err(TunnelError::Internal(format!("the connection file has no channel {channel}")));
@@ -92,7 +92,7 @@ impl<T: Target> Tunnel for Forward<T> {
                 route.insert(name.clone(), socket);
             }
         }
-        // Whoever reads of the tunnel uses it: now connections must get through.
+        // Clients use the tunnel as soon as its state is up: connections must work from now on.
         self.ports.set_route(route);
         let leads_to = LeadsTo {
             address,
@@ -118,12 +118,12 @@ impl<T: Target> Tunnel for Forward<T> {
         match forward::greeting(&self.probe, GREETS).await {
             Greeting::Speaks => {}
             Greeting::Closed => return Ok(Check::Moved),
-            // If its host answers, a silent controller may only be busy.
+            // If its host answers, a silent controller may just be busy.
             Greeting::Silent if ssh.run(&["true"], b"", GREETS).await?.ok() => {}
             Greeting::Silent => return Ok(Check::Moved),
         }
         if event.disturbed {
-            // Another channel, or a controller that has just started: not again at once.
+            // Another channel, or a controller that has just started: do not check again immediately.
             tokio::time::sleep(TICK).await;
         }
         Ok(Check::Fine)

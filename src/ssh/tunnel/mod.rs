@@ -1,8 +1,8 @@
-//! Tunnels: ports of one host that lead to a controller which only another host reaches, through an ssh connection that is made again
-//! whenever it breaks. What they carry stays encrypted from end to end.
+//! Tunnels: ports of one host are forwarded to a controller which only another host can reach, over an ssh connection that is reestablished
+//! whenever it breaks. The traffic stays encrypted from end to end.
 //!
-//! Parts: [`daemon`] (the loop that keeps a tunnel), its two directions [`forward`] and [`reverse`], [`state`] (what is known of one),
-//! [`process`] (a daemon's process: started, waited for, ended), [`error`]. Where a controller is, a [`Target`] knows.
+//! Parts: [`daemon`] (the loop that keeps a tunnel open), its two directions [`forward`] and [`reverse`], [`state`] (the recorded state),
+//! [`process`] (starts, waits for and ends a daemon's process), [`error`]. A [`Target`] locates the controller.
 pub mod daemon;
 pub mod error;
 pub mod forward;

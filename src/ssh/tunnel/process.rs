@@ -1,4 +1,4 @@
-//! A tunnel's daemon as a process: started, waited for until the tunnel is up, ended.
+//! The process of a tunnel's daemon: starts it, waits until the tunnel is up, and ends it.
 use super::error::TunnelError;
 use super::state::{Direction, Phase, TunnelState};
 use crate::profile::ProfileDir;
@@ -11,10 +11,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const CHECKS_EVERY: Duration = Duration::from_millis(25);
-/// So many lines of a log tell what a daemon said last.
+/// The number of log lines that are shown of a failed daemon.
 const LOG_LINES: usize = 6;
 
-/// Starts a daemon, and waits until its tunnel is up. If that fails, or nobody waits any more (Ctrl-C), it is ended again.
+/// Starts a daemon, and waits until its tunnel is up. If that fails, or the wait is canceled (Ctrl-C), the daemon is ended.
 pub async fn start(program: &Path, state: &TunnelState, file: &Path, timeout: Duration) -> Result<TunnelState, TunnelError> {
     state.write(file)?;
     let mut undo = Undo {
@@ -28,8 +28,8 @@ pub async fn start(program: &Path, state: &TunnelState, file: &Path, timeout: Du
     Ok(state)
 }
 
-/// Starts the daemon of a tunnel again that is gone, with this host for instance: engines know its ports. Does not wait until it is up.
-/// Whether it was gone.
+/// Restarts the daemon of a tunnel if it is gone, for example after a reboot of this host: engines know its ports. Does not wait until it is up.
+/// Returns whether it was gone.
 pub fn restart(program: &Path, file: &Path) -> Result<bool, TunnelError> {
     let Some(state) = TunnelState::read(file)?.filter(|state| state.runs() == Some(false)) else {
         return Ok(false);
@@ -38,7 +38,7 @@ pub fn restart(program: &Path, file: &Path) -> Result<bool, TunnelError> {
     Ok(true)
 }
 
-/// In a session of its own (it sees to that itself), so that neither Ctrl-C nor the terminal's end reaches it.
+/// It creates its own session, so that neither Ctrl-C nor the terminal's end reaches it.
 fn spawn(program: &Path, state: &TunnelState, file: &Path, first: bool) -> Result<Child, TunnelError> {
     let path = state.log();
     let failed = |why: std::io::Error| TunnelError::State {
@@ -59,7 +59,7 @@ fn spawn(program: &Path, state: &TunnelState, file: &Path, first: bool) -> Resul
     let mut command = Command::new(program);
     command.args(["tunnel", "--supervise", if first { "--first" } else { "--again" }, "--state"]);
     command.arg(file);
-    // Its own directory would otherwise be one that cannot be unmounted.
+    // Else the file system of its working directory could not be unmounted.
     command.current_dir("/").stdin(Stdio::null());
     command.stdout(log.try_clone().map_err(failed)?).stderr(log);
     command.spawn().map_err(|source| TunnelError::Start {
@@ -82,11 +82,11 @@ impl Drop for Undo<'_> {
     }
 }
 
-/// Until the tunnel is up. `child`: its daemon, if this process has started it.
+/// Waits until the tunnel is up. `child`: its daemon, if this process has started it.
 pub async fn wait(file: &Path, timeout: Duration, mut child: Option<&mut Child>) -> Result<TunnelState, TunnelError> {
     let begun = Instant::now();
     loop {
-        // Asked before the state is read: what it has written last is then read.
+        // Checked before the state is read, so that the last state that it wrote is read.
         let ended = child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))));
         let Some(state) = TunnelState::read(file)? else {
             return Err(TunnelError::Internal("the tunnel was ended by another command".into()));
@@ -104,14 +104,14 @@ pub async fn wait(file: &Path, timeout: Duration, mut child: Option<&mut Child>)
         }
         let (to, log) = (state.destination.clone(), state.log());
         if ended {
-            let said = state.problem.unwrap_or_else(|| log_tail(&log));
-            return Err(TunnelError::Ended { to, said, log });
+            let output = state.problem.unwrap_or_else(|| log_tail(&log));
+            return Err(TunnelError::Ended { to, output, log });
         }
         if begun.elapsed() > timeout {
             return Err(TunnelError::Late {
                 to,
                 seconds: timeout.as_secs(),
-                said: state.problem.unwrap_or_default(),
+                output: state.problem.unwrap_or_default(),
                 log,
             });
         }
@@ -125,8 +125,8 @@ fn log_tail(log: &Path) -> String {
     lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
 }
 
-/// Ends a tunnel and removes what it has made here, also what one left that is gone. One whose daemon is on another host sees that its
-/// state is gone, and ends itself.
+/// Ends a tunnel and removes its local files, also those of one that is gone. A daemon on another host notices that its
+/// state file is gone, and exits.
 pub fn end(file: &Path) {
     end_with(file, &mut None);
 }
@@ -141,7 +141,7 @@ pub fn end_reverse(profile: &ProfileDir, cluster_id: &str) {
 fn end_with(file: &Path, child: &mut Option<Child>) {
     let mut processes: Vec<ProcessId> = child.iter().map(|child| ProcessId::of(child.id())).collect();
     let state = TunnelState::read(file).ok().flatten();
-    // From here on it may not write its state any more.
+    // From here on it must not write its state.
     if let Err(error) = std::fs::remove_file(file)
         && error.kind() != std::io::ErrorKind::NotFound
     {
@@ -159,7 +159,7 @@ fn end_with(file: &Path, child: &mut Option<Child>) {
 mod tests {
     use super::*;
 
-    /// Starts a daemon that does what `script` says with its state file, `$5`.
+    /// Starts a daemon that runs `script` with its state file, `$5`.
     async fn started(script: &str) -> (Result<TunnelState, TunnelError>, bool) {
         let dir = tempfile::tempdir().unwrap();
         let profile = ProfileDir::at(dir.path());
@@ -184,9 +184,12 @@ mod tests {
     async fn a_daemon_that_ends_is_reported_with_its_last_words_and_leaves_nothing() {
         let (error, is_left) = started("echo 'it is dark' >&2").await;
         let error = error.unwrap_err();
-        assert!(matches!(&error, TunnelError::Ended { said, .. } if said == "it is dark"), "{error}");
+        assert!(
+            matches!(&error, TunnelError::Ended { output, .. } if output == "it is dark"),
+            "{error}"
+        );
         assert!(!is_left);
-        // An open tunnel without a process is none.
+        // A tunnel without a process counts as ended, even if its state is up.
         let (error, is_left) = started("sed -i 's/\"connecting\"/\"up\"/' \"$5\"").await;
         assert!(matches!(error, Err(TunnelError::Ended { .. })) && !is_left);
     }
@@ -202,7 +205,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_tunnel_is_up_when_its_daemon_says_so_and_ends_with_its_state() {
-        // As a supervisor does, it notes its process.
+        // Like a supervisor, it records its process.
         let up = r#"
             read -r stat <"/proc/$$/stat"; set -- "$5" ${stat##*) }
             node=$(uname -n); boot=$(cat /proc/sys/kernel/random/boot_id); pidns=$(readlink /proc/self/ns/pid)

@@ -1,4 +1,4 @@
-//! Reverse: ports of the other host's loopback lead to a controller that this host reaches.
+//! Reverse tunnel: ports of the other host's loopback are forwarded to a controller that this host can reach.
 use super::daemon::{Check, Event, Tunnel};
 use super::error::TunnelError;
 use super::state::{LeadsTo, TunnelState};
@@ -12,34 +12,34 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How often it is checked where the controller is.
+/// The interval at which the controller is located.
 const CHECKS_EVERY: Duration = Duration::from_secs(5);
-/// How long a controller may take to greet.
+/// The timeout of a controller's greeting.
 const GREETS: Duration = Duration::from_secs(6);
-/// How long an ssh process that has closed its connections may take to be gone.
+/// The timeout for an ssh process to exit after it has closed its connections.
 const ENDS: Duration = Duration::from_millis(100);
-/// An engine that has not connected again for so long after the tunnel was up has gone with its connection.
+/// An engine that has not reconnected within this time after the tunnel was up is considered gone.
 const COMES_BACK: Duration = Duration::from_secs(10);
-/// How long the other host may take to answer.
+/// The timeout of the other host's answer.
 const ANSWERS: Duration = Duration::from_secs(10);
-/// Without a controller for so long, the engines have given up, too.
+/// After this time without a controller, the engines have also given up.
 const ORPHANED: Duration = Duration::from_secs(15 * 60);
-/// How many ports are tried where the first ones are taken.
+/// The maximum number of ports to try.
 const TRIES: u32 = 20;
-/// Ports from here up, below those that systems assign by themselves: nobody gets them by chance while the tunnel is away.
+/// The first port to try; below the range that systems assign automatically, so that no process gets one by chance while the tunnel is down.
 const PORTS: std::ops::Range<u16> = 10_000..32_000;
 
 pub struct Reverse<T> {
     target: T,
     relay: Relay,
     listening: Vec<Listening>,
-    /// The controller's, that it leads to.
+    /// The controller's ports, which are the target.
     ports: BTreeMap<String, u16>,
     opened: Instant,
     checked: Instant,
-    /// Connections of before are held for engines that may connect again.
+    /// Previous connections are held for engines that may reconnect.
     holds: bool,
-    /// Since when the controller has not been found.
+    /// The time since which the controller has not been found.
     missing_since: Option<Instant>,
 }
 
@@ -115,7 +115,7 @@ impl<T: Target> Tunnel for Reverse<T> {
             self.relay.confirm_alive();
         }
         if self.holds && self.opened.elapsed() > COMES_BACK {
-            // Those of the engines of before that are still there have connected again.
+            // All previous engines that are still alive have reconnected.
             self.relay.release();
             self.holds = false;
         }
@@ -128,11 +128,11 @@ impl<T: Target> Tunnel for Reverse<T> {
         self.checked = Instant::now();
         match self.locate(ssh).await {
             Ok(endpoint) if endpoint.ports != self.ports => {
-                tracing::info!("the controller is at other ports now");
+                tracing::info!("the controller uses other ports now");
                 Ok(Check::Moved)
             }
             Err(error) if self.is_missing_for_good() => {
-                tracing::warn!("{error}; for {} s there was no controller", ORPHANED.as_secs());
+                tracing::warn!("{error}; no controller for {} s", ORPHANED.as_secs());
                 Ok(Check::Orphaned)
             }
             Ok(_) | Err(_) => Ok(Check::Fine),
@@ -147,7 +147,7 @@ impl<T: Target> Tunnel for Reverse<T> {
         self.target.lost();
     }
 
-    /// A lost connection tells nothing of the controller.
+    /// A lost connection is no evidence about the controller.
     fn is_orphaned(&self, error: &TunnelError) -> bool {
         error.is_missing() && self.is_missing_for_good()
     }
@@ -162,8 +162,8 @@ async fn find(endpoint: &Endpoint, channel: Option<&String>) -> Result<String, T
     for address in &endpoint.addresses {
         match greeting_at(address, port, GREETS).await {
             Ok(Greeting::Speaks) => return Ok(address.clone()),
-            Ok(Greeting::Closed) => tried.push(format!("{address}:{port} (it was closed)")),
-            Ok(Greeting::Silent) => tried.push(format!("{address}:{port} (it says nothing)")),
+            Ok(Greeting::Closed) => tried.push(format!("{address}:{port} (connection closed)")),
+            Ok(Greeting::Silent) => tried.push(format!("{address}:{port} (no greeting)")),
             Err(why) => tried.push(format!("{address}:{port} ({why})")),
         }
     }
@@ -175,7 +175,7 @@ async fn find(endpoint: &Endpoint, channel: Option<&String>) -> Result<String, T
     })
 }
 
-/// After a cut the process that served the connection before may live on there, and hold the ports: it is ended. Notes the one that
+/// After a network failure, the remote process of the previous connection may still run and hold the ports: ends it. Records the one that
 /// serves this connection.
 async fn end_previous_session(ssh: &Ssh, state: &mut TunnelState) -> Result<(), TunnelError> {
     let previous = state.session.take();
@@ -185,14 +185,14 @@ async fn end_previous_session(ssh: &Ssh, state: &mut TunnelState) -> Result<(), 
     let script = format!("{about}{PROCESS_FUNCTIONS}{end}start_ticks $PPID && echo \"session $s\"\n:");
     let text = ssh.ask(&script, ANSWERS).await?;
     if text.lines().any(|line| line == "ended") {
-        tracing::info!("ended what was left of the connection before on {}", state.destination);
+        tracing::info!("ended the remote process of the previous connection on {}", state.destination);
     }
-    // One that is the user's own is not ours to end.
+    // The user's own connection must not be ended.
     state.session = session(&text).filter(|_| !ssh.is_borrowed());
     Ok(())
 }
 
-/// The port that the engines know; at first one that is free.
+/// The port that the engines know; the first time, a free one.
 async fn forward(ssh: &Ssh, state: &mut TunnelState, name: &str, path: &Path) -> Result<(), TunnelError> {
     if let Some(known) = state.ports.get(name).copied() {
         return match ssh.forward_remote(known, path).await {
@@ -234,7 +234,7 @@ fi
     )
 }
 
-/// The process in `session PID (…) …`, of the host that says so.
+/// Parses the process in `session PID (…) …`, of the host that printed it.
 fn session(text: &str) -> Option<ProcessId> {
     let stat = text.lines().find_map(|line| line.strip_prefix("session "))?;
     ProcessId::from_script(text, stat)
@@ -258,12 +258,12 @@ mod tests {
             String::from_utf8(output.stdout).unwrap()
         };
         let mut left = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let said = run(format!(
+        let printed = run(format!(
             "{}{PROCESS_FUNCTIONS}start_ticks {} && echo \"session $s\"",
             ProcessId::ABOUT,
             left.id()
         ));
-        let found = session(&said).unwrap();
+        let found = session(&printed).unwrap();
         assert_eq!(found, ProcessId::of(left.id()));
         let other = ProcessId {
             ticks: found.ticks.map(|ticks| ticks + 1),

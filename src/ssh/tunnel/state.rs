@@ -1,5 +1,5 @@
-//! What is known of a tunnel, as JSON in the profile's `pid/`: written by whoever starts it for its daemon, then by the daemon for all
-//! who want to know. It holds no keys. A tunnel whose state file is removed ends.
+//! The state of a tunnel, as JSON in the profile's `pid/`: written first by the command that starts the daemon, then by the daemon for all
+//! readers. It holds no keys. A tunnel whose state file is removed ends.
 use super::error::TunnelError;
 use crate::profile::ProfileDir;
 use crate::sys::process::{self, Presence, ProcessId};
@@ -9,16 +9,16 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Of the file's format; a later one only adds.
+/// The version of the file's format; later versions only add fields.
 const VERSION: u32 = 1;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     #[default]
-    /// Ports of this host lead to a controller that the other host reaches.
+    /// Ports of this host are forwarded to a controller that the other host can reach.
     Forward,
-    /// Ports of the other host lead to a controller that this host reaches.
+    /// Ports of the other host are forwarded to a controller that this host can reach.
     Reverse,
 }
 
@@ -26,14 +26,14 @@ pub enum Direction {
 pub struct TunnelState {
     pub version: u32,
     pub direction: Direction,
-    /// The other host, as it is given to ssh.
+    /// The other host, as passed to ssh.
     pub destination: String,
     /// The profile's directory on this host, and the cluster's id in it.
     pub profile: PathBuf,
     pub cluster_id: String,
-    /// Those of the controller's channels that are led to.
+    /// The controller's channels that are forwarded.
     pub channels: Vec<String>,
-    /// Which cluster on the other host was asked for, where it is not the only one or called as here.
+    /// The requested cluster on the other host, if it is not the only one or has another name than the local one.
     #[serde(default)]
     pub remote_profile: Option<String>,
     #[serde(default)]
@@ -47,17 +47,17 @@ pub struct TunnelState {
     pub supervisor: Option<ProcessId>,
     #[serde(default)]
     pub daemon: Option<ProcessId>,
-    /// The ssh connection's directory, to be cleared if the daemon could not.
+    /// The ssh connection's directory, to be removed if the daemon could not.
     #[serde(default)]
     pub control_dir: Option<PathBuf>,
-    /// The tunnel's own ports, by channel. They stay from one connection, and one daemon, to the next.
+    /// The tunnel's own ports, by channel. They stay the same across reconnects and restarts of the daemon.
     #[serde(default)]
     pub ports: BTreeMap<String, u16>,
-    /// What serves the connection on the other host: after a cut it may live on and hold the ports.
+    /// The process that serves the connection on the other host: after a network failure it may still run and hold the ports.
     #[serde(default)]
     pub session: Option<ProcessId>,
     pub phase: Phase,
-    /// Since when (seconds since 1970).
+    /// The time of the last change of the phase (seconds since 1970).
     pub since: f64,
     #[serde(default)]
     pub problem: Option<String>,
@@ -68,7 +68,7 @@ pub struct TunnelState {
     pub missing: bool,
     #[serde(default)]
     pub leads_to: Option<LeadsTo>,
-    /// How often it was connected again.
+    /// The number of reconnects.
     #[serde(default)]
     pub reconnects: u64,
 }
@@ -92,11 +92,11 @@ pub struct LeadsTo {
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     #[default]
-    /// For the first time.
+    /// Connecting for the first time.
     Connecting,
-    /// It leads to a controller.
+    /// The tunnel reaches a controller.
     Up,
-    /// The ssh connection is lost; it is made again.
+    /// The ssh connection is lost; reconnecting.
     Down,
     /// The other host answers, and no controller is found.
     Waiting,
@@ -144,7 +144,7 @@ impl TunnelState {
         })
     }
 
-    /// Whether anything of it runs; none if that cannot be told from here.
+    /// Whether any of its processes is running; none if that cannot be determined on this host.
     pub fn runs(&self) -> Option<bool> {
         if self.host != process::host() {
             return None;
@@ -178,7 +178,7 @@ impl TunnelState {
         }
     }
 
-    /// One line for people.
+    /// A one-line description for people.
     pub fn describe(&self) -> String {
         let to = &self.destination;
         let problem = self.problem.as_ref().and_then(|p| p.lines().next());
@@ -191,11 +191,11 @@ impl TunnelState {
             return format!("the process of the {tunnel} to {to} is gone{problem}");
         }
         match self.phase {
-            Phase::Connecting => format!("the {tunnel} to {to} is being made"),
+            Phase::Connecting => format!("the {tunnel} to {to} is being established"),
             Phase::Up => format!("the {tunnel} to {to} is up"),
-            Phase::Down => format!("the {connection} to {to} is lost and is being made again{problem}"),
+            Phase::Down => format!("the {connection} to {to} is lost; reconnecting{problem}"),
             Phase::Waiting => format!("the {tunnel} to {to} is up, but no cluster is reached there{problem}"),
-            Phase::Failed => format!("the {tunnel} to {to} could not be made{problem}"),
+            Phase::Failed => format!("the {tunnel} to {to} could not be established{problem}"),
         }
     }
 }
@@ -217,19 +217,13 @@ mod tests {
         state.write(&file).unwrap();
         let state = TunnelState::read(&file).unwrap().unwrap();
         assert_eq!(state.runs(), Some(true));
-        assert_eq!(
-            state.describe(),
-            "the reverse tunnel to node1 is lost and is being made again: the cable"
-        );
+        assert_eq!(state.describe(), "the reverse tunnel to node1 is lost; reconnecting: the cable");
         assert_eq!(state.log(), dir.path().join("log/tunnel-night-to-node1.log"));
         let forward = TunnelState {
             direction: Direction::Forward,
             ..state.clone()
         };
-        assert_eq!(
-            forward.describe(),
-            "the connection to node1 is lost and is being made again: the cable"
-        );
+        assert_eq!(forward.describe(), "the connection to node1 is lost; reconnecting: the cable");
         let elsewhere = TunnelState {
             host: "elsewhere.invalid".into(),
             ..state

@@ -1,32 +1,32 @@
-//! What a tunnel leads to.
+//! The target of a tunnel.
 use super::error::TunnelError;
 use super::state::LeadsTo;
 use crate::ssh::Ssh;
 use std::collections::BTreeMap;
 
-/// Where a controller is.
+/// The location of a controller.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Endpoint {
-    /// Without its address: that is tried out.
+    /// Without its address, which is found by trying.
     pub leads_to: LeadsTo,
-    /// Where it may be reached, best first.
+    /// The addresses at which it may be reached, best first.
     pub addresses: Vec<String>,
     /// Its ports, by channel.
     pub ports: BTreeMap<String, u16>,
-    /// What to do if nothing answers there.
+    /// Hints for the case that none of them answers.
     pub hints: Vec<String>,
 }
 
-/// Knows where the controller is, and wants to know of the tunnel.
+/// Locates the controller, and is notified of changes of the tunnel.
 pub trait Target: Send {
-    /// Finds the controller; over `ssh`, where the other host must be asked.
+    /// Finds the controller; over `ssh`, if the other host must be queried.
     fn locate(&mut self, ssh: &Ssh) -> impl Future<Output = Result<Endpoint, TunnelError>> + Send;
 
-    /// The tunnel leads to it, from these ports.
+    /// The tunnel reaches it, from these ports.
     fn established(&mut self, _: &LeadsTo, _ports: &BTreeMap<String, u16>) -> Result<(), TunnelError> {
         Ok(())
     }
 
-    /// The tunnel leads nowhere any more.
+    /// The tunnel has no target any more.
     fn lost(&mut self) {}
 }

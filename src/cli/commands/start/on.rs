@@ -3,7 +3,7 @@ use super::Bar;
 use crate::cli::commands::connect::connect;
 use crate::cli::commands::remote_exec::remote_arguments;
 use crate::cli::{CommandError, Context, ErrorKind};
-use crate::cluster::remote::run::{self, Ended, Told};
+use crate::cluster::remote::run::{self, Ended, ProgressLine};
 use crate::cluster::remote::{ConnectOptions, RemoteError, install};
 use crate::cluster::{ClusterError, StartProgress};
 use std::sync::Mutex;
@@ -38,7 +38,7 @@ pub fn start(destination: &str, may_install: bool, context: &Context) -> Result<
                 )));
             }
             let mut line = |text: &str| {
-                if let Ok(told) = serde_json::from_str::<Told>(text) {
+                if let Ok(told) = serde_json::from_str::<ProgressLine>(text) {
                     show(told.progress);
                 } else if !text.starts_with("error:") && !text.starts_with("hint:") && !text.is_empty() {
                     show(StartProgress::Note(format!("{}: {text}", host.name)));
