@@ -1,10 +1,10 @@
-//! pcluster: IPython-parallel clusters from one binary.
+//! pcluster runs Python functions and commands in parallel: locally, over ssh, or on a batch system.
 //!
-//! The code map, from the words up to the command line. An arrow may only point down this list
+//! Modules, from the lowest to the command line. Dependencies point only up this list
 //! (`tests/it/architecture.rs` holds the exact table):
 //!
 //! - [`memory`]: the allocator, which keeps long messages off small pages
-//! - [`model`]: the words that every room shares, plain data
+//! - [`model`]: plain data shared by all modules
 //! - [`wire`]: signed multipart messages, bytes in and bytes out
 //! - [`transport`]: sockets; the one place that knows the ZeroMQ crate
 //! - [`profile`]: where a profile's files are, and what its YAML says
@@ -18,6 +18,8 @@
 //! - [`launchers`]: ways to start a controller or engines
 //! - [`cluster`]: start, stop, status of a whole cluster
 //! - [`cli`]: the command line
+#![warn(unreachable_pub)]
+
 mod cli;
 mod client;
 mod cluster;

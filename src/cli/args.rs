@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// Run Python functions and commands in parallel: locally, over ssh, or on a batch system
 #[derive(Debug, Parser)]
 #[command(name = "pcluster", version, arg_required_else_help = true, max_term_width = 100)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(flatten)]
     pub global: Global,
     #[command(subcommand)]
@@ -17,7 +17,7 @@ pub struct Cli {
 /// Options of every command, accepted before or after its name.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Global options")]
-pub struct Global {
+pub(crate) struct Global {
     /// Use this profile, a directory `profile_<NAME>` in the IPython directory [default: default]
     #[arg(long, global = true, value_name = "NAME", env = "PCLUSTER_PROFILE", hide_env_values = true)]
     pub profile: Option<String>,
@@ -42,7 +42,7 @@ pub struct Global {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Color {
+pub(crate) enum Color {
     /// On a terminal, unless NO_COLOR is set
     Auto,
     Always,
@@ -50,7 +50,7 @@ pub enum Color {
 }
 
 /// The commands by purpose. A test checks that each visible command is listed exactly once.
-pub const GROUPS: &[(&str, &[&str])] = &[
+pub(crate) const GROUPS: &[(&str, &[&str])] = &[
     (
         "Clusters",
         &[
@@ -71,7 +71,7 @@ const MAX_COLUMNS: u16 = 100;
 const TEMPLATE: &str = "{about}\n\n{usage-heading} {usage}{after-help}\n\nGlobal options:\n{options}";
 
 /// The complete clap command, with its subcommands listed by group.
-pub fn app() -> clap::Command {
+pub(crate) fn app() -> clap::Command {
     app_at(usize::from(super::output::terminal_width().unwrap_or(MAX_COLUMNS).min(MAX_COLUMNS)))
 }
 
@@ -126,7 +126,7 @@ fn is_flag(app: &clap::Command, option: &str) -> bool {
     arguments.any(|argument| !argument.get_action().takes_values() && is_spelled(argument))
 }
 
-pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
     let command_line = app();
     let words = super::ipyparallel::traits_as_options(arguments, |option| is_flag(&command_line, option));
     let matches = command_line.try_get_matches_from(words)?;

@@ -20,7 +20,7 @@ use std::time::Duration;
 /// How long a command tries to reach the controller.
 const CONNECT: Duration = Duration::from_secs(15);
 
-pub struct Context {
+pub(crate) struct Context {
     /// The profile's name as given; not yet checked.
     pub profile: String,
     /// The profile was given explicitly.
@@ -39,7 +39,7 @@ pub struct Context {
 
 /// Properties of stdout and stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terminal {
+pub(crate) struct Terminal {
     pub stdout: bool,
     pub stderr: bool,
     /// Columns of the terminal that stdout (else stderr) is; 80 where there is none.
@@ -52,7 +52,7 @@ pub struct Terminal {
 
 impl Terminal {
     /// Neither is a terminal.
-    pub const NONE: Terminal = Terminal {
+    pub(crate) const NONE: Terminal = Terminal {
         stdout: false,
         stderr: false,
         width: 80,
@@ -86,7 +86,7 @@ enum Known {
 }
 
 impl Context {
-    pub fn new(global: &Global) -> Context {
+    pub(crate) fn new(global: &Global) -> Context {
         Context {
             profile: global.profile.clone().unwrap_or_else(|| "default".into()),
             profile_named: global.profile.is_some(),
@@ -103,13 +103,13 @@ impl Context {
 
     /// Uses a multi-threaded runtime: for a process that may block its main thread while its connections stay active (a
     /// controller, or output to a full pipe). Must be called before the runtime is first used.
-    pub fn use_threads(&self) {
+    pub(crate) fn use_threads(&self) {
         self.threads.set(true);
     }
 
     /// The runtime of this process, created on first use. Usually single-threaded, so that a message is handled by the thread
     /// that read it, without waking another.
-    pub fn runtime(&self) -> Result<&tokio::runtime::Runtime, CommandError> {
+    pub(crate) fn runtime(&self) -> Result<&tokio::runtime::Runtime, CommandError> {
         if self.runtime.get().is_none() {
             let mut builder = match self.threads.get() {
                 true => tokio::runtime::Builder::new_multi_thread(),
@@ -128,13 +128,13 @@ impl Context {
     }
 
     /// Runs a future to completion.
-    pub fn block_on<F: Future>(&self, future: F) -> Result<F::Output, CommandError> {
+    pub(crate) fn block_on<F: Future>(&self, future: F) -> Result<F::Output, CommandError> {
         Ok(self.runtime()?.block_on(future))
     }
 
     /// Runs a future and everything that it spawns on this thread: for a process that handles one message after another,
     /// where passing them between threads costs more than handling them.
-    pub fn block_on_one_thread<F: Future>(&self, future: F) -> Result<F::Output, CommandError> {
+    pub(crate) fn block_on_one_thread<F: Future>(&self, future: F) -> Result<F::Output, CommandError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -143,13 +143,13 @@ impl Context {
     }
 
     /// The profile's directory, which may not exist. Validates the profile's name and the cluster id.
-    pub fn profile_dir(&self) -> Result<ProfileDir, CommandError> {
+    pub(crate) fn profile_dir(&self) -> Result<ProfileDir, CommandError> {
         check_cluster_id(&self.cluster_id)?;
         Ok(ProfileDir::named(&self.profile, self.ipython_dir.as_deref())?)
     }
 
     /// The clusters selected for a command on several: all, those of the given profile, or the one with the given cluster id.
-    pub fn clusters(&self) -> Result<Vec<ClusterSummary>, CommandError> {
+    pub(crate) fn clusters(&self) -> Result<Vec<ClusterSummary>, CommandError> {
         let mut clusters = match self.profile_named {
             false if self.cluster_id.is_empty() => cluster::list(self.ipython_dir.as_deref())?,
             _ => cluster::list_profile(&self.profile_dir()?),
@@ -161,7 +161,7 @@ impl Context {
     }
 
     /// The client connection file of the running controller.
-    pub fn connection(&self) -> Result<ConnectionFile, CommandError> {
+    pub(crate) fn connection(&self) -> Result<ConnectionFile, CommandError> {
         let profile = self.profile_dir()?;
         let path = profile.client_file(&self.cluster_id);
         match discover::find(&path) {
@@ -237,7 +237,7 @@ impl Context {
     }
 
     /// Connected to the running controller, versions compared.
-    pub fn client(&self) -> Result<Client, CommandError> {
+    pub(crate) fn client(&self) -> Result<Client, CommandError> {
         let file = self.connection().map_err(|e| self.because_of_tunnel(e))?;
         let path = self.profile_dir()?.client_file(&self.cluster_id);
         let connected = self.block_on(Client::connect_and_follow(&file, &path, CONNECT))?;
@@ -275,7 +275,7 @@ impl Context {
     }
 
     /// "profile `p`", or "profile `p` under cluster id `c`".
-    pub fn cluster_in_words(&self) -> String {
+    pub(crate) fn cluster_in_words(&self) -> String {
         match self.cluster_id.as_str() {
             "" => format!("profile `{}`", self.profile),
             id => format!("profile `{}` under cluster id `{id}`", self.profile),
@@ -283,21 +283,21 @@ impl Context {
     }
 
     /// Prints a status message to stderr, unless `--quiet` is set.
-    pub fn note(&self, text: impl std::fmt::Display) {
+    pub(crate) fn note(&self, text: impl std::fmt::Display) {
         if !self.quiet {
             super::output::stderr_line(visible(&text.to_string()));
         }
     }
 
     /// Prints a status message with `-v`.
-    pub fn note_verbose(&self, text: impl std::fmt::Display) {
+    pub(crate) fn note_verbose(&self, text: impl std::fmt::Display) {
         if self.verbose > 0 {
             super::output::stderr_line(visible(&text.to_string()));
         }
     }
 
     /// The log level of a daemon: as configured, higher with `-v`.
-    pub fn log_level<'a>(&self, configured: &'a str) -> &'a str {
+    pub(crate) fn log_level<'a>(&self, configured: &'a str) -> &'a str {
         match self.verbose {
             0 => configured,
             1 => "debug",
@@ -306,12 +306,12 @@ impl Context {
     }
 
     /// How to draw tables: for a file as for a pipe.
-    pub fn terminal_for(&self, file: bool) -> Terminal {
+    pub(crate) fn terminal_for(&self, file: bool) -> Terminal {
         if file { Terminal::NONE } else { self.terminal }
     }
 
     /// ` --profile p --cluster-id c`, without those at their defaults: for hints that show a command.
-    pub fn options(&self) -> String {
+    pub(crate) fn options(&self) -> String {
         shell::cluster_options(&self.profile, &self.cluster_id)
     }
 }
@@ -319,7 +319,7 @@ impl Context {
 #[cfg(test)]
 impl Context {
     /// A context for tests: this IPython directory, no terminal.
-    pub fn for_tests(ipython_dir: &std::path::Path) -> Context {
+    pub(crate) fn for_tests(ipython_dir: &std::path::Path) -> Context {
         Context {
             profile: "default".into(),
             profile_named: false,

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub(crate) enum Verdict {
     Ok,
     /// Works with limits, or is needed only for some features.
     Warn,
@@ -24,7 +24,7 @@ pub enum Verdict {
 }
 
 #[derive(Debug, Serialize)]
-pub struct Check {
+pub(crate) struct Check {
     pub name: &'static str,
     pub verdict: Verdict,
     pub found: String,
@@ -59,7 +59,7 @@ impl Check {
 }
 
 /// All checks, in the order shown.
-pub fn examine(context: &Context, profile: &ProfileDir, python_given: Option<&str>) -> Vec<Check> {
+pub(crate) fn examine(context: &Context, profile: &ProfileDir, python_given: Option<&str>) -> Vec<Check> {
     let (settings, config) = settings(profile);
     let python_set = python_given.or(config.engine.python.as_deref());
     vec![

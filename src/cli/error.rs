@@ -17,7 +17,7 @@ use std::fmt::Display;
 
 /// How a command that completed its work ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
+pub(crate) enum Exit {
     Fine,
     /// Some tasks failed; the command has reported them.
     SomeFailed,
@@ -30,7 +30,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    pub fn code(self) -> u8 {
+    pub(crate) fn code(self) -> u8 {
         match self {
             Exit::Fine => 0,
             Exit::SomeFailed => 1,
@@ -43,7 +43,7 @@ impl Exit {
 
 /// Each kind is one exit code; `docs/reference/cli.md` lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorKind {
+pub(crate) enum ErrorKind {
     /// Some tasks failed, or a timeout expired.
     Failed,
     /// Bad arguments or bad input.
@@ -64,7 +64,7 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    pub fn code(self) -> u8 {
+    pub(crate) fn code(self) -> u8 {
         match self {
             ErrorKind::Failed => 1,
             ErrorKind::Usage => 2,
@@ -81,7 +81,7 @@ impl ErrorKind {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommandError {
+pub(crate) struct CommandError {
     pub kind: ErrorKind,
     /// One sentence without a full stop: what was tried, on what, why it failed.
     pub error: String,
@@ -90,49 +90,49 @@ pub struct CommandError {
 }
 
 impl CommandError {
-    pub fn new(kind: ErrorKind, error: impl Display) -> CommandError {
+    pub(crate) fn new(kind: ErrorKind, error: impl Display) -> CommandError {
         CommandError {
             kind,
             error: error.to_string(),
             hints: Vec::new(),
         }
     }
-    pub fn failed(error: impl Display) -> CommandError {
+    pub(crate) fn failed(error: impl Display) -> CommandError {
         CommandError::new(ErrorKind::Failed, error)
     }
-    pub fn usage(error: impl Display) -> CommandError {
+    pub(crate) fn usage(error: impl Display) -> CommandError {
         CommandError::new(ErrorKind::Usage, error)
     }
-    pub fn not_found(error: impl Display) -> CommandError {
+    pub(crate) fn not_found(error: impl Display) -> CommandError {
         CommandError::new(ErrorKind::NotFound, error)
     }
-    pub fn refused(error: impl Display) -> CommandError {
+    pub(crate) fn refused(error: impl Display) -> CommandError {
         CommandError::new(ErrorKind::Refused, error)
     }
-    pub fn environment(error: impl Display) -> CommandError {
+    pub(crate) fn environment(error: impl Display) -> CommandError {
         CommandError::new(ErrorKind::Environment, error)
     }
-    pub fn internal(error: impl Display) -> CommandError {
+    pub(crate) fn internal(error: impl Display) -> CommandError {
         CommandError::new(ErrorKind::Internal, error)
     }
     /// Writing to stdout failed.
-    pub fn output(error: std::io::Error) -> CommandError {
+    pub(crate) fn output(error: std::io::Error) -> CommandError {
         match error.kind() {
             std::io::ErrorKind::BrokenPipe => CommandError::new(ErrorKind::OutputClosed, error),
             _ => CommandError::environment(format!("cannot write the output: {error}")),
         }
     }
-    pub fn hint(mut self, hint: impl Display) -> CommandError {
+    pub(crate) fn hint(mut self, hint: impl Display) -> CommandError {
         self.hints.push(hint.to_string());
         self
     }
-    pub fn hints(mut self, hints: impl IntoIterator<Item = String>) -> CommandError {
+    pub(crate) fn hints(mut self, hints: impl IntoIterator<Item = String>) -> CommandError {
         self.hints.extend(hints);
         self
     }
 
     /// Replaces the message of an interruption by what it caused.
-    pub fn with_interruption(mut self, what: &str) -> CommandError {
+    pub(crate) fn with_interruption(mut self, what: &str) -> CommandError {
         if self.kind == ErrorKind::Interrupted {
             self.error = format!("interrupted; {what}");
         }
@@ -140,7 +140,7 @@ impl CommandError {
     }
 
     /// The lines for stderr.
-    pub fn render(&self, color: bool) -> String {
+    pub(crate) fn render(&self, color: bool) -> String {
         let (red, cyan, end) = if color {
             ("\x1b[1;31m", "\x1b[36m", "\x1b[0m")
         } else {
@@ -160,7 +160,7 @@ impl CommandError {
     }
 
     /// Prints the error and returns its exit code.
-    pub fn report(&self, context: &Context) -> u8 {
+    pub(crate) fn report(&self, context: &Context) -> u8 {
         if self.kind != ErrorKind::OutputClosed {
             super::output::stderr_text(&self.render(context.terminal.color_stderr));
         }

@@ -43,7 +43,7 @@ impl FromStr for Ids {
 }
 
 /// All arguments, sorted into maps and tasks, each once, in the order given.
-pub fn sort(ids: &[Ids]) -> (Vec<MapId>, Vec<TaskId>) {
+pub(crate) fn sort(ids: &[Ids]) -> (Vec<MapId>, Vec<TaskId>) {
     let (mut maps, mut tasks) = (Vec::new(), Vec::new());
     for id in ids {
         match id {
@@ -59,7 +59,7 @@ pub fn sort(ids: &[Ids]) -> (Vec<MapId>, Vec<TaskId>) {
 }
 
 /// For commands that take only maps.
-pub fn maps_only(ids: &[Ids], command: &str) -> Result<Vec<MapId>, CommandError> {
+pub(crate) fn maps_only(ids: &[Ids], command: &str) -> Result<Vec<MapId>, CommandError> {
     let (maps, tasks) = sort(ids);
     match tasks.first() {
         Some(task) => Err(

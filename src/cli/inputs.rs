@@ -3,11 +3,11 @@
 //! For a function an input is a JSON list (positional arguments) or object (keyword arguments); for a command a list of
 //! strings. Parts: [`function`] (what to run), [`code`] (the files sent with it), [`range`] (`A..B`), `paths` (`--glob`), [`rows`] (lines,
 //! JSON lines), `csv`, `recount` (checks that a file is unchanged between counting and sending); this file chooses between them.
-pub mod code;
+pub(crate) mod code;
 pub mod csv;
-pub mod function;
+pub(crate) mod function;
 mod paths;
-pub mod range;
+pub(crate) mod range;
 mod recount;
 pub mod rows;
 
@@ -22,7 +22,7 @@ use std::path::PathBuf;
 /// Options that define the inputs.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Inputs")]
-pub struct InputArgs {
+pub(crate) struct InputArgs {
     /// Read INPUTS as one JSON value per line: a list is positional, an object keyword arguments, any other value one argument
     #[arg(long, group = "input_form")]
     pub jsonl: bool,
@@ -51,7 +51,7 @@ pub enum Shape {
 
 /// Inputs, checked if they can be read twice.
 #[derive(Debug)]
-pub struct Inputs {
+pub(crate) struct Inputs {
     source: Source,
     shape: Shape,
     /// The number of inputs; unknown for a stream.
@@ -89,11 +89,11 @@ enum Form {
 const MAX_INPUTS: u64 = u32::MAX as u64;
 
 type Rows = Box<dyn Iterator<Item = Result<Row, InputError>> + Send>;
-pub type Texts = Box<dyn Iterator<Item = Result<String, InputError>> + Send>;
+pub(crate) type Texts = Box<dyn Iterator<Item = Result<String, InputError>> + Send>;
 
 impl Inputs {
     /// Finds the inputs. Reads a regular file once completely, so that invalid lines are reported before anything is submitted.
-    pub fn find(args: &InputArgs, file: Option<&str>, shape: Shape) -> Result<Inputs, CommandError> {
+    pub(crate) fn find(args: &InputArgs, file: Option<&str>, shape: Shape) -> Result<Inputs, CommandError> {
         let source = match (&args.range, &args.glob, file) {
             (Some(_), _, Some(file)) | (_, Some(_), Some(file)) => {
                 return Err(
@@ -139,7 +139,7 @@ impl Inputs {
     }
 
     /// The error for an empty stream or file.
-    pub fn none(&self) -> CommandError {
+    pub(crate) fn none(&self) -> CommandError {
         let place = match &self.source {
             Source::Range(range) => return CommandError::usage(format!("--range {range} is empty")),
             Source::Paths(_) => return CommandError::usage("--glob matches nothing"),
@@ -153,7 +153,7 @@ impl Inputs {
     }
 
     /// Of inputs that were counted, whether the controller can receive each.
-    pub fn must_fit(&self, max: u64) -> Result<(), CommandError> {
+    pub(crate) fn must_fit(&self, max: u64) -> Result<(), CommandError> {
         match self.longest {
             Some((number, bytes)) if bytes as u64 > max => Err(CommandError::usage(format!(
                 "input {number} of {} has {bytes} bytes; the controller accepts at most {max} bytes (controller.max_message_mb)",
@@ -167,17 +167,17 @@ impl Inputs {
     }
 
     /// Whether inputs may still arrive while the first tasks run.
-    pub fn is_stream(&self) -> bool {
+    pub(crate) fn is_stream(&self) -> bool {
         self.count.is_none()
     }
 
     /// Whether the inputs are typed at a terminal.
-    pub fn is_typed(&self) -> bool {
+    pub(crate) fn is_typed(&self) -> bool {
         matches!(self.source, Source::Text { place: Place::Stdin, .. }) && std::io::stdin().is_terminal()
     }
 
     /// Each input as JSON text on one line. Blocks while a stream has no data. Yields an error if a counted file has changed.
-    pub fn texts(&self) -> Result<Texts, CommandError> {
+    pub(crate) fn texts(&self) -> Result<Texts, CommandError> {
         let shape = self.shape;
         let (rows, bytes) = self.rows()?;
         let texts = rows.map(move |row| row.map(|row| row.to_json(shape)));

@@ -15,12 +15,12 @@ use tracing_subscriber::fmt::MakeWriter;
 const PANICKED: i32 = 101;
 
 /// `level` is a level (`info`) or a filter (`info,pcluster::controller=debug`).
-pub fn start(level: &str) {
+pub(crate) fn start(level: &str) {
     start_with(level, io::stderr());
 }
 
 /// The same, appended to a private file.
-pub fn start_in(level: &str, path: &Path) -> io::Result<()> {
+pub(crate) fn start_in(level: &str, path: &Path) -> io::Result<()> {
     let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
     start_with(level, file);
     Ok(())

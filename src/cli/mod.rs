@@ -2,26 +2,26 @@
 //!
 //! Parts: [`args`] (the command line), [`context`] (shared by all commands), [`error`] (errors and exit codes),
 //! [`ipyparallel`] (options of its programs), [`logging`], [`output`] (tables, JSON, times), [`commands`] (one file per command).
-pub mod args;
-pub mod commands;
-pub mod context;
-pub mod doctor;
-pub mod error;
-pub mod ids;
-pub mod inputs;
-pub mod ipyparallel;
-pub mod logging;
-pub mod output;
-pub mod progress;
-pub mod records;
-pub mod reference;
-pub mod resources;
-pub mod tables;
-pub mod values;
-pub mod views;
+pub(crate) mod args;
+pub(crate) mod commands;
+pub(crate) mod context;
+pub(crate) mod doctor;
+pub(crate) mod error;
+pub(crate) mod ids;
+pub(crate) mod inputs;
+pub(crate) mod ipyparallel;
+pub(crate) mod logging;
+pub(crate) mod output;
+pub(crate) mod progress;
+pub(crate) mod records;
+pub(crate) mod reference;
+pub(crate) mod resources;
+pub(crate) mod tables;
+pub(crate) mod values;
+pub(crate) mod views;
 
-pub use context::Context;
-pub use error::{CommandError, ErrorKind, Exit};
+pub(crate) use context::Context;
+pub(crate) use error::{CommandError, ErrorKind, Exit};
 
 use crate::launchers::supervisor;
 use std::process::ExitCode;

@@ -10,7 +10,7 @@ const WINDOW: Duration = Duration::from_secs(20);
 /// Maps that finish sooner show no bar, to avoid flicker.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-pub struct Progress {
+pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     rate: Rate,
     began: Instant,
@@ -18,7 +18,7 @@ pub struct Progress {
 
 impl Progress {
     /// Draws nothing unless `visible`.
-    pub fn new(name: &str, visible: bool) -> Progress {
+    pub(crate) fn new(name: &str, visible: bool) -> Progress {
         let bar = visible.then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
             let template = "{prefix} {wide_bar:.green} {msg}";
@@ -38,7 +38,7 @@ impl Progress {
     }
 
     /// `total`: the final number of tasks, if known. `engines`: the number of engines that can run them.
-    pub fn update(&mut self, counts: &Counts, total: Option<u64>, engines: u32) {
+    pub(crate) fn update(&mut self, counts: &Counts, total: Option<u64>, engines: u32) {
         let Some(bar) = &self.bar else { return };
         self.rate.add(Instant::now(), counts.done());
         if self.began.elapsed() < PATIENCE {
@@ -50,14 +50,14 @@ impl Progress {
     }
 
     /// Hides the bar while something else is printed.
-    pub fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
+    pub(crate) fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
         match &self.bar {
             Some(bar) => bar.suspend(print),
             None => print(),
         }
     }
 
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

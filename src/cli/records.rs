@@ -12,26 +12,26 @@ use bytes::Bytes;
 use std::collections::HashSet;
 
 /// The number of rows per request.
-pub const PORTION: u64 = 2000;
+pub(crate) const PORTION: u64 = 2000;
 
 /// The number of bytes of an output per request.
 const PIECE: usize = 1 << 20;
 
-pub enum Records<'a> {
+pub(crate) enum Records<'a> {
     Running { context: &'a Context, client: Client },
     Stopped(Reader),
 }
 
 /// Details that are not part of a task's row.
 #[derive(Default)]
-pub struct Details {
+pub(crate) struct Details {
     pub definition: Option<MapDefinition>,
     /// Earlier attempts, oldest first.
     pub earlier: Vec<AttemptRow>,
 }
 
 impl<'a> Records<'a> {
-    pub fn open(context: &'a Context) -> Result<Records<'a>, CommandError> {
+    pub(crate) fn open(context: &'a Context) -> Result<Records<'a>, CommandError> {
         let running = match context.client() {
             Ok(client) => return Ok(Records::Running { context, client }),
             Err(error) => error,
@@ -49,14 +49,14 @@ impl<'a> Records<'a> {
     }
 
     /// The records of a running cluster.
-    pub fn of(context: &'a Context, client: &Client) -> Records<'a> {
+    pub(crate) fn of(context: &'a Context, client: &Client) -> Records<'a> {
         Records::Running {
             context,
             client: client.clone(),
         }
     }
 
-    pub fn maps(&self, query: &MapQuery) -> Result<Vec<MapRow>, CommandError> {
+    pub(crate) fn maps(&self, query: &MapQuery) -> Result<Vec<MapRow>, CommandError> {
         match self {
             Records::Running { context, client } => {
                 let request = MapsRequest {
@@ -72,7 +72,7 @@ impl<'a> Records<'a> {
     }
 
     /// One page: the rows, and the number of matches without `limit` and `offset`.
-    pub fn tasks(&self, query: &TaskQuery) -> Result<(Vec<TaskRow>, u64), CommandError> {
+    pub(crate) fn tasks(&self, query: &TaskQuery) -> Result<(Vec<TaskRow>, u64), CommandError> {
         match self {
             Records::Running { context, client } => Ok(context.block_on(client.tasks(query.clone()))??),
             Records::Stopped(reader) => Ok(reader.tasks(query)?),
@@ -80,7 +80,11 @@ impl<'a> Records<'a> {
     }
 
     /// Every matching row, fetched in pages.
-    pub fn each_task(&self, query: &TaskQuery, take: &mut dyn FnMut(TaskRow) -> Result<(), CommandError>) -> Result<(), CommandError> {
+    pub(crate) fn each_task(
+        &self,
+        query: &TaskQuery,
+        take: &mut dyn FnMut(TaskRow) -> Result<(), CommandError>,
+    ) -> Result<(), CommandError> {
         if query.sort.is_none() && query.limit.is_none() && query.offset == 0 && query.tasks.is_empty() {
             self.each_by_id(query, take)
         } else {
@@ -136,7 +140,7 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    pub fn details(&self, task: TaskId) -> Result<Details, CommandError> {
+    pub(crate) fn details(&self, task: TaskId) -> Result<Details, CommandError> {
         match self {
             Records::Running { context, client } => {
                 let reply = match context.block_on(client.details(task))? {
@@ -161,7 +165,7 @@ impl<'a> Records<'a> {
     }
 
     /// A part of a task's output (of an earlier run, if given): its total size, and the bytes from `start`.
-    pub fn output(&self, task: TaskId, run: Option<u32>, stream: Stream, start: u64) -> Result<(u64, Bytes), CommandError> {
+    pub(crate) fn output(&self, task: TaskId, run: Option<u32>, stream: Stream, start: u64) -> Result<(u64, Bytes), CommandError> {
         match self {
             Records::Running { context, client } => Ok(context.block_on(client.output(task, run, stream, start))??),
             Records::Stopped(reader) => reader.output(task, run, stream, start, PIECE)?.ok_or_else(|| match run {
@@ -172,7 +176,7 @@ impl<'a> Records<'a> {
     }
 
     /// Fetches a long value into its row.
-    pub fn fetch_value(&self, row: &mut TaskRow) -> Result<(), CommandError> {
+    pub(crate) fn fetch_value(&self, row: &mut TaskRow) -> Result<(), CommandError> {
         let Some(size) = row.value_size else { return Ok(()) };
         let mut value = LongValue::new(row.task, size)?;
         while let Some(start) = value.missing() {
@@ -182,7 +186,7 @@ impl<'a> Records<'a> {
     }
 
     /// An error if one of these maps does not exist.
-    pub fn must_exist(&self, maps: &[MapId]) -> Result<(), CommandError> {
+    pub(crate) fn must_exist(&self, maps: &[MapId]) -> Result<(), CommandError> {
         if maps.is_empty() {
             return Ok(());
         }
@@ -197,7 +201,7 @@ impl<'a> Records<'a> {
     }
 
     /// An error if one of these tasks does not exist.
-    pub fn tasks_must_exist(&self, tasks: &[TaskId]) -> Result<(), CommandError> {
+    pub(crate) fn tasks_must_exist(&self, tasks: &[TaskId]) -> Result<(), CommandError> {
         let mut found = HashSet::new();
         for portion in tasks.chunks(PORTION as usize) {
             let query = TaskQuery {
@@ -214,7 +218,7 @@ impl<'a> Records<'a> {
     }
 
     /// The error for a missing task, with the range of its map.
-    pub fn no_such_task(&self, task: TaskId) -> CommandError {
+    pub(crate) fn no_such_task(&self, task: TaskId) -> CommandError {
         let query = MapQuery {
             maps: vec![task.map],
             ..MapQuery::default()
@@ -226,7 +230,7 @@ impl<'a> Records<'a> {
     }
 }
 
-pub fn no_such_map(map: MapId) -> CommandError {
+pub(crate) fn no_such_map(map: MapId) -> CommandError {
     CommandError::not_found(format!("no map {map}")).hint("list the maps: pcluster results")
 }
 

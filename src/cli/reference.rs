@@ -50,7 +50,7 @@ completed duration label`, and if applicable:
 ";
 
 /// The whole file.
-pub fn markdown() -> String {
+pub(crate) fn markdown() -> String {
     let mut app = args::app();
     app.build();
     let mut text = INTRODUCTION.to_string();

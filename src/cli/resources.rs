@@ -10,7 +10,7 @@ use std::path::PathBuf;
 /// Requested resources of batch jobs, shared by `start`, `engines add` and `script`.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Batch systems")]
-pub struct ResourceArgs {
+pub(crate) struct ResourceArgs {
     /// Submit to this queue or partition
     #[arg(long, value_name = "NAME")]
     pub queue: Option<String>,
@@ -39,7 +39,7 @@ pub struct ResourceArgs {
 
 impl ResourceArgs {
     /// The options as settings of this launcher; an error if it does not use them.
-    pub fn settings(&self, launcher: &str) -> Result<Vec<(String, String)>, String> {
+    pub(crate) fn settings(&self, launcher: &str) -> Result<Vec<(String, String)>, String> {
         let given: Vec<(&str, &str, String)> = self.given();
         if let Some((_, option, _)) = given.first()
             && !batch::SYSTEMS.contains(&launcher)
@@ -56,7 +56,7 @@ impl ResourceArgs {
     }
 
     /// Key, option, and YAML value of each given option.
-    pub fn given(&self) -> Vec<(&'static str, &'static str, String)> {
+    pub(crate) fn given(&self) -> Vec<(&'static str, &'static str, String)> {
         // Quoted, so that a string of digits stays a string.
         let text = |value: &Option<String>| value.as_ref().map(|v| format!("{v:?}"));
         // Relative to the current directory; in settings, relative to the profile's directory.
@@ -82,7 +82,7 @@ impl ResourceArgs {
 
 /// Overrides of the profile's configuration, for commands that start nothing.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub struct SettingArgs {
+pub(crate) struct SettingArgs {
     /// Start the engines with this launcher: local, mpi, slurm, sge, pbs, lsf, htcondor
     #[arg(long, value_name = "NAME")]
     pub launcher: Option<String>,
@@ -95,7 +95,7 @@ pub struct SettingArgs {
 
 impl SettingArgs {
     /// The settings, each with what gave it, and the configuration that they make with the profile's file.
-    pub fn config(&self, profile: &ProfileDir) -> Result<(Vec<Setting>, Config), CommandError> {
+    pub(crate) fn config(&self, profile: &ProfileDir) -> Result<(Vec<Setting>, Config), CommandError> {
         let setting = |key: &str, value: &str, by: &str| Setting {
             key: key.into(),
             value: value.into(),

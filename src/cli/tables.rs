@@ -11,7 +11,7 @@ use crate::model::output::{Output, Stream};
 use crate::model::task::{MapRow, TaskRow, TaskState};
 use crate::model::{EngineId, TaskId, UnixTime};
 
-pub fn tone(state: TaskState) -> Tone {
+pub(crate) fn tone(state: TaskState) -> Tone {
     match state {
         TaskState::Ok => Tone::Good,
         state if state.is_failed() => Tone::Bad,
@@ -25,7 +25,7 @@ fn when(time: UnixTime, now: UnixTime, terminal: &Terminal) -> String {
     if terminal.stdout { times::ago(now, time) } else { time.to_iso() }
 }
 
-pub fn maps(rows: &[MapRow], now: UnixTime, terminal: &Terminal) -> String {
+pub(crate) fn maps(rows: &[MapRow], now: UnixTime, terminal: &Terminal) -> String {
     let labels = rows.iter().any(|row| row.label.is_some());
     let mut table = Table::new()
         .number("MAP")
@@ -68,7 +68,7 @@ pub fn maps(rows: &[MapRow], now: UnixTime, terminal: &Terminal) -> String {
     table.render(terminal)
 }
 
-pub fn tasks(rows: &[TaskRow], now: UnixTime, terminal: &Terminal) -> String {
+pub(crate) fn tasks(rows: &[TaskRow], now: UnixTime, terminal: &Terminal) -> String {
     // Without a terminal the columns are always the same.
     let errors = !terminal.stdout || rows.iter().any(|row| row.error.is_some());
     let repeated = !terminal.stdout || rows.iter().any(|row| row.attempts > 1);
@@ -119,7 +119,7 @@ fn shorter(text: &str) -> String {
 }
 
 /// The details of one task.
-pub fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
+pub(crate) fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
     let mut text = format!("task {}: {}\n", row.task, row.state);
     let mut line = |name: &str, value: Option<String>| {
         if let Some(value) = value {
@@ -228,7 +228,7 @@ fn push_block(text: &mut String, name: &str, block: &str) {
 }
 
 /// The range of tasks of a map, for errors.
-pub fn extent(map: &MapRow) -> String {
+pub(crate) fn extent(map: &MapRow) -> String {
     match map.counts.total {
         0 => format!("map {} has no tasks", map.map),
         total => {

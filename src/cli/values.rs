@@ -5,7 +5,7 @@
 //! - A command's result is its output, unchanged: stdout to stdout, stderr to stderr.
 //!
 //! Parts: [`sink`] (the destination); this file has the formats.
-pub mod sink;
+pub(crate) mod sink;
 
 use crate::cli::CommandError;
 use crate::model::TaskId;
@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
+pub(crate) enum Format {
     /// One JSON value per line (for a command: an object with stdout, stderr, exit_code)
     Jsonl,
     /// Columns task, state, input, value, error (for a command: … exit_code, stdout, stderr)
@@ -33,7 +33,7 @@ pub enum Format {
 
 /// What is written for each task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Style {
+pub(crate) enum Style {
     /// Values as JSON lines.
     Values,
     /// A command's output, unchanged.
@@ -51,7 +51,7 @@ pub enum Style {
 }
 
 impl Style {
-    pub fn of(format: Option<Format>, command: bool, json: bool) -> Style {
+    pub(crate) fn of(format: Option<Format>, command: bool, json: bool) -> Style {
         match format {
             None if json => Style::Rows,
             None if command => Style::Output,
@@ -63,7 +63,7 @@ impl Style {
     }
 
     /// Writes what precedes the first result.
-    pub fn begin(self, out: &mut dyn Write) -> io::Result<()> {
+    pub(crate) fn begin(self, out: &mut dyn Write) -> io::Result<()> {
         match self {
             Style::Csv { command: false } => csv_record(out, &["task", "state", "input", "value", "error"]),
             Style::Csv { command: true } => csv_record(out, &["task", "state", "input", "exit_code", "stdout", "stderr"]),
@@ -74,7 +74,7 @@ impl Style {
     }
 
     /// Writes one result. `errors` receives the stderr of a command.
-    pub fn write(self, row: &TaskRow, out: &mut dyn Write, errors: &mut dyn Write) -> io::Result<()> {
+    pub(crate) fn write(self, row: &TaskRow, out: &mut dyn Write, errors: &mut dyn Write) -> io::Result<()> {
         match self {
             Style::Values => writeln!(out, "{}", value_line(row)),
             Style::Rows => {
@@ -119,7 +119,7 @@ impl Style {
     }
 
     /// Writes what follows the last result.
-    pub fn end(self, out: &mut dyn Write) -> io::Result<()> {
+    pub(crate) fn end(self, out: &mut dyn Write) -> io::Result<()> {
         match self {
             Style::Pickle { .. } => out.write_all(b"."),
             _ => Ok(()),
@@ -128,7 +128,7 @@ impl Style {
 }
 
 /// A result as one line of JSON.
-pub fn value_line(row: &TaskRow) -> Cow<'_, str> {
+pub(crate) fn value_line(row: &TaskRow) -> Cow<'_, str> {
     if row.state.is_failed() {
         let (ename, evalue) = row
             .error
@@ -142,7 +142,7 @@ pub fn value_line(row: &TaskRow) -> Cow<'_, str> {
 }
 
 /// The full record of a task for `--json`, with its exact value.
-pub fn whole(row: &TaskRow) -> impl Serialize {
+pub(crate) fn whole(row: &TaskRow) -> impl Serialize {
     Whole(row)
 }
 
@@ -196,7 +196,7 @@ impl Serialize for Whole<'_> {
 
 /// Accompanies a value that is only a rendering.
 #[derive(Debug, Serialize)]
-pub struct Inexact<'a> {
+pub(crate) struct Inexact<'a> {
     /// Always false; present only if so.
     exact: bool,
     /// `collections.Counter`.
@@ -207,7 +207,7 @@ pub struct Inexact<'a> {
 }
 
 impl Inexact<'_> {
-    pub fn of(pickled: &Pickled) -> Inexact<'_> {
+    pub(crate) fn of(pickled: &Pickled) -> Inexact<'_> {
         Inexact {
             exact: false,
             python_type: &pickled.python_type,
@@ -217,14 +217,14 @@ impl Inexact<'_> {
 }
 
 /// A long value that is being fetched into its row.
-pub struct LongValue {
+pub(crate) struct LongValue {
     task: TaskId,
     size: u64,
     bytes: Vec<u8>,
 }
 
 impl LongValue {
-    pub fn new(task: TaskId, size: u64) -> Result<LongValue, CommandError> {
+    pub(crate) fn new(task: TaskId, size: u64) -> Result<LongValue, CommandError> {
         let mut bytes = Vec::new();
         let room = usize::try_from(size).ok().filter(|size| bytes.try_reserve_exact(*size).is_ok());
         room.ok_or_else(|| {
@@ -235,11 +235,11 @@ impl LongValue {
     }
 
     /// Where the next piece begins; None when all has come.
-    pub fn missing(&self) -> Option<u64> {
+    pub(crate) fn missing(&self) -> Option<u64> {
         Some(self.bytes.len() as u64).filter(|have| *have < self.size)
     }
 
-    pub fn add(&mut self, piece: &[u8]) -> Result<(), CommandError> {
+    pub(crate) fn add(&mut self, piece: &[u8]) -> Result<(), CommandError> {
         if piece.is_empty() {
             let (have, size) = (self.bytes.len(), self.size);
             return Err(CommandError::failed(format!(
@@ -251,14 +251,14 @@ impl LongValue {
         Ok(())
     }
 
-    pub fn put_into(self, row: &mut TaskRow) -> Result<(), CommandError> {
+    pub(crate) fn put_into(self, row: &mut TaskRow) -> Result<(), CommandError> {
         let put = row.set_value(self.bytes);
         put.map_err(|error| CommandError::failed(format!("the value of task {} is no JSON: {error}", self.task)))
     }
 }
 
 /// JSON without line breaks, which can only occur between tokens.
-pub fn one_line(value: &RawValue) -> Cow<'_, str> {
+pub(crate) fn one_line(value: &RawValue) -> Cow<'_, str> {
     match value.get().contains(['\n', '\r']) {
         true => value.get().replace(['\n', '\r'], " ").into(),
         false => value.get().into(),
@@ -266,7 +266,7 @@ pub fn one_line(value: &RawValue) -> Cow<'_, str> {
 }
 
 /// An input for display: a single string argument without list and quotes, else JSON.
-pub fn input_text(input: &RawValue) -> String {
+pub(crate) fn input_text(input: &RawValue) -> String {
     match serde_json::from_str::<Vec<Box<RawValue>>>(input.get()).as_deref() {
         Ok([only]) => cell(only.get()),
         _ => one_line(input).into_owned(),
@@ -274,7 +274,7 @@ pub fn input_text(input: &RawValue) -> String {
 }
 
 /// `ValueError: message`, on one line.
-pub fn in_words(error: &TaskError) -> String {
+pub(crate) fn in_words(error: &TaskError) -> String {
     let evalue = error
         .evalue
         .lines()
@@ -326,7 +326,7 @@ fn csv_record<F: AsRef<[u8]>>(out: &mut dyn Write, fields: &[F]) -> io::Result<(
 }
 
 /// One value as a separate pickle: the original of the worker, if any.
-pub fn lone_pickle(row: &TaskRow, out: &mut dyn Write) -> io::Result<()> {
+pub(crate) fn lone_pickle(row: &TaskRow, out: &mut dyn Write) -> io::Result<()> {
     match &row.pickled {
         Some(pickled) => out.write_all(&pickled.bytes),
         None => {
@@ -372,4 +372,4 @@ fn length(length: usize) -> io::Result<[u8; 4]> {
 }
 
 #[cfg(test)]
-pub mod tests;
+pub(crate) mod tests;

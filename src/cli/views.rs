@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 
 #[derive(Serialize)]
-pub struct MapView<'a> {
+pub(crate) struct MapView<'a> {
     pub map: MapId,
     pub kind: &'a str,
     pub name: &'a str,
@@ -34,7 +34,7 @@ pub struct MapView<'a> {
 }
 
 /// The state of a map in one word.
-pub fn map_state(row: &MapRow) -> &'static str {
+pub(crate) fn map_state(row: &MapRow) -> &'static str {
     if row.completed.is_some() {
         if row.counts.failed() > 0 { "failed" } else { "ok" }
     } else if row.counts.running + row.counts.assigned > 0 {
@@ -47,7 +47,7 @@ pub fn map_state(row: &MapRow) -> &'static str {
 }
 
 impl<'a> MapView<'a> {
-    pub fn new(row: &'a MapRow) -> MapView<'a> {
+    pub(crate) fn new(row: &'a MapRow) -> MapView<'a> {
         let counts = &row.counts;
         MapView {
             map: row.map,
@@ -75,7 +75,7 @@ impl<'a> MapView<'a> {
 
 /// An output: text if it is UTF-8, else null and base64. A long one is truncated, with its full size.
 #[derive(Serialize)]
-pub struct OutputView<'a> {
+pub(crate) struct OutputView<'a> {
     pub stdout: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stdout_base64: Option<String>,
@@ -111,7 +111,7 @@ impl<'a> OutputView<'a> {
 }
 
 #[derive(Serialize)]
-pub struct TaskView<'a> {
+pub(crate) struct TaskView<'a> {
     pub task: TaskId,
     pub map: MapId,
     pub index: u32,
@@ -149,7 +149,7 @@ pub struct TaskView<'a> {
 
 /// An earlier attempt.
 #[derive(Serialize)]
-pub struct AttemptView<'a> {
+pub(crate) struct AttemptView<'a> {
     pub run: u32,
     pub engine: Option<EngineId>,
     pub host: Option<&'a str>,
@@ -164,7 +164,7 @@ pub struct AttemptView<'a> {
 }
 
 impl<'a> AttemptView<'a> {
-    pub fn new(attempt: &'a AttemptRow) -> AttemptView<'a> {
+    pub(crate) fn new(attempt: &'a AttemptRow) -> AttemptView<'a> {
         let outcome = &attempt.outcome;
         AttemptView {
             run: attempt.run,
@@ -182,7 +182,7 @@ impl<'a> AttemptView<'a> {
 }
 
 impl<'a> TaskView<'a> {
-    pub fn new(row: &'a TaskRow) -> TaskView<'a> {
+    pub(crate) fn new(row: &'a TaskRow) -> TaskView<'a> {
         TaskView {
             task: row.task,
             map: row.task.map,
@@ -211,7 +211,7 @@ impl<'a> TaskView<'a> {
     }
 }
 
-pub const TASK_CSV_HEADER: [&str; 19] = [
+pub(crate) const TASK_CSV_HEADER: [&str; 19] = [
     "task",
     "map",
     "index",
@@ -233,7 +233,7 @@ pub const TASK_CSV_HEADER: [&str; 19] = [
     "label",
 ];
 
-pub fn task_csv(row: &TaskRow) -> [Vec<u8>; 19] {
+pub(crate) fn task_csv(row: &TaskRow) -> [Vec<u8>; 19] {
     let outputs = [row.stdout.bytes.to_vec(), row.stderr.bytes.to_vec()];
     let mut fields = task_csv_texts(row).map(String::into_bytes);
     [fields[7], fields[8]] = outputs;
@@ -267,7 +267,7 @@ fn task_csv_texts(row: &TaskRow) -> [String; 19] {
     ]
 }
 
-pub const MAP_CSV_HEADER: [&str; 12] = [
+pub(crate) const MAP_CSV_HEADER: [&str; 12] = [
     "map",
     "kind",
     "name",
@@ -282,7 +282,7 @@ pub const MAP_CSV_HEADER: [&str; 12] = [
     "duration",
 ];
 
-pub fn map_csv(row: &MapRow) -> [String; 12] {
+pub(crate) fn map_csv(row: &MapRow) -> [String; 12] {
     let view = MapView::new(row);
     [
         view.map.to_string(),
@@ -306,7 +306,7 @@ fn micros(seconds: f64) -> f64 {
 }
 
 /// `ValueError: bad input`
-pub fn error_line(error: &TaskError) -> String {
+pub(crate) fn error_line(error: &TaskError) -> String {
     match (error.ename.is_empty(), error.evalue.is_empty()) {
         (false, false) => format!("{}: {}", error.ename, error.evalue),
         _ => format!("{}{}", error.ename, error.evalue),
@@ -314,7 +314,7 @@ pub fn error_line(error: &TaskError) -> String {
 }
 
 /// A row of CSV, quoted where it must be.
-pub fn csv_line<S: AsRef<[u8]>>(out: &mut dyn std::io::Write, fields: impl IntoIterator<Item = S>) -> std::io::Result<()> {
+pub(crate) fn csv_line<S: AsRef<[u8]>>(out: &mut dyn std::io::Write, fields: impl IntoIterator<Item = S>) -> std::io::Result<()> {
     let mut writer = csv::WriterBuilder::new().from_writer(Vec::new());
     writer.write_record(fields).map_err(std::io::Error::other)?;
     out.write_all(&writer.into_inner().map_err(|e| std::io::Error::other(e.to_string()))?)

@@ -5,22 +5,22 @@
 //! [`view`] (balanced and direct use of engines), [`async_result`] (a submitted map), [`error`].
 //!
 //! It reads no files except the given connection file, starts nothing and prints nothing.
-pub mod address;
-pub mod async_result;
-pub mod error;
+pub(crate) mod address;
+pub(crate) mod async_result;
+pub(crate) mod error;
 mod link;
-pub mod requests;
-pub mod submit;
+pub(crate) mod requests;
+pub(crate) mod submit;
 #[cfg(test)]
 mod tests;
-pub mod view;
-pub mod watch;
+pub(crate) mod view;
+pub(crate) mod watch;
 
-pub use async_result::AsyncResult;
-pub use error::ClientError;
+pub(crate) use async_result::AsyncResult;
+pub(crate) use error::ClientError;
 pub use link::Client;
-pub use submit::Feeding;
-pub use watch::Update;
+pub(crate) use submit::Feeding;
+pub(crate) use watch::Update;
 
 /// Request and reply types, for modules that may not use `wire`.
-pub use crate::wire::content::client::{JobsRequest, MapReply, MapsRequest, Selection, SelectionReply, StatusReply};
+pub(crate) use crate::wire::content::client::{JobsRequest, MapReply, MapsRequest, Selection, SelectionReply, StatusReply};

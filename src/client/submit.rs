@@ -34,7 +34,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const BATCH_RETRY: Duration = Duration::from_millis(100);
 
 /// One input as JSON text on one line, or why there is none.
-pub type Input = Result<Bytes, String>;
+pub(crate) type Input = Result<Bytes, String>;
 
 /// The progress of submitting inputs, shared with its display, and a way to stop it.
 #[derive(Clone, Default)]

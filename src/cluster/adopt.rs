@@ -10,7 +10,7 @@ use crate::profile::ProfileDir;
 use std::time::Duration;
 
 /// Fails if a controller with this name is running. Returns what a dead one left.
-pub async fn check_not_running(
+pub(super) async fn check_not_running(
     profile: &ProfileDir,
     cluster_id: &str,
     progress: &mut dyn FnMut(StartProgress),
@@ -89,14 +89,19 @@ pub async fn check_not_running(
 
 /// The engines of a dead controller.
 #[derive(Default)]
-pub struct Leftovers {
+pub(super) struct Leftovers {
     engine_file: Option<ConnectionFile>,
     pub state: Option<ClusterState>,
 }
 
 impl Leftovers {
     /// Records the adopted engines, and stops the keeper of the dead cluster: the new cluster has its own.
-    pub async fn hand_over(&self, state: &mut ClusterState, adopted: Vec<Launched>, kill_timeout: Duration) -> Result<(), ClusterError> {
+    pub(super) async fn hand_over(
+        &self,
+        state: &mut ClusterState,
+        adopted: Vec<Launched>,
+        kill_timeout: Duration,
+    ) -> Result<(), ClusterError> {
         if let Some(before) = &self.state {
             walltime_restart::end(before, kill_timeout).await?;
             if !adopted.is_empty() {
@@ -108,7 +113,7 @@ impl Leftovers {
     }
 
     /// Keeps running engines if they can reconnect to the new controller; else stops them.
-    pub async fn adopt(
+    pub(super) async fn adopt(
         &self,
         profile: &ProfileDir,
         spec: &EngineSpec,

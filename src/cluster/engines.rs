@@ -14,7 +14,7 @@ use std::time::Duration;
 const CONNECT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
-pub struct AddOptions {
+pub(crate) struct AddOptions {
     pub profile: ProfileDir,
     pub cluster_id: String,
     /// Number of engines to add.
@@ -33,7 +33,7 @@ pub struct AddOptions {
 
 /// Starts `n` more engines, waits until they have registered, and returns the total number. If that fails, the new engines are
 /// stopped.
-pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProgress)) -> Result<u32, ClusterError> {
+pub(crate) async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProgress)) -> Result<u32, ClusterError> {
     let (profile, cluster_id) = (&options.profile, options.cluster_id.as_str());
     // Defaults to the settings of the existing engines.
     let known = ClusterState::read(profile, cluster_id).ok().flatten();

@@ -10,7 +10,7 @@ use crate::sys::process::ProcessId;
 use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
-pub enum ClusterError {
+pub(crate) enum ClusterError {
     #[error(transparent)]
     Profile(#[from] ProfileError),
     #[error(transparent)]
@@ -147,7 +147,7 @@ fn clean_options(options: &str) -> String {
 
 impl ClusterError {
     /// Hints, one line each.
-    pub fn hints(&self) -> Vec<String> {
+    pub(crate) fn hints(&self) -> Vec<String> {
         match self {
             ClusterError::Profile(_) => Vec::new(),
             ClusterError::Config(e) => e.hint().map(str::to_string).into_iter().collect(),

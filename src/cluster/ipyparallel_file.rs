@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use std::io;
 
 /// Writes the file for the current state; removes it if the controller is not on this host.
-pub fn update(profile: &ProfileDir, state: &ClusterState) {
+pub(super) fn update(profile: &ProfileDir, state: &ClusterState) {
     let Some(file) = describe(profile, state) else {
         return remove(profile, &state.cluster_id);
     };
@@ -26,7 +26,7 @@ pub fn update(profile: &ProfileDir, state: &ClusterState) {
     }
 }
 
-pub fn remove(profile: &ProfileDir, cluster_id: &str) {
+pub(super) fn remove(profile: &ProfileDir, cluster_id: &str) {
     let path = profile.ipyparallel_file(cluster_id);
     if let Err(error) = std::fs::remove_file(&path)
         && error.kind() != io::ErrorKind::NotFound

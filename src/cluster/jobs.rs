@@ -6,7 +6,7 @@ use crate::model::UnixTime;
 use crate::model::job::JobRow;
 
 /// A row for each element of the launch's jobs.
-pub fn rows(launched: &Launched, states: &[MemberState]) -> Vec<JobRow> {
+pub(crate) fn rows(launched: &Launched, states: &[MemberState]) -> Vec<JobRow> {
     let now = UnixTime(crate::sys::clock::unix_now());
     let mut states = states.iter().skip(launched.processes.len());
     let mut rows = Vec::new();

@@ -49,7 +49,7 @@ pub(super) struct EngineSpec {
 impl EngineSpec {
     /// Checks the configured Python. If none is configured, a missing Python is only a warning, which is returned: commands run
     /// without it.
-    pub fn check(&self, launcher: &dyn Launcher) -> Result<Option<String>, ClusterError> {
+    pub(super) fn check(&self, launcher: &dyn Launcher) -> Result<Option<String>, ClusterError> {
         if launcher.remote_hosts().is_some() {
             // Each host checks its own.
             return Ok(None);
@@ -74,7 +74,7 @@ impl EngineSpec {
     }
 
     /// Checks that this host has room for this number of additional engines, if they start locally.
-    pub fn check_room(&self, n: u32) -> Result<(), ClusterError> {
+    pub(super) fn check_room(&self, n: u32) -> Result<(), ClusterError> {
         let is_here = self.config.launcher.engines == "local";
         if is_here && self.config.launcher.check_limits {
             launchers::capacity::Host::this().check(n)?;
@@ -82,7 +82,7 @@ impl EngineSpec {
         Ok(())
     }
 
-    pub fn launch(&self, profile: &ProfileDir, state: &ClusterState, n: u32) -> EnginesLaunch {
+    pub(super) fn launch(&self, profile: &ProfileDir, state: &ClusterState, n: u32) -> EnginesLaunch {
         EnginesLaunch {
             program: self.program.clone(),
             profile: profile.clone(),
@@ -267,14 +267,14 @@ pub(super) struct Watched<'a> {
 }
 
 impl<'a> Watched<'a> {
-    pub fn new(launcher: &Arc<dyn Launcher>, launched: &'a Launched) -> Watched<'a> {
+    pub(super) fn new(launcher: &Arc<dyn Launcher>, launched: &'a Launched) -> Watched<'a> {
         Watched {
             launcher: launcher.clone(),
             launched,
         }
     }
     /// `slurm job 4711`; None without a batch system.
-    pub fn job(&self) -> Option<String> {
+    pub(super) fn job(&self) -> Option<String> {
         (!self.launched.jobs.is_empty()).then(|| self.launcher.describe(self.launched))
     }
     /// How the member at this position ended.
@@ -354,7 +354,7 @@ pub(super) struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    pub fn new(profile: &'a ProfileDir, cluster_id: &'a str) -> Record<'a> {
+    pub(super) fn new(profile: &'a ProfileDir, cluster_id: &'a str) -> Record<'a> {
         Record {
             profile,
             cluster_id,
@@ -362,10 +362,10 @@ impl<'a> Record<'a> {
         }
     }
     /// The engines are now on record.
-    pub fn added(&mut self, launched: &Launched) {
+    pub(super) fn added(&mut self, launched: &Launched) {
         self.added = Some(launched.clone());
     }
-    pub fn disarm(mut self) {
+    pub(super) fn disarm(mut self) {
         self.added = None;
     }
 
@@ -402,17 +402,17 @@ pub(super) struct Undo {
 }
 
 impl Undo {
-    pub fn new(grace: Duration) -> Undo {
+    pub(super) fn new(grace: Duration) -> Undo {
         Undo {
             started: Vec::new(),
             grace,
             armed: true,
         }
     }
-    pub fn add(&mut self, launcher: &Arc<dyn Launcher>, launched: &Launched) {
+    pub(super) fn add(&mut self, launcher: &Arc<dyn Launcher>, launched: &Launched) {
         self.started.push((launcher.clone(), launched.clone()));
     }
-    pub fn disarm(mut self) {
+    pub(super) fn disarm(mut self) {
         self.armed = false;
     }
 }

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Condition {
+pub(crate) enum Condition {
     /// Its controller is running.
     Running,
     /// Its controller is remote, connected through a tunnel.
@@ -46,7 +46,7 @@ impl std::fmt::Display for Condition {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ClusterSummary {
+pub(crate) struct ClusterSummary {
     pub profile: String,
     pub directory: PathBuf,
     pub cluster_id: String,
@@ -78,7 +78,7 @@ pub struct ClusterSummary {
 
 /// One launch and the state of its members. Counts are engines, or 1 for a controller.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct LaunchSummary {
+pub(crate) struct LaunchSummary {
     pub launcher: String,
     pub host: String,
     pub jobs: Vec<JobSummary>,
@@ -99,7 +99,7 @@ pub struct LaunchSummary {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ReverseSummary {
+pub(crate) struct ReverseSummary {
     /// The destination for ssh.
     pub to: String,
     /// `up`, `down`, `connecting`, `failed`.
@@ -132,13 +132,13 @@ impl ReverseSummary {
         })
     }
 
-    pub fn is_well(&self) -> bool {
+    pub(crate) fn is_well(&self) -> bool {
         self.phase == Phase::Up && self.runs != Some(false)
     }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct JobSummary {
+pub(crate) struct JobSummary {
     pub id: String,
     pub name: String,
     pub script: PathBuf,
@@ -228,13 +228,13 @@ fn why_unseen(process: &ProcessId, shared: bool) -> Option<String> {
 }
 
 /// Why the controller of a cluster does not run at present, although its supervisor does.
-pub fn controller_trouble(profile: &ProfileDir, cluster_id: &str) -> Option<String> {
+pub(crate) fn controller_trouble(profile: &ProfileDir, cluster_id: &str) -> Option<String> {
     let problem = problem::read(&profile.trouble_file(cluster_id))?;
     Some(format!("the controller is not running: {}", problem.in_words()))
 }
 
 /// Whether the controller, or a supervisor that will restart it, is running on this host.
-pub fn is_supervised(profile: &ProfileDir, cluster_id: &str) -> bool {
+pub(crate) fn is_supervised(profile: &ProfileDir, cluster_id: &str) -> bool {
     matches!(
         ClusterStatus::of(profile, cluster_id).condition,
         Condition::Running | Condition::Connected
@@ -242,17 +242,17 @@ pub fn is_supervised(profile: &ProfileDir, cluster_id: &str) -> bool {
 }
 
 /// All clusters of all profiles.
-pub fn list(ipython_dir: Option<&Path>) -> Result<Vec<ClusterSummary>, ClusterError> {
+pub(crate) fn list(ipython_dir: Option<&Path>) -> Result<Vec<ClusterSummary>, ClusterError> {
     Ok(ProfileDir::all(ipython_dir)?.iter().flat_map(list_profile).collect())
 }
 
 /// All clusters of a profile, the default one first.
-pub fn list_profile(profile: &ProfileDir) -> Vec<ClusterSummary> {
+pub(crate) fn list_profile(profile: &ProfileDir) -> Vec<ClusterSummary> {
     cluster_ids(profile).iter().filter_map(|id| status(profile, id)).collect()
 }
 
 /// One cluster; None if it has left no files.
-pub fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> {
+pub(crate) fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> {
     let standing = ClusterStatus::of(profile, cluster_id);
     let database = Some(profile.database_file(cluster_id)).filter(|path| path.exists());
     if standing.condition == Condition::Stopped && database.is_none() {
@@ -324,7 +324,7 @@ pub(super) fn connected(profile: &ProfileDir, cluster_id: &str) -> ClusterError 
 }
 
 impl ClusterStatus {
-    pub fn of(profile: &ProfileDir, cluster_id: &str) -> ClusterStatus {
+    pub(super) fn of(profile: &ProfileDir, cluster_id: &str) -> ClusterStatus {
         let mut problem = None;
         let state = ClusterState::read(profile, cluster_id).unwrap_or_else(|e| {
             problem = Some(e.to_string());

@@ -10,11 +10,11 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Held until it is dropped.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held until dropped")] lock::Lock);
+pub(crate) struct Lock(#[expect(dead_code, reason = "held until dropped")] lock::Lock);
 
 impl Lock {
     /// Takes the lock for a command, waiting while the cluster's keeper holds it.
-    pub async fn wait(profile: &ProfileDir, cluster_id: &str) -> Result<Lock, ClusterError> {
+    pub(crate) async fn wait(profile: &ProfileDir, cluster_id: &str) -> Result<Lock, ClusterError> {
         let begun = Instant::now();
         loop {
             match Lock::take(profile, cluster_id) {
@@ -24,11 +24,11 @@ impl Lock {
         }
     }
 
-    pub fn take(profile: &ProfileDir, cluster_id: &str) -> Result<Lock, ClusterError> {
+    pub(crate) fn take(profile: &ProfileDir, cluster_id: &str) -> Result<Lock, ClusterError> {
         Lock::take_as(profile, cluster_id, false)
     }
 
-    pub fn take_as_keeper(profile: &ProfileDir, cluster_id: &str) -> Result<Lock, ClusterError> {
+    pub(crate) fn take_as_keeper(profile: &ProfileDir, cluster_id: &str) -> Result<Lock, ClusterError> {
         Lock::take_as(profile, cluster_id, true)
     }
 

@@ -6,7 +6,12 @@ use std::path::PathBuf;
 
 /// The last lines of the logs of `wanted` engines whose logs are on other hosts, by number, or why they cannot be fetched. May take
 /// seconds.
-pub fn remote(profile: &ProfileDir, cluster_id: &str, wanted: impl Fn(u32) -> bool, lines: usize) -> Vec<(u32, Result<String, String>)> {
+pub(crate) fn remote(
+    profile: &ProfileDir,
+    cluster_id: &str,
+    wanted: impl Fn(u32) -> bool,
+    lines: usize,
+) -> Vec<(u32, Result<String, String>)> {
     let config = Config::load(profile).unwrap_or_default();
     let state = ClusterState::read(profile, cluster_id).ok().flatten();
     let mut found = Vec::new();
@@ -31,7 +36,7 @@ pub fn remote(profile: &ProfileDir, cluster_id: &str, wanted: impl Fn(u32) -> bo
 
 /// The log files of batch jobs, each with the number of its first engine: of the recorded jobs, or of the latest job of a stopped
 /// cluster.
-pub fn of_jobs(profile: &ProfileDir, cluster_id: &str) -> Vec<(u32, PathBuf)> {
+pub(crate) fn of_jobs(profile: &ProfileDir, cluster_id: &str) -> Vec<(u32, PathBuf)> {
     let state = ClusterState::read(profile, cluster_id).ok().flatten();
     let jobs: Vec<BatchJob> = state
         .into_iter()

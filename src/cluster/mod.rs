@@ -5,30 +5,30 @@
 //! clusters, over ssh). Below them: [`state_file`] (the processes of a cluster), `ipyparallel_file` (the same for ipyparallel),
 //! [`lock`] (one command at a time), [`error`]. Knows nothing of tasks or output.
 mod adopt;
-pub mod engines;
-pub mod error;
+pub(crate) mod engines;
+pub(crate) mod error;
 mod ipyparallel_file;
-pub mod jobs;
+pub(crate) mod jobs;
 mod launch;
-pub mod list;
-pub mod lock;
-pub mod logs;
-pub mod remote;
-pub mod scale;
-pub mod start;
-pub mod state_file;
-pub mod stop;
+pub(crate) mod list;
+pub(crate) mod lock;
+pub(crate) mod logs;
+pub(crate) mod remote;
+pub(crate) mod scale;
+pub(crate) mod start;
+pub(crate) mod state_file;
+pub(crate) mod stop;
 #[cfg(test)]
 mod tests;
-pub mod walltime_restart;
+pub(crate) mod walltime_restart;
 
-pub use engines::{AddOptions, add_engines};
-pub use error::ClusterError;
-pub use list::{ClusterSummary, Condition, controller_trouble, is_supervised, list, list_profile, status};
-pub use scale::{Removed, Scaled, Which, remove_engines, scale};
-pub use start::{StartOptions, StartProgress, Started, Wait, start};
-pub use state_file::ClusterState;
-pub use stop::{StopProgress, Stopped, clean, stop};
+pub(crate) use engines::{AddOptions, add_engines};
+pub(crate) use error::ClusterError;
+pub(crate) use list::{ClusterSummary, Condition, controller_trouble, is_supervised, list, list_profile, status};
+pub(crate) use scale::{Removed, Scaled, Which, remove_engines, scale};
+pub(crate) use start::{StartOptions, StartProgress, Started, Wait, start};
+pub(crate) use state_file::ClusterState;
+pub(crate) use stop::{StopProgress, Stopped, clean, stop};
 
 use crate::model::shell;
 use crate::profile::ProfileDir;

@@ -19,7 +19,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 
 /// Selects the engines to remove.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Which {
+pub(crate) enum Which {
     /// This many, those with the least work first.
     Count(u32),
     /// These.
@@ -28,7 +28,7 @@ pub enum Which {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Removed {
+pub(crate) struct Removed {
     /// Engines asked to leave.
     pub leaving: Vec<EngineId>,
     /// How many of them finish a task first.
@@ -40,14 +40,14 @@ pub struct Removed {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Scaled {
+pub(crate) enum Scaled {
     Unchanged { n: u32 },
     Added { n: u32, total: u32 },
     Removed(Removed),
 }
 
 /// Scales to the requested number of engines, counting queued ones.
-pub async fn scale(options: AddOptions, progress: &mut dyn FnMut(StartProgress)) -> Result<Scaled, ClusterError> {
+pub(crate) async fn scale(options: AddOptions, progress: &mut dyn FnMut(StartProgress)) -> Result<Scaled, ClusterError> {
     let wanted = options.n as usize;
     let now = {
         let snapshot = Snapshot::of(&options.profile, &options.cluster_id).await?;
@@ -69,7 +69,7 @@ pub async fn scale(options: AddOptions, progress: &mut dyn FnMut(StartProgress))
 }
 
 /// Removes engines. With `drain`, running tasks finish first; otherwise they run again on other engines. Does not wait.
-pub async fn remove_engines(profile: &ProfileDir, cluster_id: &str, which: Which, drain: bool) -> Result<Removed, ClusterError> {
+pub(crate) async fn remove_engines(profile: &ProfileDir, cluster_id: &str, which: Which, drain: bool) -> Result<Removed, ClusterError> {
     if !profile.exists() {
         return Err(super::not_running(profile, cluster_id));
     }

@@ -20,7 +20,7 @@ pub(super) const CONNECT: Duration = Duration::from_secs(10);
 const JOB_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
-pub struct StartOptions {
+pub(crate) struct StartOptions {
     pub profile: ProfileDir,
     pub cluster_id: String,
     /// Number of engines; default: from the configuration, else one per processor.
@@ -47,7 +47,7 @@ pub struct StartOptions {
 
 impl StartOptions {
     /// Everything as configured in the profile.
-    pub fn new(profile: ProfileDir, cluster_id: &str) -> StartOptions {
+    pub(crate) fn new(profile: ProfileDir, cluster_id: &str) -> StartOptions {
         StartOptions {
             profile,
             cluster_id: cluster_id.into(),
@@ -86,7 +86,7 @@ impl StartOptions {
 
 /// The number of engines that `start` waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Wait {
+pub(crate) enum Wait {
     #[default]
     All,
     None,
@@ -105,7 +105,7 @@ impl Wait {
 
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum StartProgress {
+pub(crate) enum StartProgress {
     /// A message for the user: removed files, a warning.
     Note(String),
     ControllerStarting,
@@ -132,7 +132,7 @@ pub enum StartProgress {
 }
 
 #[derive(Clone, Debug)]
-pub struct Started {
+pub(crate) struct Started {
     pub profile: ProfileDir,
     pub cluster_id: String,
     pub controller_pid: u32,
@@ -152,7 +152,7 @@ pub struct Started {
 
 /// Starts a cluster and returns when the engines have registered. If anything fails, or the future is dropped, everything that
 /// was started is stopped.
-pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress)) -> Result<Started, ClusterError> {
+pub(crate) async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress)) -> Result<Started, ClusterError> {
     let begin = Instant::now();
     let (profile, cluster_id) = (&options.profile, options.cluster_id.as_str());
     let plan = Plan::prepare(&options, progress)?;

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 const VERSION: u32 = 1;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ClusterState {
+pub(crate) struct ClusterState {
     pub version: u32,
     /// The version of the pcluster that wrote it.
     pub pcluster: String,
@@ -46,7 +46,7 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
-    pub fn new(cluster_id: &str, cwd: PathBuf) -> ClusterState {
+    pub(crate) fn new(cluster_id: &str, cwd: PathBuf) -> ClusterState {
         ClusterState {
             version: VERSION,
             pcluster: crate::model::VERSION.into(),
@@ -66,7 +66,7 @@ impl ClusterState {
     }
 
     /// None if there is no such file.
-    pub fn read(profile: &ProfileDir, cluster_id: &str) -> Result<Option<ClusterState>, ClusterError> {
+    pub(crate) fn read(profile: &ProfileDir, cluster_id: &str) -> Result<Option<ClusterState>, ClusterError> {
         let path = profile.state_file(cluster_id);
         let failed = |path: PathBuf, why: String| ClusterError::StateFile { doing: "read", path, why };
         match fs::read(&path) {
@@ -80,7 +80,7 @@ impl ClusterState {
     }
 
     /// Atomically replaces the file, and ipyparallel's; both are private.
-    pub fn write(&self, profile: &ProfileDir) -> Result<(), ClusterError> {
+    pub(crate) fn write(&self, profile: &ProfileDir) -> Result<(), ClusterError> {
         let path = profile.state_file(&self.cluster_id);
         let written = serde_json::to_vec_pretty(self)
             .map_err(io::Error::from)
@@ -95,7 +95,7 @@ impl ClusterState {
     }
 
     /// Engines, then the controller: the order of stopping.
-    pub fn launched(&self) -> impl Iterator<Item = &Launched> {
+    pub(crate) fn launched(&self) -> impl Iterator<Item = &Launched> {
         self.engines.iter().chain(&self.controller)
     }
 }

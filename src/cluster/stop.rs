@@ -21,7 +21,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StopProgress {
+pub(crate) enum StopProgress {
     /// A message for the user.
     Note(String),
     /// This many processes are still running.
@@ -30,7 +30,7 @@ pub enum StopProgress {
 
 /// The result of stopping.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Stopped {
+pub(crate) struct Stopped {
     /// The controller was running and stopped on request.
     pub asked: bool,
     /// The controller was already dead.
@@ -54,13 +54,13 @@ enum Purpose {
 
 /// Stops a cluster and removes its files, but keeps its task records. Works also if its controller is dead. What remains running
 /// is listed in an error and stays on record.
-pub async fn stop(profile: &ProfileDir, cluster_id: &str, progress: &mut dyn FnMut(StopProgress)) -> Result<Stopped, ClusterError> {
+pub(crate) async fn stop(profile: &ProfileDir, cluster_id: &str, progress: &mut dyn FnMut(StopProgress)) -> Result<Stopped, ClusterError> {
     end(profile, cluster_id, Purpose::Stop, progress).await
 }
 
 /// Removes the engines and files of a dead cluster; fails for a running one. With `force`, a cluster of unknown state, or of another
 /// controller than pcluster's, counts as dead; what may still be running is listed.
-pub async fn clean(
+pub(crate) async fn clean(
     profile: &ProfileDir,
     cluster_id: &str,
     force: bool,

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// The addresses at which a controller listening on `ip` can be reached, best first. If it listens
 /// on the loopback or on one address, only that one; if it listens on all (`0.0.0.0`, `*`, `::`),
 /// those of every network that is up, the loopback last. A host name is returned unchanged.
-pub fn reachable(ip: &str) -> Vec<String> {
+pub(crate) fn reachable(ip: &str) -> Vec<String> {
     let listening: IpAddr = match ip {
         "*" | "" => Ipv4Addr::UNSPECIFIED.into(),
         "localhost" => Ipv4Addr::LOCALHOST.into(),
@@ -38,7 +38,7 @@ pub fn reachable(ip: &str) -> Vec<String> {
 
 /// Resolves the name of a network interface (`eth0`) to its first address, IPv4 before IPv6;
 /// returns anything else unchanged.
-pub fn of_interface(ip: &str) -> String {
+pub(crate) fn of_interface(ip: &str) -> String {
     let mut of_it: Vec<IpAddr> = interfaces()
         .into_iter()
         .filter(|i| i.name == ip && !matches!(i.address, IpAddr::V6(v6) if is_link_local(v6)))
@@ -49,7 +49,7 @@ pub fn of_interface(ip: &str) -> String {
 }
 
 /// Whether only processes on this host can reach it.
-pub fn is_loopback(address: &str) -> bool {
+pub(crate) fn is_loopback(address: &str) -> bool {
     address == "localhost" || address.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|a| a.is_loopback())
 }
 

@@ -10,7 +10,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Returns the connection file if it exists and the controller that wrote it still runs (as far as
 /// this host can determine).
-pub fn find(path: &Path) -> Result<ConnectionFile, ConnectionError> {
+pub(crate) fn find(path: &Path) -> Result<ConnectionFile, ConnectionError> {
     let file = ConnectionFile::read(path)?;
     match &file.pcluster {
         Some(keys) if file.is_stale() => Err(ConnectionError::Stale {
@@ -24,7 +24,7 @@ pub fn find(path: &Path) -> Result<ConnectionFile, ConnectionError> {
 
 /// Waits for a connection file that is neither stale nor damaged: a starting controller writes a
 /// new one. Calls `check` repeatedly; its error ends the wait.
-pub fn wait<E: From<ConnectionError>>(
+pub(crate) fn wait<E: From<ConnectionError>>(
     path: &Path,
     timeout: Duration,
     mut check: impl FnMut() -> Result<(), E>,

@@ -1,7 +1,7 @@
 //! One connection file in ipyparallel's format (`ipcontroller[-<cluster id>]-{client,engine}.json`
 //! in the profile's `security/`), with pcluster's additional keys under `pcluster` (ipyparallel
 //! ignores unknown keys).
-pub use super::error::ConnectionError;
+pub(crate) use super::error::ConnectionError;
 use super::{addresses, discover};
 use crate::sys::directory_id::DirectoryId;
 use crate::sys::private_file;
@@ -13,7 +13,7 @@ use std::io;
 use std::path::Path;
 
 /// The channel of pcluster's own engines, which need no other.
-pub const NATIVE: &str = "native";
+pub(crate) const NATIVE: &str = "native";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConnectionFile {

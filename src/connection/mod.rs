@@ -3,10 +3,10 @@
 //!
 //! Modules: [`file`] (reads and writes the content), [`discover`] (finds a file or waits for it,
 //! and detects stale ones), [`addresses`] (the addresses of this host), [`error`].
-pub mod addresses;
-pub mod discover;
+pub(crate) mod addresses;
+pub(crate) mod discover;
 mod error;
-pub mod file;
+pub(crate) mod file;
 
-pub use error::ConnectionError;
+pub(crate) use error::ConnectionError;
 pub use file::ConnectionFile;

@@ -3,7 +3,7 @@
 //! Parts: [`bootstrap`] (ports, keys, connection files), [`sockets`] (listening sockets), [`records`] (the database threads and
 //! queries), [`rescue`] (a database deleted at run time), [`driver`] (the loop between them and the core), [`delivered`] (replies delivered to clients), [`dask`] (Dask's scheduler as a child process).
 mod bootstrap;
-pub mod core;
+pub(crate) mod core;
 mod dask;
 mod delivered;
 mod driver;
@@ -19,7 +19,7 @@ use crate::sys::problem;
 use crate::transport::TransportError;
 
 #[derive(Clone, Debug)]
-pub struct ControllerSettings {
+pub(crate) struct ControllerSettings {
     pub profile: ProfileDir,
     pub cluster_id: String,
     pub config: ControllerConfig,
@@ -34,7 +34,7 @@ pub struct ControllerSettings {
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum ControllerError {
+pub(crate) enum ControllerError {
     #[error(transparent)]
     Transport(#[from] TransportError),
     #[error(transparent)]
@@ -51,7 +51,7 @@ pub enum ControllerError {
 
 impl ControllerError {
     /// True if the same start may succeed later without a change of settings.
-    pub fn is_transient(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         match self {
             ControllerError::Transport(error) => error.is_transient(),
             ControllerError::Db(error) => matches!(
@@ -67,7 +67,7 @@ impl ControllerError {
 
 /// Listens, writes the connection files, and serves until it is stopped (`pcluster stop`, SIGTERM, SIGINT); then
 /// removes the connection files.
-pub async fn run(settings: ControllerSettings) -> Result<(), ControllerError> {
+pub(crate) async fn run(settings: ControllerSettings) -> Result<(), ControllerError> {
     // Runs on a runtime thread, like the sockets' tasks, so that a received message does not wake another thread.
     match tokio::spawn(driver::run(settings)).await {
         Ok(ended) => ended,

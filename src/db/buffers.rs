@@ -9,7 +9,7 @@ use bytes::{Buf, BufMut, Bytes};
 const ALIGNMENT: usize = 64;
 const ALIGNED: u64 = 1 << 63;
 
-pub fn encode(buffers: &[Bytes]) -> Option<Vec<u8>> {
+pub(super) fn encode(buffers: &[Bytes]) -> Option<Vec<u8>> {
     if buffers.is_empty() {
         return None;
     }
@@ -22,7 +22,7 @@ pub fn encode(buffers: &[Bytes]) -> Option<Vec<u8>> {
 }
 
 /// What a file of them has, piece by piece.
-pub fn laid_out(buffers: &[Bytes]) -> Vec<Bytes> {
+pub(super) fn laid_out(buffers: &[Bytes]) -> Vec<Bytes> {
     static NOTHING: [u8; ALIGNMENT] = [0; ALIGNMENT];
     let head = Bytes::from(head(buffers, buffers.len() as u64 | ALIGNED));
     let mut length = head.len();
@@ -47,7 +47,7 @@ fn head(buffers: &[Bytes], number: u64) -> Vec<u8> {
 }
 
 /// The buffers share `blob`'s memory. None if it was not written by [`encode`], nor what [`laid_out`] has.
-pub fn decode(blob: Bytes) -> Option<Vec<Bytes>> {
+pub(super) fn decode(blob: Bytes) -> Option<Vec<Bytes>> {
     let mut head = blob.clone();
     let number = head.try_get_u64_le().ok()?;
     let count = usize::try_from(number & !ALIGNED).ok()?;

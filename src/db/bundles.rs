@@ -12,7 +12,7 @@ const OPERATION: &str = "read the code of a map from";
 
 impl Reader {
     /// The content of a bundle; None where there is none, or its file has gone.
-    pub fn bundle(&self, hash: &str) -> Result<Option<Bytes>, DbError> {
+    pub(crate) fn bundle(&self, hash: &str) -> Result<Option<Bytes>, DbError> {
         self.read(OPERATION, |connection| {
             // A file that is only read keeps the tables that it has.
             if schema::version(connection)? < 9 {
@@ -25,7 +25,7 @@ impl Reader {
     }
 
     /// The definition with its code, where that is on record and whole.
-    pub fn with_bundle(&self, mut definition: MapDefinition) -> Result<MapDefinition, DbError> {
+    pub(crate) fn with_bundle(&self, mut definition: MapDefinition) -> Result<MapDefinition, DbError> {
         if let Some(named) = definition.bundle_mut().filter(|named| named.content.is_none()) {
             let found = self.bundle(&named.hash)?.map(Bundle::from);
             let is_whole = |bundle: &Bundle| bundle.hash == named.hash;
@@ -38,7 +38,7 @@ impl Reader {
     }
 
     /// A hash of each file of a bundle, by its path.
-    pub fn file_hashes(&self, named: &BundleRef) -> Result<BTreeMap<String, String>, DbError> {
+    pub(crate) fn file_hashes(&self, named: &BundleRef) -> Result<BTreeMap<String, String>, DbError> {
         let content = match &named.content {
             Some(bundle) => Some(bundle.content.clone()),
             None => self.bundle(&named.hash)?,
@@ -52,7 +52,7 @@ impl Reader {
 }
 
 /// Removes those of these bundles that no map refers to.
-pub fn remove_unused(connection: &Connection, hashes: &[String]) -> rusqlite::Result<()> {
+pub(super) fn remove_unused(connection: &Connection, hashes: &[String]) -> rusqlite::Result<()> {
     let sql = "DELETE FROM bundle WHERE hash = ?1 AND NOT EXISTS (SELECT 1 FROM map WHERE bundle = ?1) \
                AND NOT EXISTS (SELECT 1 FROM earlier_code WHERE bundle = ?1)";
     for hash in hashes {

@@ -4,7 +4,7 @@ use crate::model::shell;
 use std::path::{Path, PathBuf};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DbErrorKind {
+pub(crate) enum DbErrorKind {
     /// The file does not exist (or is empty).
     Missing,
     /// The directory for the file is missing or is not one.
@@ -36,7 +36,7 @@ pub enum DbErrorKind {
 /// `cannot <operation> <path>: <cause>`, with advice in [`DbError::hint`].
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {operation} {}: {cause}", path.display())]
-pub struct DbError {
+pub(crate) struct DbError {
     pub kind: DbErrorKind,
     /// `open`, `read tasks from`, `write to` …
     pub operation: &'static str,
@@ -45,7 +45,7 @@ pub struct DbError {
 }
 
 impl DbError {
-    pub fn new(kind: DbErrorKind, operation: &'static str, path: &Path, cause: impl Into<String>) -> DbError {
+    pub(crate) fn new(kind: DbErrorKind, operation: &'static str, path: &Path, cause: impl Into<String>) -> DbError {
         DbError {
             kind,
             operation,
@@ -81,7 +81,7 @@ impl DbError {
     }
 
     /// Returns advice for the user, if any.
-    pub fn hint(&self) -> Option<String> {
+    pub(crate) fn hint(&self) -> Option<String> {
         let path = shell::word(self.path.display());
         let directory = shell::word(self.path.parent().unwrap_or(&self.path).display());
         match self.kind {

@@ -13,7 +13,7 @@ const MAX_REQUESTS: usize = 200;
 const SCAN_LIMIT: i64 = 1000;
 
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Expired {
+pub(crate) struct Expired {
     pub maps: Vec<MapId>,
     /// Message ids.
     pub requests: Vec<String>,
@@ -23,7 +23,7 @@ pub struct Expired {
 
 impl Reader {
     /// Returns the oldest records that finished before this time; at least some, if any exist.
-    pub fn expired(&self, before: UnixTime) -> Result<Expired, DbError> {
+    pub(crate) fn expired(&self, before: UnixTime) -> Result<Expired, DbError> {
         self.read("find expired records in", |connection| {
             let mut expired = Expired::default();
             let mut select = connection.prepare_cached("SELECT id, total FROM map WHERE completed < ?1 ORDER BY completed, id LIMIT ?2")?;

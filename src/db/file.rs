@@ -77,7 +77,7 @@ fn parent(path: &Path) -> &Path {
 
 /// True if the directory is on a network file system: other hosts would not share the log's shared memory.
 #[cfg(target_os = "linux")]
-pub fn is_network(path: &Path) -> bool {
+pub(super) fn is_network(path: &Path) -> bool {
     use nix::sys::statfs::statfs;
     // linux/magic.h, and the file systems' own sources for those that are not in it.
     const NETWORK: [u32; 16] = [
@@ -109,7 +109,7 @@ pub fn is_network(_path: &Path) -> bool {
 
 /// Opens for writing; creates the file, private from birth, where there is none. `exclusive`: keep every other connection
 /// out, and the log's index in this process's memory (for network file systems).
-pub fn open_for_writing(path: &Path, durability: Durability, exclusive: bool) -> Result<Connection, DbError> {
+pub(super) fn open_for_writing(path: &Path, durability: Durability, exclusive: bool) -> Result<Connection, DbError> {
     check_directory(path)?;
     if inspect(path)? == Found::Nothing {
         match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
@@ -173,7 +173,7 @@ fn plan_once(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 /// Opens for reading, beside a writer (of this process too) or on a stopped cluster's file.
-pub fn open_for_reading(path: &Path) -> Result<Connection, DbError> {
+pub(super) fn open_for_reading(path: &Path) -> Result<Connection, DbError> {
     check_directory(path)?;
     if inspect(path)? == Found::Nothing {
         return Err(DbError::new(DbErrorKind::Missing, OPEN, path, "there is no database yet"));
@@ -218,14 +218,14 @@ fn note_of_loss(database: &Path) -> PathBuf {
     with_suffix(database, "-lost.txt")
 }
 
-pub fn note_loss(database: &Path, text: &str) {
+pub(crate) fn note_loss(database: &Path, text: &str) {
     if let Err(error) = std::fs::write(note_of_loss(database), text) {
         tracing::warn!(%error, "the loss of the database cannot be noted beside it");
     }
 }
 
 /// What was noted; with `forget` it is not noted any more.
-pub fn noted_loss(database: &Path, forget: bool) -> Option<String> {
+pub(crate) fn noted_loss(database: &Path, forget: bool) -> Option<String> {
     let path = note_of_loss(database);
     let text = std::fs::read_to_string(&path).ok()?;
     if forget {
@@ -234,7 +234,7 @@ pub fn noted_loss(database: &Path, forget: bool) -> Option<String> {
     Some(text)
 }
 
-pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     name.into()

@@ -10,11 +10,11 @@ macro_rules! fields {
     ($($field:ident $word:literal $sql:literal),* $(,)?) => {
         /// The fields of a record, in ipyparallel's words, and where they are in the database.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Field { $($field),* }
+        pub(super) enum Field { $($field),* }
         impl Field {
-            pub const ALL: [Field; [$($word),*].len()] = [$(Field::$field),*];
-            pub fn word(self) -> &'static str { match self { $(Field::$field => $word),* } }
-            pub fn sql(self) -> &'static str { match self { $(Field::$field => $sql),* } }
+            pub(super) const ALL: [Field; [$($word),*].len()] = [$(Field::$field),*];
+            pub(super) fn word(self) -> &'static str { match self { $(Field::$field => $word),* } }
+            pub(super) fn sql(self) -> &'static str { match self { $(Field::$field => $sql),* } }
         }
     };
 }
@@ -48,13 +48,13 @@ fields! {
 }
 
 impl Field {
-    pub fn parse(word: &str) -> Result<Field, String> {
+    pub(super) fn parse(word: &str) -> Result<Field, String> {
         Field::ALL
             .into_iter()
             .find(|field| field.word() == word)
             .ok_or_else(|| format!("a record has no {word:?} (it has {})", Field::ALL.map(Field::word).join(" ")))
     }
-    pub fn is_buffers(self) -> bool {
+    pub(super) fn is_buffers(self) -> bool {
         matches!(self, Field::Buffers | Field::ResultBuffers)
     }
     fn is_date(self) -> bool {
@@ -101,10 +101,10 @@ struct Test {
     value: Value,
 }
 
-pub struct Filter(Vec<Test>);
+pub(super) struct Filter(Vec<Test>);
 
 impl Filter {
-    pub fn parse(query: &Value) -> Result<Filter, String> {
+    pub(super) fn parse(query: &Value) -> Result<Filter, String> {
         let Value::Object(query) = query else {
             return Err(format!("a query is an object of fields, not {query}"));
         };
@@ -131,16 +131,16 @@ impl Filter {
         Ok(Filter(tests))
     }
 
-    pub fn fields(&self) -> Vec<Field> {
+    pub(super) fn fields(&self) -> Vec<Field> {
         self.0.iter().map(|test| test.field).collect()
     }
 
-    pub fn matches(&self, record: &RequestRecord) -> bool {
+    pub(super) fn matches(&self, record: &RequestRecord) -> bool {
         self.0.iter().all(|test| test.holds(&record.value(test.field)))
     }
 
     /// A condition in SQL that every match meets, for the tests by which records are mostly looked up.
-    pub fn narrow(&self) -> (String, Vec<SqlValue>) {
+    pub(super) fn narrow(&self) -> (String, Vec<SqlValue>) {
         let mut wheres = vec!["1"];
         let mut values = Vec::new();
         for Test { field, operator, value } in &self.0 {

@@ -5,7 +5,7 @@ use crate::model::job::{Departure, JobRow};
 
 impl Reader {
     /// All jobs, in the order of their submission; one that a file of an older pcluster does not know of is none.
-    pub fn jobs(&self) -> Result<Vec<JobRow>, DbError> {
+    pub(crate) fn jobs(&self) -> Result<Vec<JobRow>, DbError> {
         self.read("read jobs from", |connection| {
             let is_there = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'job')";
             if !connection.query_row(is_there, [], |row| row.get::<_, bool>(0))? {
@@ -34,7 +34,7 @@ impl Reader {
     }
 
     /// Engines of batch jobs that left since then.
-    pub fn departures(&self, since: UnixTime) -> Result<Vec<Departure>, DbError> {
+    pub(crate) fn departures(&self, since: UnixTime) -> Result<Vec<Departure>, DbError> {
         self.read("read engines from", |connection| {
             let sql = "SELECT job, reason, registered, gone, ends FROM engine WHERE job <> '' AND gone >= ?1 ORDER BY gone";
             let mut select = connection.prepare_cached(sql)?;

@@ -23,7 +23,7 @@ fn directory(database: &Path) -> PathBuf {
 }
 
 /// The same, made where it is not there yet.
-pub fn made_directory(database: &Path) -> io::Result<PathBuf> {
+pub(crate) fn made_directory(database: &Path) -> io::Result<PathBuf> {
     let directory = directory(database);
     make(&directory).map(|()| directory)
 }
@@ -33,19 +33,19 @@ fn make(directory: &Path) -> io::Result<()> {
 }
 
 #[derive(Clone, Debug)]
-pub struct Large {
+pub(super) struct Large {
     directory: PathBuf,
 }
 
 impl Large {
-    pub fn beside(database: &Path) -> Large {
+    pub(super) fn beside(database: &Path) -> Large {
         Large {
             directory: directory(database),
         }
     }
 
     /// The name under which a message's buffers were kept; None for those that fit into a row. `kept` is told.
-    pub fn keep(&self, list: &[Bytes], kept: Option<&BufferFile>, durability: Durability) -> Result<Option<String>, DbError> {
+    pub(super) fn keep(&self, list: &[Bytes], kept: Option<&BufferFile>, durability: Durability) -> Result<Option<String>, DbError> {
         if list.iter().map(Bytes::len).sum::<usize>() < MIN_FILE_BYTES {
             return Ok(None);
         }
@@ -93,7 +93,7 @@ impl Large {
     }
 
     /// The buffers in a column, in the row or in the file that the row names. None at all where the file is not there any more.
-    pub fn list(&self, row: &Row, column: usize) -> rusqlite::Result<Vec<Bytes>> {
+    pub(super) fn list(&self, row: &Row, column: usize) -> rusqlite::Result<Vec<Bytes>> {
         let found = match row.get_ref(column)? {
             ValueRef::Null => return Ok(Vec::new()),
             ValueRef::Text(name) => self.read(&String::from_utf8_lossy(name)),
@@ -103,7 +103,7 @@ impl Large {
     }
 
     /// In which file the buffers in a column are.
-    pub fn kept(row: &Row, column: usize) -> rusqlite::Result<BufferFile> {
+    pub(super) fn kept(row: &Row, column: usize) -> rusqlite::Result<BufferFile> {
         Ok(BufferFile::from_name(match row.get_ref(column)? {
             ValueRef::Text(name) => Some(String::from_utf8_lossy(name).into_owned()),
             _ => None,
@@ -125,7 +125,7 @@ impl Large {
     }
 
     /// Removes the files that no row refers to.
-    pub fn sweep(&self, connection: &Connection) -> rusqlite::Result<()> {
+    pub(super) fn sweep(&self, connection: &Connection) -> rusqlite::Result<()> {
         let Ok(found) = fs::read_dir(&self.directory) else {
             return Ok(());
         };

@@ -15,7 +15,7 @@ mod large;
 mod outputs;
 mod reader;
 mod requests;
-pub mod restart;
+pub(crate) mod restart;
 mod rows;
 mod schema;
 mod tasks;
@@ -24,17 +24,17 @@ mod tests;
 mod values;
 mod writer;
 
-pub use error::{DbError, DbErrorKind};
-pub use file::{note_loss, noted_loss};
-pub use large::made_directory as made_buffers_directory;
-pub use reader::Reader;
-pub use requests::RequestRecord;
-pub use values::FoundValue;
-pub use writer::Writer;
+pub(crate) use error::{DbError, DbErrorKind};
+pub(crate) use file::{note_loss, noted_loss};
+pub(crate) use large::made_directory as made_buffers_directory;
+pub(crate) use reader::Reader;
+pub(crate) use requests::RequestRecord;
+pub(crate) use values::FoundValue;
+pub(crate) use writer::Writer;
 
 /// The guarantee of a completed commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Durability {
+pub(crate) enum Durability {
     /// Survives the end of the process (`kill -9` too). A power failure may lose the last moments, never damage the file.
     #[default]
     Normal,

@@ -23,7 +23,7 @@ const JOINED: u8 = 2;
 
 /// The location of a long output.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InFile {
+pub(super) struct InFile {
     pub run: u32,
     pub size: u64,
     pub head: Bytes,
@@ -31,20 +31,20 @@ pub struct InFile {
 
 /// A column's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stored {
+pub(super) enum Stored {
     Here(Bytes),
     InFile(InFile),
 }
 
 impl Stored {
-    pub fn size(&self) -> u64 {
+    pub(super) fn size(&self) -> u64 {
         match self {
             Stored::Here(bytes) => bytes.len() as u64,
             Stored::InFile(file) => file.size,
         }
     }
 
-    pub fn output(self) -> Output {
+    pub(super) fn output(self) -> Output {
         match self {
             Stored::Here(bytes) => Output::whole(bytes),
             Stored::InFile(file) => Output {
@@ -70,12 +70,12 @@ impl Stored {
 }
 
 /// For bytes that are not UTF-8 text.
-pub fn encode_bytes(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn encode_bytes(bytes: &[u8]) -> Vec<u8> {
     [&[BYTES], bytes].concat()
 }
 
 impl InFile {
-    pub fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut blob = vec![IN_FILE];
         blob.put_u64_le(self.size);
         blob.put_u32_le(self.run);
@@ -85,7 +85,7 @@ impl InFile {
 }
 
 /// SQL for what `task t` has written on this stream so far, whether it is finished or not.
-pub fn so_far(stream: Stream) -> String {
+pub(super) fn so_far(stream: Stream) -> String {
     let (word, column) = (stream.word(), finished(stream));
     format!(
         "CASE WHEN t.completed IS NULL THEN (SELECT CAST(char({JOINED}) || group_concat(substr(typeof(text), 1, 1) || hex(text), ',') AS BLOB) \
@@ -94,7 +94,7 @@ pub fn so_far(stream: Stream) -> String {
 }
 
 /// SQL for the same of `t`, a task or an attempt, that has ended.
-pub fn finished(stream: Stream) -> &'static str {
+pub(super) fn finished(stream: Stream) -> &'static str {
     match stream {
         Stream::Stdout => "t.stdout",
         Stream::Stderr => "t.stderr",
@@ -103,7 +103,7 @@ pub fn finished(stream: Stream) -> &'static str {
 }
 
 /// The location of a long value; from the columns `value` and `pickled`.
-pub fn long_value(column: ValueRef) -> Option<InFile> {
+pub(super) fn long_value(column: ValueRef) -> Option<InFile> {
     match column {
         // A pickle begins otherwise, and JSON is a text.
         ValueRef::Blob(blob) if blob.first() == Some(&IN_FILE) => match stored(column) {
@@ -131,7 +131,7 @@ fn joined(rows: &[u8]) -> Option<Stored> {
 }
 
 /// A column of `task`, `attempt` or `output`, or of [`so_far`]. What cannot be read is taken as bytes.
-pub fn stored(value: ValueRef) -> Stored {
+pub(super) fn stored(value: ValueRef) -> Stored {
     match value {
         ValueRef::Text(text) => Stored::Here(Bytes::copy_from_slice(text)),
         ValueRef::Blob(blob) => {
@@ -142,11 +142,11 @@ pub fn stored(value: ValueRef) -> Stored {
     }
 }
 
-pub fn output(row: &Row, column: usize) -> rusqlite::Result<Output> {
+pub(super) fn output(row: &Row, column: usize) -> rusqlite::Result<Output> {
     Ok(stored(row.get_ref(column)?).output())
 }
 
-pub fn stream_of(word: &str) -> Stream {
+pub(super) fn stream_of(word: &str) -> Stream {
     Stream::ALL
         .into_iter()
         .find(|stream| stream.word() == word)
@@ -154,7 +154,7 @@ pub fn stream_of(word: &str) -> Stream {
 }
 
 /// Bytes that are on record of an unfinished task's run.
-pub fn written(connection: &Connection, task: i64) -> rusqlite::Result<Written> {
+pub(super) fn written(connection: &Connection, task: i64) -> rusqlite::Result<Written> {
     let mut select = connection.prepare_cached("SELECT stream, text FROM output WHERE task = ?1")?;
     let mut rows = select.query([task])?;
     let mut written = Written::default();
@@ -166,7 +166,7 @@ pub fn written(connection: &Connection, task: i64) -> rusqlite::Result<Written> 
 
 /// A file that could not be read or written.
 #[derive(Debug)]
-pub struct FileError {
+pub(super) struct FileError {
     pub path: PathBuf,
     pub error: io::Error,
 }
@@ -181,12 +181,12 @@ impl std::error::Error for FileError {}
 
 /// The files beside one database.
 #[derive(Clone, Debug)]
-pub struct Outputs {
+pub(super) struct Outputs {
     directory: PathBuf,
 }
 
 impl Outputs {
-    pub fn beside(database: &Path) -> Outputs {
+    pub(super) fn beside(database: &Path) -> Outputs {
         Outputs {
             directory: file::with_suffix(database, "-outputs"),
         }
@@ -203,7 +203,15 @@ impl Outputs {
     }
 
     /// Writes at a place, which is the end of what is on record; what was there behind it goes.
-    pub fn write(&self, task: TaskId, run: u32, stream: Stream, at: u64, bytes: &[u8], durability: Durability) -> rusqlite::Result<()> {
+    pub(super) fn write(
+        &self,
+        task: TaskId,
+        run: u32,
+        stream: Stream,
+        at: u64,
+        bytes: &[u8],
+        durability: Durability,
+    ) -> rusqlite::Result<()> {
         let path = self.path(task, run, stream);
         let write = || -> io::Result<()> {
             let open = || OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
@@ -230,7 +238,7 @@ impl Outputs {
     }
 
     /// Up to so many bytes from a place on.
-    pub fn read(&self, task: TaskId, stream: Stream, stored: &Stored, start: u64, limit: usize) -> rusqlite::Result<Bytes> {
+    pub(super) fn read(&self, task: TaskId, stream: Stream, stored: &Stored, start: u64, limit: usize) -> rusqlite::Result<Bytes> {
         let left = stored.size().saturating_sub(start);
         let length = usize::try_from(left).unwrap_or(usize::MAX).min(limit);
         match stored {
@@ -248,12 +256,12 @@ impl Outputs {
         }
     }
 
-    pub fn remove(&self, task: TaskId, run: u32, stream: Stream) {
+    pub(super) fn remove(&self, task: TaskId, run: u32, stream: Stream) {
         let _ = fs::remove_file(self.path(task, run, stream));
     }
 
     /// Removes the files of tasks, and of runs of tasks, that are not on record any more, and of values that did not stand.
-    pub fn sweep(&self, connection: &Connection) -> rusqlite::Result<()> {
+    pub(super) fn sweep(&self, connection: &Connection) -> rusqlite::Result<()> {
         let Ok(found) = fs::read_dir(&self.directory) else {
             return Ok(());
         };

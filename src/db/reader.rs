@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 /// The approximate number of bytes of results in one answer.
 const MAX_BYTES: usize = 16 << 20;
 
-pub struct Reader {
+pub(crate) struct Reader {
     connection: Arc<Mutex<Connection>>,
     path: PathBuf,
     /// Of the tables: an old file is read as it is.
@@ -29,7 +29,7 @@ pub struct Reader {
 
 impl Reader {
     /// Opens the file for reading, in a directory that cannot be written too.
-    pub fn open(path: &Path) -> Result<Reader, DbError> {
+    pub(crate) fn open(path: &Path) -> Result<Reader, DbError> {
         let connection = file::open_for_reading(path)?;
         let version = schema::version(&connection).map_err(|error| DbError::sqlite("open", path, &error))?;
         Ok(Reader {
@@ -61,7 +61,7 @@ impl Reader {
     }
 
     /// Returns maps, newest last.
-    pub fn maps(&self, query: &MapQuery) -> Result<Vec<MapRow>, DbError> {
+    pub(crate) fn maps(&self, query: &MapQuery) -> Result<Vec<MapRow>, DbError> {
         let mut wheres = vec!["1"];
         let mut values: Vec<Value> = Vec::new();
         if !query.maps.is_empty() {
@@ -92,7 +92,7 @@ impl Reader {
     }
 
     /// The tasks, and how many match without `limit` and `offset`.
-    pub fn tasks(&self, query: &TaskQuery) -> Result<(Vec<TaskRow>, u64), DbError> {
+    pub(crate) fn tasks(&self, query: &TaskQuery) -> Result<(Vec<TaskRow>, u64), DbError> {
         const OPERATION: &str = "read tasks from";
         let bad = |cause| self.bad_query(OPERATION, cause);
         let select = tasks::rows(query, self.version).map_err(bad)?;
@@ -114,7 +114,7 @@ impl Reader {
 
     /// What a map counts (nothing where there is none), and its finished tasks in input order from `from` on, up to the
     /// first that is not finished, at most `limit` of them and about 16 MiB (but one at least, if there is one).
-    pub fn finished_from(&self, map: MapId, from: u32, limit: u32) -> Result<(Counts, Vec<TaskRow>), DbError> {
+    pub(crate) fn finished_from(&self, map: MapId, from: u32, limit: u32) -> Result<(Counts, Vec<TaskRow>), DbError> {
         self.read("read results from", |connection| {
             const ABOUT: &str = "SELECT total, ok, error, aborted, timeout, lost, running, assigned, label, kind FROM map WHERE id = ?1";
             let mut about = connection.prepare_cached(ABOUT)?;
@@ -156,7 +156,7 @@ impl Reader {
 
     /// A part of what a task has written, or of its exact value, of its current run or of an earlier one that did not stand: the size of all of it, and up to
     /// so many bytes from a place on. None where there is no such task or attempt.
-    pub fn output(
+    pub(crate) fn output(
         &self,
         task: TaskId,
         run: Option<u32>,
@@ -188,7 +188,7 @@ impl Reader {
     }
 
     /// Superseded attempts, oldest first.
-    pub fn attempts(&self, task: TaskId) -> Result<Vec<AttemptRow>, DbError> {
+    pub(crate) fn attempts(&self, task: TaskId) -> Result<Vec<AttemptRow>, DbError> {
         self.read("read attempts from", |connection| {
             let sql = format!(
                 "SELECT {} FROM attempt WHERE task = ?1 ORDER BY id",
@@ -200,7 +200,7 @@ impl Reader {
         })
     }
 
-    pub fn map_definition(&self, map: MapId) -> Result<Option<MapDefinition>, DbError> {
+    pub(crate) fn map_definition(&self, map: MapId) -> Result<Option<MapDefinition>, DbError> {
         self.read("read a map from", |connection| {
             let mut select = connection.prepare_cached("SELECT definition FROM map WHERE id = ?1")?;
             select.query_row([map.0], |row| rows::definition(row, 0)).optional()
@@ -209,7 +209,7 @@ impl Reader {
 
     /// The problems found by SQLite's quick check; empty if none. Reads the whole file.
     #[cfg(test)]
-    pub fn check(&self) -> Result<Vec<String>, DbError> {
+    pub(crate) fn check(&self) -> Result<Vec<String>, DbError> {
         self.read("check", |connection| {
             let mut select = connection.prepare("PRAGMA quick_check(20)")?;
             let found = select.query_map([], |row| row.get(0))?;
@@ -219,7 +219,7 @@ impl Reader {
     }
 
     /// The newest map that was submitted in this client's name.
-    pub fn map_of_client(&self, client: &str) -> Result<Option<MapId>, DbError> {
+    pub(crate) fn map_of_client(&self, client: &str) -> Result<Option<MapId>, DbError> {
         self.read("read a map from", |connection| {
             let mut select = connection.prepare_cached("SELECT id FROM map WHERE client = ?1 ORDER BY id DESC LIMIT 1")?;
             select.query_row([client], |row| row.get(0).map(MapId)).optional()

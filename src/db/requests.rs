@@ -14,7 +14,7 @@ use serde_json::Value;
 
 /// One request with its reply: the fields of ipyparallel's task record. Texts of JSON stay texts.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct RequestRecord {
+pub(crate) struct RequestRecord {
     pub msg_id: String,
     pub task: Option<TaskId>,
     pub header: Option<Bytes>,
@@ -46,7 +46,7 @@ pub struct RequestRecord {
 impl RequestRecord {
     /// The record (or of it, `msg_id` and `keys`) as JSON without buffers, as `result_request` and `db_request` are
     /// answered. Dates are ISO 8601, missing values null. Keys that no record has are left out.
-    pub fn to_json(&self, keys: Option<&[String]>) -> serde_json::Map<String, Value> {
+    pub(crate) fn to_json(&self, keys: Option<&[String]>) -> serde_json::Map<String, Value> {
         let wanted = |field: &Field| *field == Field::MsgId || keys.is_none_or(|keys| keys.iter().any(|key| key == field.word()));
         let fields = Field::ALL.iter().filter(|field| wanted(field) && !field.is_buffers());
         fields.map(|field| (field.word().to_string(), self.value(*field))).collect()
@@ -91,7 +91,7 @@ pub(super) fn queue_of(word: &str) -> &'static str {
 
 impl Reader {
     /// ipyparallel clients' requests with these ids, by submission; unknown ids are left out.
-    pub fn requests(&self, msg_ids: &[String]) -> Result<Vec<RequestRecord>, DbError> {
+    pub(crate) fn requests(&self, msg_ids: &[String]) -> Result<Vec<RequestRecord>, DbError> {
         let ids = Value::from(msg_ids.to_vec()).to_string();
         self.read("read requests from", |connection| {
             select(
@@ -105,7 +105,7 @@ impl Reader {
     }
 
     /// All requests' ids by time of submission.
-    pub fn request_history(&self) -> Result<Vec<String>, DbError> {
+    pub(crate) fn request_history(&self) -> Result<Vec<String>, DbError> {
         self.msg_ids("FROM request r JOIN task t ON t.id = r.task ORDER BY t.submitted, t.id")
     }
 
@@ -119,7 +119,7 @@ impl Reader {
 
     /// ipyparallel's `db_request`: a MongoDB-like query over requests, e.g. `{"completed": {"$ne": null}}`. With `keys`,
     /// the other fields are left empty (`msg_id` never is). A [`super::DbErrorKind::Query`] says what is not understood.
-    pub fn find_records(&self, query: &Value, keys: Option<&[String]>) -> Result<Vec<RequestRecord>, DbError> {
+    pub(crate) fn find_records(&self, query: &Value, keys: Option<&[String]>) -> Result<Vec<RequestRecord>, DbError> {
         const OPERATION: &str = "read requests from";
         let bad = |cause| self.bad_query(OPERATION, cause);
         let filter = Filter::parse(query).map_err(bad)?;

@@ -14,7 +14,7 @@ use rusqlite::{Connection, Row};
 
 /// The small part; tasks are taken map by map with [`Reader::unfinished_tasks`].
 #[derive(Debug)]
-pub struct RestartState {
+pub(crate) struct RestartState {
     /// Never given to a map before.
     pub next_map: MapId,
     /// Never given to an engine before.
@@ -28,7 +28,7 @@ pub struct RestartState {
 }
 
 #[derive(Debug)]
-pub struct OpenMap {
+pub(crate) struct OpenMap {
     pub map: MapId,
     pub definition: MapDefinition,
     /// As recorded by `Change::MapAdded`.
@@ -39,14 +39,14 @@ pub struct OpenMap {
 }
 
 #[derive(Debug)]
-pub struct RegisteredEngine {
+pub(crate) struct RegisteredEngine {
     pub id: EngineId,
     pub facts: EngineFacts,
     pub registered: UnixTime,
 }
 
 #[derive(Debug)]
-pub struct UnfinishedTask {
+pub(crate) struct UnfinishedTask {
     pub index: u32,
     /// One of the states that are not done.
     pub state: TaskState,
@@ -67,7 +67,7 @@ pub struct UnfinishedTask {
 }
 
 #[derive(Debug)]
-pub struct UnfinishedRequest {
+pub(crate) struct UnfinishedRequest {
     pub task: TaskId,
     pub run: u32,
     /// The engine it was assigned to.
@@ -85,7 +85,7 @@ fn retention_clock(connection: &Connection) -> rusqlite::Result<Option<UnixTime>
 }
 
 impl Reader {
-    pub fn restart_state(&self) -> Result<RestartState, DbError> {
+    pub(crate) fn restart_state(&self) -> Result<RestartState, DbError> {
         self.read("read the state of the cluster from", |connection| {
             Ok(RestartState {
                 next_map: MapId(last_map(connection)? + 1),
@@ -98,7 +98,7 @@ impl Reader {
     }
 
     /// Calls `take` with each unfinished task of a map in input order, without holding more than one.
-    pub fn unfinished_tasks(&self, map: MapId, take: &mut dyn FnMut(UnfinishedTask)) -> Result<(), DbError> {
+    pub(crate) fn unfinished_tasks(&self, map: MapId, take: &mut dyn FnMut(UnfinishedTask)) -> Result<(), DbError> {
         let sql = "SELECT id, state, run, engine, attempts, crashes, failures, input, \
                    EXISTS (SELECT 1 FROM cancelling c WHERE c.task = task.id AND c.run = task.run) \
                    FROM task INDEXED BY task_unfinished WHERE id BETWEEN ?1 AND ?2 AND completed IS NULL ORDER BY id";
@@ -131,7 +131,7 @@ impl Reader {
     }
 
     /// The place behind the last task of a map that is on record.
-    pub fn next_index(&self, map: MapId) -> Result<u32, DbError> {
+    pub(crate) fn next_index(&self, map: MapId) -> Result<u32, DbError> {
         self.read("read tasks from", |connection| {
             let (first, last) = row_range(map);
             let sql = "SELECT max(id) FROM task WHERE id BETWEEN ?1 AND ?2";
@@ -141,7 +141,7 @@ impl Reader {
     }
 
     /// Message ids of a client's finished requests whose replies are undelivered, in order of arrival.
-    pub fn undelivered_replies(&self, map: MapId) -> Result<Vec<String>, DbError> {
+    pub(crate) fn undelivered_replies(&self, map: MapId) -> Result<Vec<String>, DbError> {
         let sql = "SELECT r.msg_id FROM owed o JOIN request r ON r.task = o.task WHERE o.task BETWEEN ?1 AND ?2 \
                    AND r.result_header IS NOT NULL ORDER BY o.task";
         self.read("read undelivered replies from", |connection| {
@@ -152,7 +152,7 @@ impl Reader {
     }
 
     /// Calls `take` with each unfinished request of a client's map in order of arrival, without holding more than one.
-    pub fn unfinished_requests(&self, map: MapId, take: &mut dyn FnMut(UnfinishedRequest)) -> Result<(), DbError> {
+    pub(crate) fn unfinished_requests(&self, map: MapId, take: &mut dyn FnMut(UnfinishedRequest)) -> Result<(), DbError> {
         let sql = "SELECT t.id, t.run, t.engine, r.msg_id, r.queue, r.client, r.header, r.metadata, r.content, r.buffers, \
                    r.engine_uuid, t.submitted, r.label \
                    FROM task t INDEXED BY task_unfinished CROSS JOIN request r ON r.task = t.id \
@@ -187,7 +187,7 @@ impl Reader {
 }
 
 /// A text or blob; empty for NULL.
-pub fn bytes(row: &Row, column: usize) -> rusqlite::Result<Bytes> {
+pub(crate) fn bytes(row: &Row, column: usize) -> rusqlite::Result<Bytes> {
     Ok(Bytes::copy_from_slice(row.get_ref(column)?.as_bytes_or_null()?.unwrap_or_default()))
 }
 

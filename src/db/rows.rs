@@ -17,7 +17,7 @@ use serde_json::value::{RawValue, to_raw_value};
 const TYPES_SINCE: i32 = 8;
 
 /// What [`task_row`] reads, of `task t` in a file of that version. `msg_id` and `label` are expressions for the last two columns.
-pub fn task_columns(version: i32, brief: bool, msg_id: &str, label: &str) -> String {
+pub(super) fn task_columns(version: i32, brief: bool, msg_id: &str, label: &str) -> String {
     let long = if brief {
         "NULL, NULL, NULL, NULL, NULL, NULL".to_string()
     } else {
@@ -31,7 +31,7 @@ pub fn task_columns(version: i32, brief: bool, msg_id: &str, label: &str) -> Str
     )
 }
 
-pub fn task_row(row: &Row) -> rusqlite::Result<TaskRow> {
+pub(super) fn task_row(row: &Row) -> rusqlite::Result<TaskRow> {
     let (started, completed): (Option<f64>, Option<f64>) = (row.get(6)?, row.get(7)?);
     let (value, pickled, value_size) = value(row, (13, 14, 18, 12))?;
     let ename: Option<String> = row.get(10)?;
@@ -108,7 +108,7 @@ fn value(row: &Row, (value, pickled, python_type, repr): (usize, usize, usize, u
 }
 
 /// Bytes that the row takes in a message, about.
-pub fn size(row: &TaskRow) -> usize {
+pub(super) fn size(row: &TaskRow) -> usize {
     let raw = |value: &Option<Box<RawValue>>| value.as_ref().map_or(0, |v| v.get().len());
     let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
     let error = row.error.as_ref().map_or(0, |e| e.ename.len() + e.evalue.len() + e.traceback.len());
@@ -121,10 +121,10 @@ pub fn size(row: &TaskRow) -> usize {
         + error
 }
 
-pub const MAP_COLUMNS: &str =
+pub(super) const MAP_COLUMNS: &str =
     "id, kind, name, label, submitted, completed, closed, total, ok, error, aborted, timeout, lost, running, assigned";
 
-pub fn map_row(row: &Row) -> rusqlite::Result<MapRow> {
+pub(super) fn map_row(row: &Row) -> rusqlite::Result<MapRow> {
     Ok(MapRow {
         map: MapId(row.get(0)?),
         kind: row.get(1)?,
@@ -137,7 +137,7 @@ pub fn map_row(row: &Row) -> rusqlite::Result<MapRow> {
     })
 }
 
-pub fn definition(row: &Row, column: usize) -> rusqlite::Result<MapDefinition> {
+pub(super) fn definition(row: &Row, column: usize) -> rusqlite::Result<MapDefinition> {
     let text = row.get_ref(column)?.as_str()?;
     let definition: MapDefinition = serde_json::from_str(text)
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, error.into()))?;
@@ -145,7 +145,7 @@ pub fn definition(row: &Row, column: usize) -> rusqlite::Result<MapDefinition> {
 }
 
 /// `total, ok, error, aborted, timeout, lost, running, assigned` from that column on.
-pub fn counts(row: &Row, at: usize) -> rusqlite::Result<Counts> {
+pub(super) fn counts(row: &Row, at: usize) -> rusqlite::Result<Counts> {
     let count = |column: usize| row.get::<_, i64>(column).map(|n| n.max(0) as u64);
     Ok(Counts {
         total: count(at)?,
@@ -160,7 +160,7 @@ pub fn counts(row: &Row, at: usize) -> rusqlite::Result<Counts> {
 }
 
 /// The columns for [`attempt_row`].
-pub fn attempt_columns(version: i32) -> String {
+pub(super) fn attempt_columns(version: i32) -> String {
     let python_type = if version < TYPES_SINCE { "NULL" } else { "type" };
     format!(
         "run, engine, state, crashed, started, completed, exit_code, value, pickled, repr, stdout, stderr, ename, evalue, traceback, \
@@ -168,7 +168,7 @@ pub fn attempt_columns(version: i32) -> String {
     )
 }
 
-pub fn attempt_row(row: &Row) -> rusqlite::Result<AttemptRow> {
+pub(super) fn attempt_row(row: &Row) -> rusqlite::Result<AttemptRow> {
     let text = |column: usize| row.get::<_, Option<String>>(column);
     let ended = UnixTime(row.get::<_, Option<f64>>(5)?.unwrap_or_default());
     let error = match text(12)? {

@@ -4,7 +4,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use std::path::Path;
 
 /// `pclu`, in the file's header: `file` and `PRAGMA application_id` show whose it is.
-pub const APPLICATION_ID: i32 = 0x7063_6c75;
+pub(super) const APPLICATION_ID: i32 = 0x7063_6c75;
 
 /// Step n brings version n to n + 1. Only ever added to: what was once written stays readable.
 const MIGRATIONS: &[&str] = &[
@@ -25,9 +25,9 @@ const MIGRATIONS: &[&str] = &[
 const VIEWS: &str = include_str!("views.sql");
 
 /// The version that this program writes, in `PRAGMA user_version`.
-pub const VERSION: i32 = MIGRATIONS.len() as i32;
+pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
 
-pub fn check_version(operation: &'static str, path: &Path, version: i32) -> Result<(), DbError> {
+pub(super) fn check_version(operation: &'static str, path: &Path, version: i32) -> Result<(), DbError> {
     if version <= VERSION {
         return Ok(());
     }
@@ -38,16 +38,16 @@ pub fn check_version(operation: &'static str, path: &Path, version: i32) -> Resu
     Err(DbError::new(DbErrorKind::NewerSchema, operation, path, cause))
 }
 
-pub fn application_id(connection: &Connection) -> rusqlite::Result<i32> {
+pub(super) fn application_id(connection: &Connection) -> rusqlite::Result<i32> {
     connection.pragma_query_value(None, "application_id", |row| row.get(0))
 }
 
-pub fn version(connection: &Connection) -> rusqlite::Result<i32> {
+pub(super) fn version(connection: &Connection) -> rusqlite::Result<i32> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
 /// Runs the missing migrations in one transaction.
-pub fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let from = version(&transaction)?;
     if from < VERSION {

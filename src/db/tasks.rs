@@ -6,7 +6,7 @@ use rusqlite::types::Value;
 
 /// SQL with its parameters, in the order of their question marks.
 #[derive(Debug, Default)]
-pub struct Sql {
+pub(super) struct Sql {
     pub text: String,
     pub values: Vec<Value>,
 }
@@ -71,7 +71,7 @@ fn json_list(numbers: impl Iterator<Item = i64>) -> Value {
 }
 
 /// The rows, of a file of that version.
-pub fn rows(query: &TaskQuery, version: i32) -> Result<Sql, String> {
+pub(super) fn rows(query: &TaskQuery, version: i32) -> Result<Sql, String> {
     let Sql { text, mut values } = matching(query)?;
     let columns = task_columns(version, query.brief, "r.msg_id", LABEL);
     let order = match query.sort {
@@ -95,7 +95,7 @@ pub fn rows(query: &TaskQuery, version: i32) -> Result<Sql, String> {
 }
 
 /// The number of matching tasks without limit and offset.
-pub fn count(query: &TaskQuery) -> Result<Sql, String> {
+pub(super) fn count(query: &TaskQuery) -> Result<Sql, String> {
     let Sql { text, values } = matching(query)?;
     Ok(Sql {
         text: format!("SELECT count(*) {text}"),
@@ -104,7 +104,7 @@ pub fn count(query: &TaskQuery) -> Result<Sql, String> {
 }
 
 /// Whether the maps' counters answer [`count`]: nothing but maps and states is asked.
-pub fn is_counted(query: &TaskQuery) -> bool {
+pub(super) fn is_counted(query: &TaskQuery) -> bool {
     let TaskQuery {
         tasks,
         states,
@@ -119,7 +119,7 @@ pub fn is_counted(query: &TaskQuery) -> bool {
 }
 
 /// The tasks in these states, of a query that [`is_counted`].
-pub fn counted(states: &[TaskState], counts: &Counts) -> u64 {
+pub(super) fn counted(states: &[TaskState], counts: &Counts) -> u64 {
     if states.is_empty() {
         return counts.total;
     }

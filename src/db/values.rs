@@ -11,7 +11,7 @@ use rusqlite::types::ValueRef;
 
 /// A value, or a part of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FoundValue {
+pub(crate) struct FoundValue {
     /// Of all of it.
     pub size: u64,
     /// A pickle, else JSON.
@@ -22,7 +22,7 @@ pub struct FoundValue {
 impl Reader {
     /// The values of the first of these tasks, of the first one from a place on, as many as `limit` bytes hold; and why the next one
     /// cannot be had, where that is so.
-    pub fn values(&self, of: &[TaskId], start: u64, limit: usize) -> Result<(Vec<FoundValue>, Option<String>), DbError> {
+    pub(crate) fn values(&self, of: &[TaskId], start: u64, limit: usize) -> Result<(Vec<FoundValue>, Option<String>), DbError> {
         self.read("read values from", |connection| {
             let mut select = connection.prepare_cached("SELECT state, value, pickled FROM task WHERE id = ?1")?;
             let (mut found, mut room) = (Vec::new(), limit);

@@ -14,7 +14,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub struct Writer {
+pub(crate) struct Writer {
     connection: Arc<Mutex<Connection>>,
     path: PathBuf,
     /// Device and inode of the file at its opening.
@@ -35,7 +35,7 @@ pub(super) fn lock(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection>
 impl Writer {
     /// Opens the file, creates it (0600) where there is none, brings an older schema up to date. On a network file
     /// system no other process can open the file until this writer is gone.
-    pub fn open(path: &Path, durability: Durability) -> Result<Writer, DbError> {
+    pub(crate) fn open(path: &Path, durability: Durability) -> Result<Writer, DbError> {
         Writer::open_as(path, durability, file::is_network(path))
     }
 
@@ -59,7 +59,7 @@ impl Writer {
 
     /// Applies the changes in one transaction: all of them, or after an error none (the same call may then be repeated).
     /// What a change says of a map, task or request that is not there is logged and passed over.
-    pub fn apply(&mut self, changes: &[Change]) -> Result<(), DbError> {
+    pub(crate) fn apply(&mut self, changes: &[Change]) -> Result<(), DbError> {
         if changes.is_empty() {
             return Ok(());
         }
@@ -88,7 +88,7 @@ impl Writer {
     }
 
     /// Whether the file has been deleted or replaced: what is written goes into a file without a name, and ends with this process.
-    pub fn is_lost(&self) -> bool {
+    pub(crate) fn is_lost(&self) -> bool {
         match (self.identity, identity(&self.path)) {
             (Some(opened), Ok(found)) => opened != found,
             (Some(_), Err(error)) => error.kind() == std::io::ErrorKind::NotFound,
@@ -97,7 +97,7 @@ impl Writer {
     }
 
     /// Writes all that is on record into another file, which is there whole or not at all.
-    pub fn rescue(&self, to: &Path) -> Result<(), DbError> {
+    pub(crate) fn rescue(&self, to: &Path) -> Result<(), DbError> {
         let new = file::with_suffix(to, ".new");
         let io = |error: std::io::Error| DbError::io("save the records in", to, &error);
         let _ = std::fs::remove_file(&new);
@@ -115,25 +115,25 @@ impl Writer {
         std::fs::rename(&new, to).map_err(io)
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Grows with every row that is written.
-    pub fn total_changes(&self) -> i64 {
+    pub(crate) fn total_changes(&self) -> i64 {
         lock(&self.connection)
             .query_row("SELECT total_changes()", [], |row| row.get(0))
             .unwrap_or_default()
     }
 
     /// Whether [`Writer::tidy`] has something to do.
-    pub fn is_untidy(&self) -> bool {
+    pub(crate) fn is_untidy(&self) -> bool {
         self.known.untidy
     }
 
     /// One step, of some milliseconds, of what follows a purge: rows are deleted, and the file gets smaller. (A file that was
     /// made by pcluster 0.1.0 keeps its pages, for later tasks, until [`Writer::compact`].)
-    pub fn tidy(&mut self) -> Result<(), DbError> {
+    pub(crate) fn tidy(&mut self) -> Result<(), DbError> {
         let mut connection = lock(&self.connection);
         let done = connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
@@ -150,7 +150,7 @@ impl Writer {
     }
 
     /// All that follows a purge, for the file of a stopped cluster.
-    pub fn compact(&mut self) -> Result<(), DbError> {
+    pub(crate) fn compact(&mut self) -> Result<(), DbError> {
         while self.is_untidy() {
             self.tidy()?;
         }
@@ -186,7 +186,7 @@ impl Writer {
     }
 
     /// A reader beside this writer, for another thread. On a network file system it shares the writer's connection.
-    pub fn reader(&self) -> Result<Reader, DbError> {
+    pub(crate) fn reader(&self) -> Result<Reader, DbError> {
         if self.exclusive {
             Ok(Reader::over(self.connection.clone(), &self.path))
         } else {
@@ -195,17 +195,17 @@ impl Writer {
     }
 
     /// A reader over this writer's connection, for questions between two commits.
-    pub fn own_reader(&self) -> Reader {
+    pub(crate) fn own_reader(&self) -> Reader {
         Reader::over(self.connection.clone(), &self.path)
     }
 
     /// Whether all readers share this writer's connection.
-    pub fn is_exclusive(&self) -> bool {
+    pub(crate) fn is_exclusive(&self) -> bool {
         self.exclusive
     }
 
     /// Writes the log back into the file and closes it. Dropping does the same but cannot tell of failure.
-    pub fn close(self) -> Result<(), DbError> {
+    pub(crate) fn close(self) -> Result<(), DbError> {
         let failed = |error: rusqlite::Error| DbError::sqlite("close the database", &self.path, &error);
         match Arc::try_unwrap(self.connection) {
             Ok(connection) => {

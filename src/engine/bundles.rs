@@ -10,13 +10,13 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Bundles of at least this size are written on another thread.
-pub const LARGE: usize = 1 << 20;
+pub(super) const LARGE: usize = 1 << 20;
 
 /// The path of a bundle, or why it is unavailable.
 type StoredPath = Result<PathBuf, String>;
 
 #[derive(Debug, Default)]
-pub struct BundleStore {
+pub(super) struct BundleStore {
     /// Created for the first bundle.
     directory: Option<CodeDirectory>,
     paths: HashMap<String, StoredPath>,
@@ -24,7 +24,7 @@ pub struct BundleStore {
 
 /// Why a bundle could not be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WriteError {
+pub(super) enum WriteError {
     /// The bundle is invalid: no host could write it.
     Bundle(String),
     /// A problem of this host or of the transfer: another host may succeed.
@@ -33,7 +33,7 @@ pub enum WriteError {
 
 impl BundleStore {
     /// The path of the bundle with this hash.
-    pub fn path(&self, hash: &str) -> StoredPath {
+    pub(super) fn path(&self, hash: &str) -> StoredPath {
         match self.paths.get(hash) {
             Some(place) => place.clone(),
             None => Err("the engine has not received it".into()),
@@ -41,7 +41,7 @@ impl BundleStore {
     }
 
     /// Checks that tasks of this bundle can run on this host. An invalid bundle passes: its tasks fail with the reason.
-    pub fn check(&mut self, hash: &str) -> Result<(), String> {
+    pub(super) fn check(&mut self, hash: &str) -> Result<(), String> {
         match self.paths.get(hash) {
             Some(Ok(place)) if !place.is_dir() => {
                 let why = format!("{} was removed", place.display());
@@ -54,26 +54,26 @@ impl BundleStore {
     }
 
     /// Checks that files can be written.
-    pub fn probe(&mut self) -> Result<(), String> {
+    pub(super) fn probe(&mut self) -> Result<(), String> {
         let path = self.directory()?.join("probe");
         let result = fs::write(&path, [0; 4096]);
         let _ = fs::remove_file(&path);
         result.map_err(|error| format!("{}: {error}", path.display()))
     }
 
-    pub fn forget(&mut self, hash: &str) {
+    pub(super) fn forget(&mut self, hash: &str) {
         if let Some(Ok(path)) = self.paths.remove(hash) {
             remove(&path);
         }
     }
 
     /// Returns whether the bundle is not stored on this host.
-    pub fn is_missing(&self, hash: &str) -> bool {
+    pub(super) fn is_missing(&self, hash: &str) -> bool {
         !matches!(self.paths.get(hash), Some(Ok(_)))
     }
 
     /// The directory of bundles; created if necessary.
-    pub fn directory(&mut self) -> StoredPath {
+    pub(super) fn directory(&mut self) -> StoredPath {
         match &self.directory {
             Some(directory) if directory.path().is_dir() => Ok(directory.path().into()),
             _ => {
@@ -86,7 +86,7 @@ impl BundleStore {
     }
 
     /// Appends to a file of values, which their reader removes; returns its path.
-    pub fn store_values(&mut self, name: &str, is_first: bool, bytes: &[Bytes]) -> StoredPath {
+    pub(super) fn store_values(&mut self, name: &str, is_first: bool, bytes: &[Bytes]) -> StoredPath {
         let path = self.directory()?.join(name);
         let write = || -> io::Result<()> {
             let mut file = OpenOptions::new().append(true).create_new(is_first).mode(0o600).open(&path)?;
@@ -99,13 +99,13 @@ impl BundleStore {
         Ok(path)
     }
 
-    pub fn delete_values(&mut self, name: &str) {
+    pub(super) fn delete_values(&mut self, name: &str) {
         if let Some(directory) = &self.directory {
             let _ = fs::remove_file(directory.path().join(name));
         }
     }
 
-    pub fn record(&mut self, hash: String, path: StoredPath) {
+    pub(super) fn record(&mut self, hash: String, path: StoredPath) {
         if let Err(why) = &path {
             tracing::warn!(hash, "cannot write the code of a map: {why}");
         }
@@ -114,7 +114,7 @@ impl BundleStore {
 }
 
 /// Writes the files of a bundle below `directory` after checking its hash; returns the directory that contains them.
-pub fn write(directory: &Path, hash: &str, content: Bytes) -> Result<PathBuf, WriteError> {
+pub(super) fn write(directory: &Path, hash: &str, content: Bytes) -> Result<PathBuf, WriteError> {
     let bundle = Bundle::from(content);
     if bundle.hash != hash {
         return Err(WriteError::Host(format!("the received bundle does not have the hash {hash}")));

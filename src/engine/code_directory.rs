@@ -20,14 +20,14 @@ fn parents() -> [PathBuf; 3] {
 
 /// Removed when dropped.
 #[derive(Debug)]
-pub struct CodeDirectory {
+pub(crate) struct CodeDirectory {
     path: PathBuf,
     _lock: File,
 }
 
 impl CodeDirectory {
     /// Creates a directory in the first usable location for temporary files.
-    pub fn create() -> Result<CodeDirectory, String> {
+    pub(crate) fn create() -> Result<CodeDirectory, String> {
         let mut failures = Vec::new();
         for parent in parents() {
             match CodeDirectory::create_in(&parent) {
@@ -38,7 +38,7 @@ impl CodeDirectory {
         Err(format!("cannot create a directory for it ({})", failures.join(", ")))
     }
 
-    pub fn create_in(parent: &Path) -> io::Result<CodeDirectory> {
+    pub(crate) fn create_in(parent: &Path) -> io::Result<CodeDirectory> {
         let path = parent.join(format!("{PREFIX}{}", uuid::Uuid::new_v4().simple()));
         // Fails if a link or directory of this name exists.
         DirBuilder::new().mode(0o700).create(&path)?;
@@ -49,7 +49,7 @@ impl CodeDirectory {
         Ok(CodeDirectory { _lock: lock?, path })
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
@@ -70,7 +70,7 @@ fn lock(directory: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-pub fn remove(directory: &Path) {
+pub(crate) fn remove(directory: &Path) {
     if let Err(error) = fs::remove_dir_all(directory)
         && error.kind() != io::ErrorKind::NotFound
     {
@@ -79,7 +79,7 @@ pub fn remove(directory: &Path) {
 }
 
 /// Removes directories left by killed engines of this user; returns their number.
-pub fn sweep() -> usize {
+pub(crate) fn sweep() -> usize {
     let mut parents = parents().to_vec();
     parents.dedup();
     parents

@@ -27,14 +27,14 @@ const CHUNK: usize = 64 << 10;
 const SHORT_COMMAND: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
-pub enum CommandEvent {
+pub(super) enum CommandEvent {
     Output([Bytes; 2]),
     Ended(CommandEnd),
 }
 
 /// The arguments of a command for one input. `{}` is the whole input (its strings joined by spaces), `{1}`, `{2}`, … one of
 /// its strings (empty if there are fewer); without a placeholder the strings of the input are appended as arguments.
-pub fn argv(template: &[String], input: &[String]) -> Vec<String> {
+pub(super) fn argv(template: &[String], input: &[String]) -> Vec<String> {
     let mut replaced = false;
     let mut words: Vec<String> = template
         .iter()
@@ -80,7 +80,7 @@ fn fill(word: &str, input: &[String]) -> (String, bool) {
 }
 
 /// A task's input as strings: a JSON list of them, as `map` writes it; other JSON as its text.
-pub fn input_words(input: &[u8]) -> Vec<String> {
+pub(super) fn input_words(input: &[u8]) -> Vec<String> {
     fn word(value: serde_json::Value) -> String {
         match value {
             serde_json::Value::String(text) => text,
@@ -96,7 +96,7 @@ pub fn input_words(input: &[u8]) -> Vec<String> {
 
 /// A command that is running or about to start.
 #[derive(Clone, Debug, Default)]
-pub struct RunningCommand {
+pub(super) struct RunningCommand {
     /// 0 before the start.
     pid: Arc<AtomicI32>,
     /// A signal received before the start.
@@ -106,7 +106,7 @@ pub struct RunningCommand {
 
 impl RunningCommand {
     /// The process id while the command is running.
-    pub fn pid(&self) -> Option<i32> {
+    pub(super) fn pid(&self) -> Option<i32> {
         Some(self.pid.load(Ordering::SeqCst)).filter(|pid| *pid > 0)
     }
 
@@ -114,7 +114,7 @@ impl RunningCommand {
         self.signalled.load(Ordering::SeqCst)
     }
 
-    pub fn signal(&self, signal: i32) {
+    pub(super) fn signal(&self, signal: i32) {
         self.signalled.store(true, Ordering::SeqCst);
         match self.pid.load(Ordering::SeqCst) {
             0 => {
@@ -128,7 +128,7 @@ impl RunningCommand {
     }
 }
 
-pub struct CommandSpec {
+pub(super) struct CommandSpec {
     pub argv: Vec<String>,
     pub options: MapOptions,
     /// The engine's own working directory and environment for tasks.
@@ -137,7 +137,13 @@ pub struct CommandSpec {
 }
 
 /// Runs one command to its end; reports its output and its end.
-pub async fn run(to_run: CommandSpec, forker: Forker, running: RunningCommand, events: Sender<CommandEvent>, clock: fn() -> UnixTime) {
+pub(super) async fn run(
+    to_run: CommandSpec,
+    forker: Forker,
+    running: RunningCommand,
+    events: Sender<CommandEvent>,
+    clock: fn() -> UnixTime,
+) {
     let started = clock();
     let how = run_inner(&to_run, &forker, &running, &events).await;
     running.pid.store(-1, Ordering::SeqCst);
@@ -323,7 +329,7 @@ fn missing_interpreter(program: &str, directory: Option<&str>) -> Option<String>
     ))
 }
 
-pub fn host() -> String {
+pub(super) fn host() -> String {
     nix::unistd::gethostname().map_or_else(|_| "this host".into(), |name| name.to_string_lossy().into_owned())
 }
 

@@ -21,7 +21,7 @@ const SHELL: &std::ffi::CStr = c"/bin/sh";
 const STACK: usize = 128 << 10;
 
 /// A program with its arguments, environment and working directory.
-pub struct Program {
+pub(crate) struct Program {
     /// The name, resolved with the environment's `PATH`, and the arguments.
     pub argv: Vec<String>,
     pub environment: BTreeMap<OsString, OsString>,
@@ -65,7 +65,7 @@ impl Program {
     }
 
     /// The program as a command of the standard library.
-    pub fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let (name, arguments) = self.argv.split_first().map_or(("", &[][..]), |(name, rest)| (name, rest));
         let mut command = Command::new(name);
         command.args(arguments).env_clear().envs(&self.environment);
@@ -77,13 +77,13 @@ impl Program {
 }
 
 /// A started process, with a pidfd that is readable when it ends.
-pub struct StartedProcess {
+pub(super) struct StartedProcess {
     pub pid: Pid,
     pub end: OwnedFd,
 }
 
 /// Returns whether the kernel supports pidfds (Linux 5.3 for all operations used).
-pub fn is_supported() -> bool {
+pub(super) fn is_supported() -> bool {
     open_pidfd(getpid()).is_ok()
 }
 
@@ -100,7 +100,7 @@ fn open_pidfd(pid: Pid) -> io::Result<OwnedFd> {
 }
 
 /// Starts programs, one at a time.
-pub struct Starter {
+pub(super) struct Starter {
     /// The child's stack.
     stack: Vec<u128>,
     /// The location of the last program, which is tried first (shells do the same).
@@ -140,7 +140,7 @@ struct ChildContext {
 
 impl Starter {
     /// Starts a program in a new session, with these files as stdin, stdout and stderr. The kernel kills it when the calling thread ends.
-    pub fn start(&mut self, program: &Program, stdio: [BorrowedFd<'_>; 3]) -> io::Result<StartedProcess> {
+    pub(super) fn start(&mut self, program: &Program, stdio: [BorrowedFd<'_>; 3]) -> io::Result<StartedProcess> {
         let pointers = |exec_strings: &[CString]| {
             let pointers = exec_strings.iter().map(|text| text.as_ptr());
             pointers.chain([std::ptr::null()]).collect::<Vec<_>>()
@@ -207,7 +207,7 @@ impl Starter {
 }
 
 /// Reaps a child that has ended or will end soon.
-pub fn wait_for_exit(pid: Pid) -> io::Result<ExitStatus> {
+pub(super) fn wait_for_exit(pid: Pid) -> io::Result<ExitStatus> {
     let mut status = 0;
     loop {
         #[expect(unsafe_code, reason = "nix cannot represent an end by a real-time signal")]

@@ -23,7 +23,7 @@ enum StartRequest {
 }
 
 #[derive(Clone)]
-pub struct Forker {
+pub(crate) struct Forker {
     requests: mpsc::Sender<StartRequest>,
     /// Start programs with `CLONE_VM`, without copying the engine's page tables.
     uses_clone_vm: bool,
@@ -31,7 +31,7 @@ pub struct Forker {
 }
 
 /// A started program.
-pub struct StartedProgram {
+pub(crate) struct StartedProgram {
     pub pid: i32,
     /// The non-blocking read ends of its pipes.
     pub stdout: OwnedFd,
@@ -49,7 +49,7 @@ enum ExitWaiter {
 
 impl Forker {
     /// Must be called within a tokio runtime.
-    pub fn new() -> io::Result<Forker> {
+    pub(crate) fn new() -> io::Result<Forker> {
         Forker::with_clone_vm(exec::is_supported())
     }
 
@@ -78,12 +78,12 @@ impl Forker {
         })
     }
 
-    pub fn reaper(&self) -> &Arc<OrphanReaper> {
+    pub(crate) fn reaper(&self) -> &Arc<OrphanReaper> {
         &self.reaper
     }
 
     /// Starts a process in a new session. The kernel sends it `at_death` when the engine dies; the descriptors `kept` stay open in it.
-    pub async fn spawn(&self, mut command: Command, kept: Vec<RawFd>, at_death: Signal) -> io::Result<Child> {
+    pub(crate) async fn spawn(&self, mut command: Command, kept: Vec<RawFd>, at_death: Signal) -> io::Result<Child> {
         let engine = getpid();
         #[expect(unsafe_code, reason = "between fork and exec only system calls are made")]
         unsafe {
@@ -100,7 +100,7 @@ impl Forker {
     }
 
     /// Starts the program of a task, with an empty stdin and pipes as stdout and stderr.
-    pub async fn start(&self, mut program: Program) -> io::Result<StartedProgram> {
+    pub(crate) async fn start(&self, mut program: Program) -> io::Result<StartedProgram> {
         let owner = self.reaper.owner();
         program.environment.insert(MARK.into(), owner.mark().into());
         let (owner, reaper) = (Some(owner), self.reaper.clone());
@@ -155,7 +155,7 @@ impl Forker {
 
 impl StartedProgram {
     /// Waits for its end. Cancellation safe.
-    pub async fn wait(&mut self) -> io::Result<ExitStatus> {
+    pub(crate) async fn wait(&mut self) -> io::Result<ExitStatus> {
         let status = match &mut self.end {
             ExitWaiter::Child(child) => child.wait().await,
             ExitWaiter::Pidfd(pid, end) => {
@@ -168,7 +168,7 @@ impl StartedProgram {
     }
 
     /// Ends its leftover processes after its end, and waits for that.
-    pub async fn sweep(&self) {
+    pub(crate) async fn sweep(&self) {
         self.reaper.sweep().await;
     }
 }

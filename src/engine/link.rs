@@ -19,7 +19,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between rounds over all addresses.
 const ROUND_PAUSE: Duration = Duration::from_millis(500);
 
-pub struct Link {
+pub(super) struct Link {
     pub socket: Socket,
     /// Connections of the socket, which reconnects automatically to the same address.
     pub connections: Connections,
@@ -39,9 +39,9 @@ pub struct Link {
 const MAX_UNRECORDED_BYTES: usize = 512 << 20;
 
 /// Upper bound of a message's size beyond its parts: header, signature, and some bytes for each frame.
-pub const MESSAGE_OVERHEAD: usize = 16 << 10;
+pub(super) const MESSAGE_OVERHEAD: usize = 16 << 10;
 
-pub fn unix_now() -> UnixTime {
+pub(super) fn unix_now() -> UnixTime {
     let since = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default();
@@ -59,7 +59,7 @@ struct FirstMessage<'a> {
 impl Link {
     /// Tries each address of the controller, then the ssh server of the file if it has one; repeats this until an address answers or
     /// the time limit is reached.
-    pub async fn connect(settings: &mut EngineSettings, register: &Register) -> Result<(Link, Registered), EngineError> {
+    pub(super) async fn connect(settings: &mut EngineSettings, register: &Register) -> Result<(Link, Registered), EngineError> {
         let first = FirstMessage {
             uuid: &register.facts.uuid,
             msg_type: REGISTER,
@@ -96,7 +96,7 @@ impl Link {
     }
 
     /// Reconnects to a controller that may still know the engine. Its first answer tells whether the engine must register again.
-    pub async fn reconnect(settings: &EngineSettings, uuid: &EngineUuid) -> Result<(Link, Message), String> {
+    pub(super) async fn reconnect(settings: &EngineSettings, uuid: &EngineUuid) -> Result<(Link, Message), String> {
         let first = FirstMessage {
             uuid,
             msg_type: HEARTBEAT,
@@ -221,14 +221,14 @@ impl Link {
     }
 
     /// Continues the session of the previous connection: engine id, message counter, unrecorded replies.
-    pub fn take_over(&mut self, previous: Link) {
+    pub(super) fn take_over(&mut self, previous: Link) {
         (self.id, self.session) = (previous.id, previous.session);
         (self.unrecorded, self.unrecorded_bytes) = (previous.unrecorded, previous.unrecorded_bytes);
         self.max_message = previous.max_message;
     }
 
     /// Returns None, with a warning in the log, if the signature is invalid or the channel unknown.
-    pub fn open(&mut self, frames: Frames) -> Option<(Channel, Message)> {
+    pub(super) fn open(&mut self, frames: Frames) -> Option<(Channel, Message)> {
         let channel = frames.first().and_then(|frame| Channel::from_frame(frame));
         match (channel, self.session.open(frames)) {
             (Some(channel), Ok(message)) => Some((channel, message)),
@@ -243,30 +243,30 @@ impl Link {
         }
     }
 
-    pub fn send_native<T: Serialize + ?Sized>(&mut self, msg_type: &str, content: &T) {
+    pub(super) fn send_native<T: Serialize + ?Sized>(&mut self, msg_type: &str, content: &T) {
         self.send_with_buffers(msg_type, content, Vec::new());
     }
 
-    pub fn send_with_buffers<T: Serialize + ?Sized>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
+    pub(super) fn send_with_buffers<T: Serialize + ?Sized>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
         let mut message = self.message(msg_type, None, content);
         message.buffers = buffers;
         self.send(Channel::Native, &[], &message);
     }
 
     /// Creates a message whose metadata names the engine.
-    pub fn message<T: Serialize + ?Sized>(&mut self, msg_type: &str, parent: Option<&Bytes>, content: &T) -> Message {
+    pub(super) fn message<T: Serialize + ?Sized>(&mut self, msg_type: &str, parent: Option<&Bytes>, content: &T) -> Message {
         let mut message = self.session.message(&unix_now().to_iso(), msg_type, parent, content);
         message.metadata_json = to_json(&serde_json::json!({ "engine": self.uuid }));
         message
     }
 
     /// Returns whether the message exceeds the controller's limit: it would close the connection.
-    pub fn is_too_large(&self, message: &Message) -> bool {
+    pub(super) fn is_too_large(&self, message: &Message) -> bool {
         size(message) + message.metadata_json.len() + message.parent_json.len() + MESSAGE_OVERHEAD > self.max_message
     }
 
     /// Sends a reply to a request and keeps it until the controller has recorded it.
-    pub fn reply(&mut self, msg_id: &str, channel: Channel, route: &[Bytes], message: Message) {
+    pub(super) fn reply(&mut self, msg_id: &str, channel: Channel, route: &[Bytes], message: Message) {
         self.send(channel, route, &message);
         self.unrecorded_bytes += size(&message);
         self.unrecorded.push_back((msg_id.to_string(), channel, route.to_vec(), message));
@@ -279,7 +279,7 @@ impl Link {
         }
     }
 
-    pub fn recorded(&mut self, msg_ids: &[String]) {
+    pub(super) fn recorded(&mut self, msg_ids: &[String]) {
         let recorded: HashSet<&String> = msg_ids.iter().collect();
         let bytes = &mut self.unrecorded_bytes;
         self.unrecorded.retain(|(id, _, _, message)| {
@@ -289,12 +289,12 @@ impl Link {
         });
     }
 
-    pub fn unrecorded(&self) -> impl Iterator<Item = String> {
+    pub(super) fn unrecorded(&self) -> impl Iterator<Item = String> {
         self.unrecorded.iter().map(|(id, ..)| id.clone())
     }
 
     /// Sends unrecorded replies again with new headers: an identical message would be rejected as a replay.
-    pub fn resend_unrecorded(&mut self) {
+    pub(super) fn resend_unrecorded(&mut self) {
         for (_, channel, route, message) in self.unrecorded.clone() {
             let mut again = self.message(message.msg_type(), Some(&message.parent_json), &());
             again.metadata_json = message.metadata_json;
@@ -305,7 +305,7 @@ impl Link {
     }
 
     /// Sends a message; `route` is placed between the channel and the delimiter.
-    pub fn send(&self, channel: Channel, route: &[Bytes], message: &Message) {
+    pub(super) fn send(&self, channel: Channel, route: &[Bytes], message: &Message) {
         let mut prefix = vec![Bytes::from_static(channel.frame())];
         prefix.extend_from_slice(route);
         if let Err(e) = self.socket.send(self.session.seal(&prefix, message)) {

@@ -8,7 +8,7 @@ const MAX_PROCESSES: usize = 10_000;
 
 /// Resident bytes of a process and all its descendants. Pages shared by several processes (with a fork, with the interpreter) count
 /// once; measuring that is slower, so it is done only if the plain sum exceeds the limit.
-pub fn of_group(pid: i32, limit: u64) -> u64 {
+pub(super) fn of_group(pid: i32, limit: u64) -> u64 {
     let (mut processes, mut at, mut resident_bytes) = (vec![pid], 0, 0);
     while let Some(pid) = processes.get(at).copied().filter(|_| at < MAX_PROCESSES) {
         at += 1;
@@ -41,7 +41,7 @@ fn resident(pid: i32) -> u64 {
 }
 
 /// Direct child processes, running or not reaped.
-pub fn children(pid: i32) -> Vec<i32> {
+pub(super) fn children(pid: i32) -> Vec<i32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let listed = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
     listed

@@ -1,9 +1,9 @@
 //! The engine: one process, one slot. It receives tasks from the controller, dispatches them to Python workers or runs them as
 //! commands, and keeps every result until the controller has recorded it. User code never runs in this process.
 mod bundles;
-pub mod code_directory;
+pub(crate) mod code_directory;
 mod command;
-pub mod core;
+pub(crate) mod core;
 mod driver;
 mod exec;
 mod forker;
@@ -11,16 +11,16 @@ mod link;
 mod memory;
 mod orphans;
 mod requests;
-pub mod settings;
+pub(crate) mod settings;
 mod ssh_tunnel;
 #[cfg(test)]
 mod tests;
-pub mod worker;
+pub(crate) mod worker;
 
-pub use settings::EngineSettings;
+pub(crate) use settings::EngineSettings;
 
 #[derive(Debug, thiserror::Error)]
-pub enum EngineError {
+pub(crate) enum EngineError {
     /// The connection file cannot be used.
     #[error("{0}")]
     BadConnectionFile(String),
@@ -39,7 +39,7 @@ pub enum EngineError {
 
 /// Runs one engine until its controller or SIGTERM stops it. SIGINT interrupts the running unit, and ends an idle engine on a
 /// terminal; SIGUSR1 and SIGUSR2 are passed to the worker, or are a batch system's warning.
-pub async fn run(settings: EngineSettings) -> Result<(), EngineError> {
+pub(crate) async fn run(settings: EngineSettings) -> Result<(), EngineError> {
     // Spawned, because waking a task on a runtime thread is cheaper than waking `block_on`.
     match tokio::spawn(driver::Driver::new(settings)?.run()).await {
         Ok(ended) => ended,

@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 /// The environment variable that every process of a worker or a command inherits.
-pub const MARK: &str = "PCLUSTER_WORKER";
+pub(super) const MARK: &str = "PCLUSTER_WORKER";
 /// How long to wait for the end of killed processes.
 const MAX_WAIT: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
@@ -25,7 +25,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(1);
 const REAP_DELAY: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
-pub struct OrphanReaper {
+pub(crate) struct OrphanReaper {
     /// A unique id, different also from that of an engine inside of a task.
     engine: String,
     last: AtomicU64,
@@ -38,7 +38,7 @@ pub struct OrphanReaper {
 
 /// Triggers the end of a worker's or command's leftover processes when dropped.
 #[derive(Debug)]
-pub struct ProcessOwner {
+pub(crate) struct ProcessOwner {
     pub number: u64,
     reaper: Arc<OrphanReaper>,
     is_swept: bool,
@@ -46,12 +46,12 @@ pub struct ProcessOwner {
 
 impl ProcessOwner {
     /// The value of [`MARK`].
-    pub fn mark(&self) -> String {
+    pub(crate) fn mark(&self) -> String {
         format!("{}.{}", self.reaper.engine, self.number)
     }
 
     /// Ends the ownership without triggering a sweep: the caller sweeps.
-    pub fn end(mut self) {
+    pub(crate) fn end(mut self) {
         self.is_swept = true;
     }
 }
@@ -67,14 +67,14 @@ impl Drop for ProcessOwner {
 
 impl OrphanReaper {
     /// Makes this process the parent of orphans.
-    pub fn adopt_orphans() {
+    pub(crate) fn adopt_orphans() {
         if let Err(error) = set_child_subreaper(true) {
             tracing::warn!("cannot adopt orphaned processes; processes that tasks leave behind may keep running: {error}");
         }
     }
 
     /// Must be called within a tokio runtime.
-    pub fn new() -> Arc<OrphanReaper> {
+    pub(crate) fn new() -> Arc<OrphanReaper> {
         let reaper = Arc::new(OrphanReaper {
             engine: uuid::Uuid::new_v4().simple().to_string(),
             last: AtomicU64::new(0),
@@ -99,7 +99,7 @@ impl OrphanReaper {
         reaper
     }
 
-    pub fn owner(self: &Arc<Self>) -> ProcessOwner {
+    pub(crate) fn owner(self: &Arc<Self>) -> ProcessOwner {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         self.lock().insert(number);
         ProcessOwner {
@@ -109,12 +109,12 @@ impl OrphanReaper {
         }
     }
 
-    pub fn spare_unmarked(&self, keeps: bool) {
+    pub(crate) fn spare_unmarked(&self, keeps: bool) {
         self.spares_unmarked.store(keeps, Ordering::SeqCst);
     }
 
     /// Ends all leftover processes and waits for their end.
-    pub async fn sweep(&self) {
+    pub(crate) async fn sweep(&self) {
         let until = Instant::now() + MAX_WAIT;
         while self.sweep_once() && Instant::now() < until {
             tokio::time::sleep(POLL_INTERVAL).await;
@@ -122,7 +122,7 @@ impl OrphanReaper {
     }
 
     /// Ends all remaining processes when the engine exits.
-    pub async fn end_all(&self) {
+    pub(crate) async fn end_all(&self) {
         self.lock().clear();
         self.spare_unmarked(false);
         self.sweep().await;

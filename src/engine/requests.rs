@@ -12,17 +12,17 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 /// Publishes `status: busy` on iopub. The controller publishes `idle` when it has the reply.
-pub fn busy(link: &mut Link, request: &Request) {
+pub(super) fn busy(link: &mut Link, request: &Request) {
     iopub(link, request, "status", "status", &json!({ "execution_state": "busy" }));
 }
 
-pub fn stream(link: &mut Link, request: &Request, stderr: bool, text: &str) {
+pub(super) fn stream(link: &mut Link, request: &Request, stderr: bool, text: &str) {
     let name = if stderr { "stderr" } else { "stdout" };
     iopub(link, request, "stream", name, &json!({ "name": name, "text": text }));
 }
 
 /// Publishes a message of IPython for the request with the header `parent`.
-pub fn publish(link: &mut Link, parent: Option<&Bytes>, published: Published) {
+pub(super) fn publish(link: &mut Link, parent: Option<&Bytes>, published: Published) {
     let Published {
         kind,
         topic,
@@ -67,7 +67,7 @@ fn iopub(link: &mut Link, request: &Request, kind: &str, topic: &str, content: &
 }
 
 /// Sends `apply_reply` or `execute_reply`, with the metadata that ipyparallel's schedulers and clients use.
-pub fn reply(link: &mut Link, request: &Request, started: UnixTime, reply: RequestReply, uuid: &EngineUuid) {
+pub(super) fn reply(link: &mut Link, request: &Request, started: UnixTime, reply: RequestReply, uuid: &EngineUuid) {
     let mut message = reply_message(link, request, started, reply, uuid);
     if link.is_too_large(&message) {
         let bytes = message.content_json.len() + message.buffers.iter().map(Bytes::len).sum::<usize>();
@@ -130,13 +130,13 @@ fn reply_message(link: &mut Link, request: &Request, started: UnixTime, reply: R
 }
 
 /// Answers a successful control request.
-pub fn control_reply(link: &mut Link, kind: &str, request: &Message) {
+pub(super) fn control_reply(link: &mut Link, kind: &str, request: &Message) {
     let message = link.message(kind, Some(&request.header_json), &json!({ "status": "ok" }));
     link.send(Channel::Control, request.identities.get(1..).unwrap_or_default(), &message);
 }
 
 /// The requests that an `abort_request` names; None: all.
-pub fn abort_ids(message: &Message) -> Option<Vec<String>> {
+pub(super) fn abort_ids(message: &Message) -> Option<Vec<String>> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Ids {
@@ -156,7 +156,7 @@ pub fn abort_ids(message: &Message) -> Option<Vec<String>> {
 }
 
 /// The signal of a `signal_request`: a number, or a name such as `SIGINT`.
-pub fn signal_number(message: &Message) -> Option<i32> {
+pub(super) fn signal_number(message: &Message) -> Option<i32> {
     let content: Value = message.content().ok()?;
     match content.get("sig")? {
         Value::Number(number) => number.as_i64().and_then(|number| i32::try_from(number).ok()),

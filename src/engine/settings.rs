@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 /// One engine's settings.
 #[derive(Clone, Debug)]
-pub struct EngineSettings {
+pub(crate) struct EngineSettings {
     /// The engine file's content.
     pub connection: ConnectionFile,
     /// The engine file, to be read again when its controller is silent.
@@ -43,7 +43,7 @@ pub struct EngineSettings {
 
 impl EngineSettings {
     /// The defaults for a connection file.
-    pub fn new(connection: ConnectionFile) -> EngineSettings {
+    pub(crate) fn new(connection: ConnectionFile) -> EngineSettings {
         EngineSettings {
             connection,
             file: None,
@@ -65,12 +65,12 @@ impl EngineSettings {
     }
 
     /// The current content of the engine file if the controller has moved.
-    pub fn moved(&self) -> Option<ConnectionFile> {
+    pub(crate) fn moved(&self) -> Option<ConnectionFile> {
         self.connection.moved(self.file.as_deref()?)
     }
 
     /// Addresses of the controller, in the order in which to try them.
-    pub fn addresses(&self) -> Vec<String> {
+    pub(crate) fn addresses(&self) -> Vec<String> {
         let mut addresses: Vec<String> = self.location.iter().cloned().collect();
         match &self.connection.pcluster {
             Some(keys) if !keys.addresses.is_empty() => addresses.extend(keys.addresses.iter().cloned()),
@@ -81,7 +81,7 @@ impl EngineSettings {
 }
 
 /// The interpreter to use: the configured one, that of the active virtual environment, or `python3`.
-pub fn interpreter(set: Option<&str>) -> String {
+pub(crate) fn interpreter(set: Option<&str>) -> String {
     if let Some(python) = set {
         return match (python.strip_prefix("~/"), std::env::var("HOME")) {
             (Some(rest), Ok(home)) => format!("{home}/{rest}"),
@@ -96,7 +96,7 @@ pub fn interpreter(set: Option<&str>) -> String {
 
 /// The time between a batch system's warning and SIGKILL, in seconds; None if unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct BatchJob {
+pub(crate) struct BatchJob {
     /// After SIGTERM.
     pub after_term_s: Option<f64>,
     /// After SIGUSR1 or SIGUSR2.
@@ -105,7 +105,7 @@ pub struct BatchJob {
 
 impl BatchJob {
     /// As set by the job's script.
-    pub fn of_this_process() -> BatchJob {
+    pub(crate) fn of_this_process() -> BatchJob {
         BatchJob {
             after_term_s: seconds("PCLUSTER_AFTER_TERM"),
             after_user_s: seconds("PCLUSTER_AFTER_USR"),
@@ -119,7 +119,7 @@ fn seconds(name: &str) -> Option<f64> {
 }
 
 /// The batch job of this process, as set by the job's script.
-pub fn job() -> String {
+pub(crate) fn job() -> String {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     match (variable("PCLUSTER_JOB"), variable("PCLUSTER_ELEMENT")) {
         (Some(job), Some(element)) => format!("{job}.{element}"),
@@ -129,7 +129,7 @@ pub fn job() -> String {
 }
 
 /// The job's time limit, as set by the script or by Slurm (sbatch(1), "OUTPUT ENVIRONMENT VARIABLES").
-pub fn ends() -> Option<UnixTime> {
+pub(crate) fn ends() -> Option<UnixTime> {
     let ends = ["PCLUSTER_ENDS", "SLURM_JOB_END_TIME"].into_iter().find_map(seconds);
     ends.map(UnixTime)
 }

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// Closes its ssh connection when dropped.
-pub struct SshTunnel {
+pub(super) struct SshTunnel {
     daemon: JoinHandle<Result<(), TunnelError>>,
     /// The local port on the loopback interface.
     pub port: u16,
@@ -46,7 +46,7 @@ impl Target for ControllerTarget {
 
 impl SshTunnel {
     /// Opens the tunnel. `server` is `[user@]host[:port]`, in ipyparallel's syntax.
-    pub async fn open(server: &str, addresses: &[String], port: u16) -> Result<SshTunnel, TunnelError> {
+    pub(super) async fn open(server: &str, addresses: &[String], port: u16) -> Result<SshTunnel, TunnelError> {
         let server = Destination::parse(&for_ssh(server))?;
         let (sender, found) = oneshot::channel();
         let controller = ControllerTarget {

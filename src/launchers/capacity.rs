@@ -22,7 +22,7 @@ const CONTROLLER_FILES: u64 = 128;
 
 /// One limit, and the number of further engines that it allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limit {
+pub(crate) struct Limit {
     pub fits: u64,
     /// A description of the limit with its values and its source.
     pub words: String,
@@ -30,7 +30,7 @@ pub struct Limit {
 
 /// The host's limits, each with its current usage.
 #[derive(Clone, Debug, Default)]
-pub struct Host {
+pub(crate) struct Host {
     /// Threads of this user.
     pub user_tasks: Option<(u64, u64)>,
     /// Threads of a control group, and the file that defines the limit.
@@ -46,7 +46,7 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn this() -> Host {
+    pub(crate) fn this() -> Host {
         let groups = groups();
         let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
         let all = fs::read_to_string("/proc/loadavg").ok();
@@ -65,7 +65,7 @@ impl Host {
     }
 
     /// All known limits, the strictest first.
-    pub fn limits(&self) -> Vec<Limit> {
+    pub(crate) fn limits(&self) -> Vec<Limit> {
         let tasks = |limit: u64, used: u64| limit.saturating_sub(used).saturating_sub(CONTROLLER_TASKS) / TASKS;
         let memory = |free: u64| free.saturating_sub(CONTROLLER_MEMORY) / MEMORY;
         let mb = |bytes: u64| format!("{} MB", bytes >> 20);
@@ -105,7 +105,7 @@ impl Host {
         limits
     }
 
-    pub fn check(&self, engines: u32) -> Result<(), LaunchError> {
+    pub(crate) fn check(&self, engines: u32) -> Result<(), LaunchError> {
         match self.limits().into_iter().next() {
             Some(limit) if limit.fits < u64::from(engines) => Err(LaunchError::NoRoom {
                 engines,

@@ -18,7 +18,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 const OUTPUT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Runs commands, locally or elsewhere.
-pub trait Runner: Send + Sync {
+pub(crate) trait Runner: Send + Sync {
     /// Returns the command's output, whatever its exit code. Kills the command when the timeout
     /// expires.
     fn run(&self, command: &CommandLine, timeout: Duration) -> Result<CommandOutput, RunError>;
@@ -26,7 +26,7 @@ pub trait Runner: Send + Sync {
 
 /// Why a command produced no output.
 #[derive(Debug, thiserror::Error)]
-pub enum RunError {
+pub(crate) enum RunError {
     #[error("{program}: command not found")]
     NotFound { program: String },
     #[error("{program}: {source}")]
@@ -38,7 +38,7 @@ pub enum RunError {
 /// Runs commands on this host. Each command has its own process group: Ctrl-C in the shell does not
 /// reach it, and a timeout also kills its children.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct LocalRunner;
+pub(crate) struct LocalRunner;
 
 impl Runner for LocalRunner {
     fn run(&self, line: &CommandLine, timeout: Duration) -> Result<CommandOutput, RunError> {

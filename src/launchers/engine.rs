@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// The program and arguments of the controller.
-pub fn controller_command(launch: &ControllerLaunch) -> (PathBuf, Vec<OsString>) {
+pub(crate) fn controller_command(launch: &ControllerLaunch) -> (PathBuf, Vec<OsString>) {
     let mut arguments: Vec<OsString> = vec![
         "controller".into(),
         "--supervise".into(),
@@ -20,14 +20,14 @@ pub fn controller_command(launch: &ControllerLaunch) -> (PathBuf, Vec<OsString>)
     (launch.program.clone(), arguments)
 }
 
-pub fn settings_arguments(settings: &[(String, String)]) -> impl Iterator<Item = OsString> {
+pub(crate) fn settings_arguments(settings: &[(String, String)]) -> impl Iterator<Item = OsString> {
     settings
         .iter()
         .flat_map(|(key, value)| ["--set".into(), format!("{key}={value}").into()])
 }
 
 /// The program and arguments of one engine, with its supervisor.
-pub fn engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
+pub(crate) fn engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
     let (program, mut arguments) = unsupervised_engine_command(launch)?;
     match launch.kind {
         EngineKind::Pcluster => arguments.insert(1, "--supervise".into()),
@@ -41,7 +41,7 @@ pub fn engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>)
 }
 
 /// The program and arguments of one engine, without a supervisor.
-pub fn unsupervised_engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
+pub(crate) fn unsupervised_engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
     let file = launch.profile.engine_file(&launch.cluster_id);
     if launch.kind == EngineKind::Ipengine {
         let (program, mut arguments) = ipengine(launch)?;

@@ -3,7 +3,7 @@ use std::io;
 use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
-pub enum LaunchError {
+pub(crate) enum LaunchError {
     #[error("unknown launcher {name:?} (available: {})", super::known().join(", "))]
     UnknownLauncher { name: String },
     #[error("cannot start {}: {source}", program.display())]
@@ -71,7 +71,7 @@ pub enum LaunchError {
 
 impl LaunchError {
     /// A suggested action.
-    pub fn hint(&self) -> Option<String> {
+    pub(crate) fn hint(&self) -> Option<String> {
         match self {
             LaunchError::UnknownLauncher { .. } => Some("omit --launcher, or set launcher.engines in the profile's pcluster.yaml".into()),
             LaunchError::NoPython { .. } | LaunchError::OldPython { .. } => {

@@ -11,7 +11,7 @@ use super::batch::{
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
-pub struct HtCondor;
+pub(crate) struct HtCondor;
 
 const ATTRIBUTES: &str = "ClusterId,ProcId,JobStatus,JobBatchName,HoldReason,RemoveReason,RemoteHost,LastRemoteHost,ExitCode,ExitBySignal";
 

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 /// One launch. Its members are its processes, followed by the elements of its jobs. Members are
 /// identified by their index.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Launched {
+pub(crate) struct Launched {
     pub launcher: String,
     /// The host that launched it. Its processes run on this host unless they name another one.
     pub host: String,
@@ -43,7 +43,7 @@ pub struct Launched {
 
 /// Everything needed to start the same engines again, except the profile.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Recipe {
+pub(crate) struct Recipe {
     pub program: PathBuf,
     pub settings: Vec<(String, String)>,
     pub kind: EngineKind,
@@ -56,7 +56,7 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    pub fn of(launch: &EnginesLaunch, max_restarts: u32) -> Recipe {
+    pub(crate) fn of(launch: &EnginesLaunch, max_restarts: u32) -> Recipe {
         Recipe {
             program: launch.program.clone(),
             settings: launch.settings.clone(),
@@ -70,7 +70,7 @@ impl Recipe {
     }
 
     /// Launches `n` more engines; `first` is the number of the first one.
-    pub fn launch(&self, profile: &ProfileDir, cluster_id: &str, n: u32, first: u32) -> EnginesLaunch {
+    pub(crate) fn launch(&self, profile: &ProfileDir, cluster_id: &str, n: u32, first: u32) -> EnginesLaunch {
         EnginesLaunch {
             program: self.program.clone(),
             profile: profile.clone(),
@@ -88,7 +88,7 @@ impl Recipe {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Process {
+pub(crate) struct Process {
     #[serde(flatten)]
     pub id: ProcessId,
     pub log: PathBuf,
@@ -118,7 +118,7 @@ pub struct Process {
 
 /// A job of a batch system: a single job, or an array.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct BatchJob {
+pub(crate) struct BatchJob {
     /// The id that the batch system's commands accept.
     pub id: String,
     /// Unique among this user's jobs: finds a submission whose acknowledgement was lost.
@@ -171,7 +171,7 @@ fn one() -> u32 {
 
 /// One process, or one element of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
+pub(crate) struct Member {
     /// `process 4242`, `job 18.7`.
     pub name: String,
     /// The number of engines, for launches of engines.
@@ -186,7 +186,7 @@ pub struct Member {
 /// The stage of a member's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Stage {
+pub(crate) enum Stage {
     /// In the batch system's queue: waiting, held, requeued.
     Queued,
     Running,
@@ -198,11 +198,11 @@ pub enum Stage {
 }
 
 /// The word for a job that was submitted but not reported by the batch system yet.
-pub const SUBMITTED: &str = "submitted";
+pub(crate) const SUBMITTED: &str = "submitted";
 
 /// The state of a member, with details beyond the stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemberState {
+pub(crate) struct MemberState {
     pub stage: Stage,
     /// The batch system's own term (`PENDING`), or a process's exit status (`exit code 3`); may be
     /// empty.
@@ -216,7 +216,7 @@ pub struct MemberState {
 /// How a batch system's job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum JobOutcome {
+pub(crate) enum JobOutcome {
     /// It exited by itself, with success or failure.
     Itself,
     Cancelled,
@@ -227,7 +227,7 @@ pub enum JobOutcome {
 }
 
 impl MemberState {
-    pub fn new(stage: Stage, word: impl Into<String>, reason: impl Into<String>) -> MemberState {
+    pub(crate) fn new(stage: Stage, word: impl Into<String>, reason: impl Into<String>) -> MemberState {
         MemberState {
             stage,
             word: word.into(),
@@ -235,38 +235,38 @@ impl MemberState {
             outcome: None,
         }
     }
-    pub fn running() -> MemberState {
+    pub(crate) fn running() -> MemberState {
         MemberState::new(Stage::Running, "", "")
     }
-    pub fn ended(how: impl Into<String>) -> MemberState {
+    pub(crate) fn ended(how: impl Into<String>) -> MemberState {
         MemberState::new(Stage::Ended, how, "")
     }
-    pub fn unknown(why: impl Into<String>) -> MemberState {
+    pub(crate) fn unknown(why: impl Into<String>) -> MemberState {
         MemberState::new(Stage::Unknown, "", why)
     }
     /// Submitted, but not reported by the batch system yet.
-    pub fn submitted() -> MemberState {
+    pub(crate) fn submitted() -> MemberState {
         MemberState::new(Stage::Queued, SUBMITTED, "")
     }
     /// `running`, `queued`, or the system's own term.
-    pub fn in_words(&self) -> &str {
+    pub(crate) fn in_words(&self) -> &str {
         match (self.stage, self.word.as_str()) {
             (Stage::Running, "") => "running",
             (Stage::Ended, "") => "ended",
             (_, word) => word,
         }
     }
-    pub fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.stage == Stage::Ended
     }
     /// Known to exist: running, queued or suspended.
-    pub fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         matches!(self.stage, Stage::Queued | Stage::Running | Stage::Suspended)
     }
 }
 
 impl Launched {
-    pub fn new(launcher: &str, host: String) -> Launched {
+    pub(crate) fn new(launcher: &str, host: String) -> Launched {
         Launched {
             launcher: launcher.into(),
             host,
@@ -275,14 +275,14 @@ impl Launched {
     }
 
     /// The number of members.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.processes.len() + self.jobs.iter().map(|job| job.elements.len()).sum::<usize>()
     }
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    pub fn members(&self) -> Vec<Member> {
+    pub(crate) fn members(&self) -> Vec<Member> {
         let processes = self.processes.iter().map(|process| Member {
             name: match &process.on {
                 Some(host) => format!("process {} on {host}", process.id.pid),
@@ -297,13 +297,13 @@ impl Launched {
     }
 
     /// The number of engines, excluding those that were requested to leave.
-    pub fn engines(&self) -> usize {
+    pub(crate) fn engines(&self) -> usize {
         let staying = self.members().into_iter().filter(|member| !member.leaving);
         staying.map(|member| member.engines as usize).sum()
     }
 
     /// The state files of its reverse tunnels, without duplicates.
-    pub fn tunnels(&self) -> Vec<PathBuf> {
+    pub(crate) fn tunnels(&self) -> Vec<PathBuf> {
         let mut all = Vec::new();
         for file in self.processes.iter().filter_map(|process| process.tunnel.as_ref()) {
             if !all.contains(file) {
@@ -314,7 +314,7 @@ impl Launched {
     }
 
     /// Keeps only the members for which `wanted` returns true, by index.
-    pub fn only(&self, wanted: impl Fn(usize) -> bool) -> Launched {
+    pub(crate) fn only(&self, wanted: impl Fn(usize) -> bool) -> Launched {
         let mut part = self.clone();
         let mut index = 0;
         let mut next = || {
@@ -332,12 +332,12 @@ impl Launched {
 
 impl BatchJob {
     /// Whether no element has been given up.
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.elements.len() == self.size as usize
     }
 
     /// `18.7`; just the job's id if it is not an array.
-    pub fn element_name(&self, element: u32) -> String {
+    pub(crate) fn element_name(&self, element: u32) -> String {
         match self.array {
             true => format!("{}.{element}", self.id),
             false => self.id.clone(),
@@ -345,7 +345,7 @@ impl BatchJob {
     }
 
     /// The number of engines in this element.
-    pub fn engines_of(&self, element: u32) -> u32 {
+    pub(crate) fn engines_of(&self, element: u32) -> u32 {
         let before = (element.max(1) - 1).saturating_mul(self.engines_per_element);
         self.engines.saturating_sub(before).min(self.engines_per_element)
     }
@@ -362,7 +362,7 @@ impl BatchJob {
 }
 
 /// `3 queued: Resources; 1 held`: the number of engines in each state other than running.
-pub fn in_words(members: &[Member], states: &[MemberState]) -> String {
+pub(crate) fn in_words(members: &[Member], states: &[MemberState]) -> String {
     let mut groups: Vec<(Stage, String, &str, u32)> = Vec::new();
     for (member, state) in members.iter().zip(states) {
         if state.stage == Stage::Running || state.word == SUBMITTED {
@@ -389,7 +389,7 @@ pub fn in_words(members: &[Member], states: &[MemberState]) -> String {
 
 /// The actions that were needed to end members.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct StopReport {
+pub(crate) struct StopReport {
     /// Received SIGTERM.
     pub terminated: usize,
     /// Received SIGKILL afterwards.

@@ -23,7 +23,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
-pub struct Local {
+pub(crate) struct Local {
     /// Children of this process: it must reap them, or they remain as zombies.
     children: Mutex<HashMap<u32, Child>>,
 }
@@ -127,7 +127,13 @@ impl Launcher for Local {
 
 impl Local {
     /// Starts one process with any command.
-    pub fn start_process(&self, program: PathBuf, arguments: Vec<OsString>, cwd: &Path, log: PathBuf) -> Result<Process, LaunchError> {
+    pub(crate) fn start_process(
+        &self,
+        program: PathBuf,
+        arguments: Vec<OsString>,
+        cwd: &Path,
+        log: PathBuf,
+    ) -> Result<Process, LaunchError> {
         let cwd = cwd.to_path_buf();
         self.spawn(&DaemonCommand {
             program,

@@ -8,7 +8,7 @@ const MAX_TAIL_BYTES: u64 = 16 * 1024;
 
 /// The last lines after the byte offset `from`, without blank ones; empty if there are none or the
 /// file does not exist.
-pub fn tail(log: &Path, from: u64, lines: usize) -> String {
+pub(crate) fn tail(log: &Path, from: u64, lines: usize) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(log)?;
         let length = file.metadata()?.len();

@@ -11,7 +11,7 @@ use super::batch::{
 use crate::profile::config::resources::StartMode;
 use std::path::{Path, PathBuf};
 
-pub struct Lsf;
+pub(crate) struct Lsf;
 
 /// The fields of bjobs, separated by a character that no name contains; the name is last
 /// nevertheless.

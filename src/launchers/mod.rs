@@ -8,28 +8,28 @@
 //! (the command line of an engine), [`supervisor`] (restarts processes that were killed),
 //! [`python`] (the engines' interpreter), [`command`] (runs external programs), [`logs`] (reads log
 //! files), [`error`]. Clusters, and when to start something, are the concern of other modules.
-pub mod batch;
-pub mod capacity;
-pub mod command;
-pub mod engine;
-pub mod error;
-pub mod htcondor;
-pub mod jobs;
-pub mod launched;
-pub mod local;
-pub mod logs;
-pub mod lsf;
-pub mod mpi;
-pub mod pbs;
-pub mod python;
-pub mod sge;
-pub mod slurm;
-pub mod ssh;
-pub mod supervisor;
-pub mod templates;
+pub(crate) mod batch;
+pub(crate) mod capacity;
+pub(crate) mod command;
+pub(crate) mod engine;
+pub(crate) mod error;
+pub(crate) mod htcondor;
+pub(crate) mod jobs;
+pub(crate) mod launched;
+pub(crate) mod local;
+pub(crate) mod logs;
+pub(crate) mod lsf;
+pub(crate) mod mpi;
+pub(crate) mod pbs;
+pub(crate) mod python;
+pub(crate) mod sge;
+pub(crate) mod slurm;
+pub(crate) mod ssh;
+pub(crate) mod supervisor;
+pub(crate) mod templates;
 
-pub use error::LaunchError;
-pub use launched::{BatchJob, JobOutcome, Launched, MemberState, Process, Recipe, Stage, StopReport};
+pub(crate) use error::LaunchError;
+pub(crate) use launched::{BatchJob, JobOutcome, Launched, MemberState, Process, Recipe, Stage, StopReport};
 
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
@@ -37,13 +37,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The names of all launchers.
-pub fn known() -> Vec<&'static str> {
+pub(crate) fn known() -> Vec<&'static str> {
     ["local", mpi::NAME, ssh::NAME].into_iter().chain(batch::SYSTEMS).collect()
 }
 
 /// Starts a controller or engines. Calls may take seconds (a batch system, a remote host): never
 /// make them from an async task.
-pub trait Launcher: Send + Sync {
+pub(crate) trait Launcher: Send + Sync {
     fn name(&self) -> &str;
     fn capabilities(&self) -> Capabilities {
         Capabilities::default()
@@ -77,7 +77,7 @@ pub trait Launcher: Send + Sync {
 
 /// The properties of a launcher as configured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Capabilities {
+pub(crate) struct Capabilities {
     /// Its processes may run on other hosts: the controller must listen on an address that they can
     /// reach.
     pub remote: bool,
@@ -92,7 +92,7 @@ pub struct Capabilities {
 
 /// Engines on explicitly named hosts (`--host`). Each host has its own Python, and may have its own
 /// copy of the connection file.
-pub trait RemoteHosts: Send + Sync {
+pub(crate) trait RemoteHosts: Send + Sync {
     /// The number of engines that fit on the hosts; none if unlimited.
     fn capacity(&self) -> Option<u32>;
     /// The minimum number of engines for a start to succeed.
@@ -109,7 +109,7 @@ pub trait RemoteHosts: Send + Sync {
 }
 
 /// The launcher of this name, for this profile and its configuration.
-pub fn by_name(name: &str, profile: &ProfileDir, config: &Config) -> Result<Box<dyn Launcher>, LaunchError> {
+pub(crate) fn by_name(name: &str, profile: &ProfileDir, config: &Config) -> Result<Box<dyn Launcher>, LaunchError> {
     match name {
         "local" => Ok(Box::new(local::Local::default())),
         mpi::NAME => Ok(Box::new(mpi::Mpi::new(&config.launchers.mpi))),
@@ -123,7 +123,7 @@ pub fn by_name(name: &str, profile: &ProfileDir, config: &Config) -> Result<Box<
 
 /// The parameters for starting a controller.
 #[derive(Clone, Debug)]
-pub struct ControllerLaunch {
+pub(crate) struct ControllerLaunch {
     /// The pcluster program.
     pub program: PathBuf,
     pub profile: ProfileDir,
@@ -136,7 +136,7 @@ pub struct ControllerLaunch {
 
 /// The parameters for starting engines.
 #[derive(Clone, Debug)]
-pub struct EnginesLaunch {
+pub(crate) struct EnginesLaunch {
     pub program: PathBuf,
     pub profile: ProfileDir,
     pub cluster_id: String,

@@ -12,15 +12,15 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub const NAME: &str = "mpi";
+pub(crate) const NAME: &str = "mpi";
 
-pub struct Mpi {
+pub(crate) struct Mpi {
     local: Local,
     config: MpiConfig,
 }
 
 impl Mpi {
-    pub fn new(config: &MpiConfig) -> Mpi {
+    pub(crate) fn new(config: &MpiConfig) -> Mpi {
         Mpi {
             local: Local::default(),
             config: config.clone(),
@@ -30,7 +30,7 @@ impl Mpi {
 
 /// `mpiexec <arguments> -n <n> <engine>`. Engines are not supervised: a restarted engine could not
 /// rejoin the others.
-pub fn command(config: &MpiConfig, launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
+pub(crate) fn command(config: &MpiConfig, launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
     let (program, arguments) = unsupervised_engine_command(launch)?;
     let mut words: Vec<OsString> = config.arguments.iter().map(OsString::from).collect();
     words.extend(["-n".into(), launch.n.to_string().into(), program.into()]);

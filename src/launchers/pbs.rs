@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 mod answers;
 
 /// PBS in one dialect.
-pub struct Pbs(Dialect);
+pub(crate) struct Pbs(Dialect);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Dialect {
@@ -34,7 +34,7 @@ static TORQUE: Pbs = Pbs(Dialect::Torque);
 static SLURM: Pbs = Pbs(Dialect::Slurm);
 
 /// The row to use until the dialect is known.
-pub fn row() -> &'static dyn BatchSystem {
+pub(crate) fn row() -> &'static dyn BatchSystem {
     &OPENPBS
 }
 

@@ -10,7 +10,7 @@ pub(super) const MIN_VERSION: (u32, u32) = (3, 8);
 
 /// The interpreter: the given one, else that of the active virtual or conda environment, else
 /// `python3` on the PATH.
-pub fn resolve(given: Option<&str>) -> String {
+pub(crate) fn resolve(given: Option<&str>) -> String {
     if let Some(given) = given {
         return given.to_string();
     }
@@ -27,7 +27,7 @@ pub fn resolve(given: Option<&str>) -> String {
 }
 
 /// Checks that the interpreter runs and is new enough.
-pub fn check(python: &str) -> Result<(), LaunchError> {
+pub(crate) fn check(python: &str) -> Result<(), LaunchError> {
     let version = run_code(python, "import sys; print('%d.%d.%d' % sys.version_info[:3])")
         .map_err(|error| error.into_error(python, |python, why| LaunchError::NoPython { python, why }))?;
     let mut numbers = version.trim().split('.').map_while(|n| n.parse::<u32>().ok());
@@ -45,7 +45,7 @@ pub fn check(python: &str) -> Result<(), LaunchError> {
 }
 
 /// Checks that the interpreter can run an `ipengine`.
-pub fn check_ipyparallel(python: &str) -> Result<(), LaunchError> {
+pub(crate) fn check_ipyparallel(python: &str) -> Result<(), LaunchError> {
     match run_code(python, "import ipyparallel.engine") {
         Ok(_) => Ok(()),
         Err(error) => Err(error.into_error(python, |python, why| LaunchError::NoIpyparallel { python, why })),

@@ -9,7 +9,7 @@ use super::batch::{
 use crate::profile::config::resources::StartMode;
 use std::path::{Path, PathBuf};
 
-pub struct Sge;
+pub(crate) struct Sge;
 
 /// Lower-case text of its errors and what it indicates.
 const FAILURES: &[(&str, Problem, &str)] = &[

@@ -7,7 +7,7 @@ use super::batch::{
 };
 use std::path::{Path, PathBuf};
 
-pub struct Slurm;
+pub(crate) struct Slurm;
 
 impl BatchSystem for Slurm {
     fn name(&self) -> &'static str {

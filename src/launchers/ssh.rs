@@ -5,9 +5,9 @@
 //! [`reachability`] (whether a host reaches the controller), [`tunnel`] (for hosts that do not).
 mod plan;
 mod processes;
-pub mod reachability;
+pub(crate) mod reachability;
 mod start;
-pub mod tunnel;
+pub(crate) mod tunnel;
 
 use super::{
     Capabilities, ControllerLaunch, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process, RemoteHosts, StopReport, logs,
@@ -23,14 +23,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-pub const NAME: &str = "ssh";
+pub(crate) const NAME: &str = "ssh";
 
 /// Hosts are asked for states no more often than this,
 const ASK_EVERY: Duration = Duration::from_secs(3);
 /// ... and have so long to answer, logging in included.
 const ANSWERS: Duration = Duration::from_secs(10);
 
-pub struct OverSsh {
+pub(crate) struct OverSsh {
     config: SshConfig,
     asked: Mutex<Option<Asked>>,
 }
@@ -43,7 +43,7 @@ struct Asked {
 }
 
 impl OverSsh {
-    pub fn new(config: &SshConfig) -> OverSsh {
+    pub(crate) fn new(config: &SshConfig) -> OverSsh {
         OverSsh {
             config: config.clone(),
             asked: Mutex::new(None),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// A template and its origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TemplateSource {
+pub(crate) struct TemplateSource {
     /// `engines.sh.tera`
     pub name: &'static str,
     pub text: String,
@@ -16,13 +16,13 @@ pub struct TemplateSource {
 }
 
 /// The path of a profile's own template of this name.
-pub fn of_profile(profile: &ProfileDir, system: &str, name: &str) -> PathBuf {
+pub(crate) fn of_profile(profile: &ProfileDir, system: &str, name: &str) -> PathBuf {
     profile.path().join("templates").join(system).join(name)
 }
 
 /// Loads the templates; the first one is submitted. `given` is `--template`, or the setting of the
 /// same name.
-pub fn load(
+pub(crate) fn load(
     profile: &ProfileDir,
     system: &dyn BatchSystem,
     kind: JobKind,
@@ -56,7 +56,7 @@ fn replaced_by(templates: &[Template], path: &Path) -> usize {
 }
 
 /// Renders the files of a job; the first one is submitted. Writes nothing.
-pub fn scripts(
+pub(crate) fn scripts(
     profile: &ProfileDir,
     system: &dyn BatchSystem,
     request: &JobRequest,

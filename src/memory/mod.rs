@@ -10,7 +10,7 @@ mod pieces;
 mod ranges;
 mod release;
 
-pub use release::release_unused;
+pub(crate) use release::release_unused;
 
 use pieces::{PIECE_BYTES, pieces};
 use ranges::{MIN_LARGE_BYTES, ranges};
@@ -29,7 +29,7 @@ fn is_caching() -> bool {
     CACHING.load(Ordering::Relaxed)
 }
 
-pub struct Allocator;
+pub(crate) struct Allocator;
 
 #[derive(PartialEq)]
 enum Kind {

@@ -4,7 +4,7 @@ use std::ptr::{NonNull, null_mut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Pieces are larger than half of this, and at most this size (the transport's read size).
-pub const PIECE_BYTES: usize = 128 << 10;
+pub(super) const PIECE_BYTES: usize = 128 << 10;
 /// The slot of the first piece holds the region's head.
 const PIECES_PER_REGION: u32 = (HUGE_PAGE_BYTES / PIECE_BYTES) as u32 - 1;
 /// The number of free regions to keep if a thread returns them later,
@@ -14,12 +14,12 @@ const MAX_UNCACHED_REGIONS: usize = 2;
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { open: None, free: 0 });
 
-pub fn pieces() -> MutexGuard<'static, Pool> {
+pub(super) fn pieces() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The list of regions that have a free piece.
-pub struct Pool {
+pub(super) struct Pool {
     open: Option<NonNull<Region>>,
     /// The number of regions in the list without a used piece.
     free: usize,
@@ -42,7 +42,7 @@ unsafe impl Send for Pool {}
 #[expect(unsafe_code, reason = "an allocator is one")]
 impl Pool {
     /// Allocates a piece; null if the system has no more memory.
-    pub fn allocate(&mut self) -> *mut u8 {
+    pub(super) fn allocate(&mut self) -> *mut u8 {
         let Some(mut region) = self.open.or_else(|| self.add_region()) else {
             return null_mut();
         };
@@ -57,7 +57,7 @@ impl Pool {
         (region.as_ptr() as usize + (index as usize + 1) * PIECE_BYTES) as *mut u8
     }
 
-    pub fn free(&mut self, piece: *mut u8, cache: bool) {
+    pub(super) fn free(&mut self, piece: *mut u8, cache: bool) {
         let base = piece as usize & !(HUGE_PAGE_BYTES - 1);
         let index = (piece as usize - base) / PIECE_BYTES - 1;
         let Some(mut region) = NonNull::new(base as *mut Region) else {
@@ -117,7 +117,7 @@ impl Pool {
     }
 
     /// Frees regions until this many free ones are left.
-    pub fn shrink(&mut self, max_free: usize) {
+    pub(super) fn shrink(&mut self, max_free: usize) {
         let mut at = self.open;
         while let Some(region) = at
             && self.free > max_free

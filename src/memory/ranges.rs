@@ -4,7 +4,7 @@ use super::{HUGE_PAGE_BYTES, map, unmap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The minimum size of a large block, in bytes.
-pub const MIN_LARGE_BYTES: usize = 4 << 20;
+pub(super) const MIN_LARGE_BYTES: usize = 4 << 20;
 /// Maximum total size of the free ranges; anything beyond is returned to the system immediately.
 const MAX_FREE_BYTES: usize = 512 << 20;
 /// Maximum number of free ranges.
@@ -12,7 +12,7 @@ const MAX_FREE_RANGES: usize = 32;
 
 static RANGES: Mutex<Ranges> = Mutex::new(Ranges::NONE);
 
-pub fn ranges() -> MutexGuard<'static, Ranges> {
+pub(super) fn ranges() -> MutexGuard<'static, Ranges> {
     RANGES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -23,7 +23,7 @@ struct Range {
 }
 
 /// The free ranges, unordered. Of fixed size, since an allocator cannot allocate for itself.
-pub struct Ranges {
+pub(super) struct Ranges {
     free: [Range; MAX_FREE_RANGES],
     count: usize,
     bytes: usize,
@@ -44,7 +44,7 @@ impl Ranges {
     };
 
     /// Allocates a block; returns whether it is new from the system (then it is zeroed).
-    pub fn allocate(&mut self, size: usize) -> (*mut u8, bool) {
+    pub(super) fn allocate(&mut self, size: usize) -> (*mut u8, bool) {
         let Some(length) = whole_pages(size) else {
             return (std::ptr::null_mut(), true);
         };
@@ -62,7 +62,7 @@ impl Ranges {
         (range.start as *mut u8, false)
     }
 
-    pub fn free(&mut self, block: *mut u8, size: usize, cache: bool) {
+    pub(super) fn free(&mut self, block: *mut u8, size: usize, cache: bool) {
         let Some(length) = whole_pages(size) else { return };
         let start = block as usize;
         match cache && self.bytes + length <= MAX_FREE_BYTES {
@@ -72,7 +72,7 @@ impl Ranges {
     }
 
     /// Whether the block can be resized in place.
-    pub fn resize(&mut self, block: *mut u8, old: usize, new: usize, cache: bool) -> bool {
+    pub(super) fn resize(&mut self, block: *mut u8, old: usize, new: usize, cache: bool) -> bool {
         let (Some(old), Some(new)) = (whole_pages(old), whole_pages(new)) else {
             return false;
         };
@@ -82,7 +82,7 @@ impl Ranges {
         new <= old
     }
 
-    pub fn release_unused(&mut self) {
+    pub(super) fn release_unused(&mut self) {
         for range in &self.free[..self.count] {
             unmap(range.start, range.length);
         }

@@ -12,7 +12,7 @@ const TRIM_THRESHOLD_BYTES: usize = 32 << 20;
 
 /// Checks periodically, and releases memory if no large block was allocated since the last check;
 /// checks less often if that released little, since the memory may be in use. Never returns.
-pub async fn release_unused() {
+pub(crate) async fn release_unused() {
     let Some(mut minimum) = resident() else { return };
     super::CACHING.store(true, Ordering::Relaxed);
     let mut last = minimum;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use std::sync::{Arc, OnceLock};
 
 /// Buffers whose total size is below this stay in their database row.
-pub const MIN_FILE_BYTES: usize = 1 << 20;
+pub(crate) const MIN_FILE_BYTES: usize = 1 << 20;
 
 /// The name of the file that contains a message's buffers, if they are stored in a file.
 #[derive(Clone, Debug, Default)]
@@ -34,7 +34,7 @@ impl BufferFile {
 }
 
 /// 64 hexadecimal digits: a name is the hash of the file's content, and never a path.
-pub fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())
 }
 

@@ -101,7 +101,7 @@ fn read(mut content: Bytes) -> Option<Vec<File>> {
 }
 
 /// Whether a path stays inside the directory that it is joined to.
-pub fn is_relative(path: &str) -> bool {
+pub(crate) fn is_relative(path: &str) -> bool {
     !path.is_empty() && !path.contains('\0') && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 

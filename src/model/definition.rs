@@ -49,7 +49,7 @@ pub enum Work {
 }
 
 /// [`Work::kind`] of submissions of ipyparallel clients.
-pub const CLIENT_KIND: &str = "client";
+pub(crate) const CLIENT_KIND: &str = "client";
 
 impl Work {
     pub fn kind(&self) -> &'static str {

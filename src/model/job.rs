@@ -44,9 +44,9 @@ pub struct Departure {
 }
 
 /// The reason that an engine reports when it leaves before its job's time limit.
-pub const WALLTIME_NEARLY_OVER: &str = "the time of its job is nearly over";
+pub(crate) const WALLTIME_NEARLY_OVER: &str = "the time of its job is nearly over";
 /// Prefix of the reason of an engine that was warned by its batch system.
-pub const WARNED_BY_BATCH_SYSTEM: &str = "its batch system has warned it";
+pub(crate) const WARNED_BY_BATCH_SYSTEM: &str = "its batch system has warned it";
 
 /// A warning this long before the known end, or in the last tenth of the time limit, is attributed
 /// to that end.

@@ -4,23 +4,24 @@
 //! code), [`stdlib`] (Python's modules), [`task`] (states and outcomes), [`change`] (what is
 //! recorded), [`buffer_file`] (where large buffers are stored), [`output`] (what tasks write), [`pickled`]
 //! (values that JSON cannot represent), [`query`] (queries of the records), [`engine`], [`job`].
-pub mod buffer_file;
-pub mod bundle;
-pub mod change;
-pub mod definition;
-pub mod engine;
-pub mod ids;
-pub mod job;
-pub mod output;
-pub mod pickled;
-pub mod query;
-pub mod shell;
-pub mod stdlib;
-pub mod targets;
-pub mod task;
-pub mod time;
+pub(crate) mod buffer_file;
+pub(crate) mod bundle;
+pub(crate) mod change;
+pub(crate) mod definition;
+pub(crate) mod engine;
+pub(crate) mod ids;
+pub(crate) mod job;
+pub(crate) mod output;
+pub(crate) mod pickled;
+pub(crate) mod query;
+pub(crate) mod shell;
+pub(crate) mod stdlib;
+pub(crate) mod targets;
+pub(crate) mod task;
+pub(crate) mod time;
 
-pub use ids::{EngineId, EngineUuid, MapId, TaskId};
+pub(crate) use ids::EngineId;
+pub use ids::{EngineUuid, MapId, TaskId};
 pub use time::UnixTime;
 
 /// The version of pcluster's own messages. Clients and engines with another version are rejected

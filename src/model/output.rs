@@ -12,9 +12,9 @@ use std::fmt;
 
 /// Maximum size in bytes of an output or value that stays with its task, in messages and in the
 /// database.
-pub const INLINE: usize = 256 << 10;
+pub(crate) const INLINE: usize = 256 << 10;
 /// The number of bytes of a longer one that are stored with the task as a preview.
-pub const HEAD: usize = 16 << 10;
+pub(crate) const HEAD: usize = 16 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -26,7 +26,7 @@ pub enum Stream {
 }
 
 /// The size of each stream in bytes.
-pub type Written = [u64; 3];
+pub(crate) type Written = [u64; 3];
 
 impl Stream {
     pub const ALL: [Stream; 3] = [Stream::Stdout, Stream::Stderr, Stream::Value];

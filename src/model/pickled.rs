@@ -15,13 +15,13 @@ pub struct Pickled {
 }
 
 /// The buffers that accompany the JSON of a message.
-pub fn buffers<'a>(values: impl IntoIterator<Item = &'a Option<Pickled>>) -> Vec<Bytes> {
+pub(crate) fn buffers<'a>(values: impl IntoIterator<Item = &'a Option<Pickled>>) -> Vec<Bytes> {
     values.into_iter().flatten().map(|pickled| pickled.bytes.clone()).collect()
 }
 
 /// Puts the buffers of a message back into its values. Returns false if their number does not match
 /// the values that need one.
-pub fn fill<'a>(values: impl IntoIterator<Item = &'a mut Option<Pickled>>, buffers: &mut impl Iterator<Item = Bytes>) -> bool {
+pub(crate) fn fill<'a>(values: impl IntoIterator<Item = &'a mut Option<Pickled>>, buffers: &mut impl Iterator<Item = Bytes>) -> bool {
     values.into_iter().flatten().all(|pickled| match buffers.next() {
         Some(bytes) => {
             pickled.bytes = bytes;

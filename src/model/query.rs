@@ -9,7 +9,7 @@ use std::str::FromStr;
 /// Selects maps. Every given condition must hold; an empty list restricts nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default)]
-pub struct MapQuery {
+pub(crate) struct MapQuery {
     pub maps: Vec<MapId>,
     /// Submitted at or after this time.
     pub since: Option<UnixTime>,

@@ -2,7 +2,7 @@
 use std::fmt::Display;
 
 /// Quotes one word if a shell requires it.
-pub fn word(text: impl Display) -> String {
+pub(crate) fn word(text: impl Display) -> String {
     let text = text.to_string();
     match shlex::try_quote(&text) {
         Ok(quoted) => quoted.into_owned(),
@@ -13,7 +13,7 @@ pub fn word(text: impl Display) -> String {
 
 /// The options that select a cluster, without those that are the defaults, each with a leading
 /// blank.
-pub fn cluster_options(profile: &str, cluster_id: &str) -> String {
+pub(crate) fn cluster_options(profile: &str, cluster_id: &str) -> String {
     let mut options = String::new();
     if profile != "default" {
         options.push_str(&format!(" --profile {}", word(profile)));

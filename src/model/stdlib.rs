@@ -3,7 +3,7 @@
 
 /// Whether a file with this stem cannot be imported under its own name, because that name belongs
 /// to a standard module.
-pub fn conflicts_with_stdlib(stem: &str) -> bool {
+pub(crate) fn conflicts_with_stdlib(stem: &str) -> bool {
     stem.contains('.') || NAMES.split(' ').any(|name| name == stem)
 }
 

@@ -83,7 +83,7 @@ impl FromStr for TaskState {
 
 /// The error of the task that represents the missing inputs of a map whose client died while
 /// sending them.
-pub const INPUTS_MISSING: &str = "InputsMissing";
+pub(crate) const INPUTS_MISSING: &str = "InputsMissing";
 
 /// Why a task failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]

@@ -54,7 +54,7 @@ fn check_name(what: &'static str, name: &str) -> Result<(), ProfileError> {
 }
 
 /// Validates a cluster id. The empty id is the default cluster.
-pub fn check_cluster_id(cluster_id: &str) -> Result<(), ProfileError> {
+pub(crate) fn check_cluster_id(cluster_id: &str) -> Result<(), ProfileError> {
     if cluster_id.is_empty() {
         Ok(())
     } else {
@@ -64,7 +64,7 @@ pub fn check_cluster_id(cluster_id: &str) -> Result<(), ProfileError> {
 
 /// The directory that holds the profiles, as IPython finds it: `$IPYTHONDIR`, else `~/.ipython`
 /// (or an old `~/.config/ipython` where only that exists).
-pub fn ipython_dir() -> Result<PathBuf, ProfileError> {
+pub(crate) fn ipython_dir() -> Result<PathBuf, ProfileError> {
     let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let home = variable("HOME");
     if let Some(dir) = variable("IPYTHONDIR") {

@@ -2,14 +2,14 @@
 //!
 //! A profile is an IPython profile directory, so that `ipyparallel.Client(profile=…)` finds the connection files in it.
 //! Knows nothing of running processes.
-pub mod config;
-pub mod dir;
+pub(crate) mod config;
+pub(crate) mod dir;
 mod error;
 mod ignored;
 
 pub use config::{Config, ControllerConfig};
-pub use dir::{ProfileDir, ProfileError};
-pub use error::ConfigError;
+pub(crate) use dir::{ProfileDir, ProfileError};
+pub(crate) use error::ConfigError;
 
 /// A complete `pcluster.yaml`: each key with its default and a comment.
-pub const EXAMPLE_CONFIG: &str = include_str!("../../templates/profile/pcluster.yaml");
+pub(crate) const EXAMPLE_CONFIG: &str = include_str!("../../templates/profile/pcluster.yaml");

@@ -3,17 +3,17 @@ use nix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
 
 /// The interval between checks of a connection.
-pub const TICK: Duration = Duration::from_secs(1);
+pub(crate) const TICK: Duration = Duration::from_secs(1);
 /// The host was suspended if its clocks differ by more than this.
 const SUSPENDED: Duration = Duration::from_secs(5);
 /// The delay before the first attempt; it doubles with each further one,
 const FIRST_DELAY: Duration = Duration::from_millis(300);
 /// up to this one, which also applies where the user must act first.
-pub const MAX_DELAY: Duration = Duration::from_secs(15);
+pub(crate) const MAX_DELAY: Duration = Duration::from_secs(15);
 const DELAY_WHEN_REFUSED: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
-pub struct Backoff {
+pub(crate) struct Backoff {
     next: Duration,
 }
 
@@ -25,7 +25,7 @@ impl Default for Backoff {
 
 impl Backoff {
     /// Call after a success.
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.next = FIRST_DELAY;
     }
 
@@ -36,7 +36,7 @@ impl Backoff {
     }
 
     /// Waits until the next attempt. `may_pass`: a retry may help without an action of the user.
-    pub async fn wait(&mut self, may_pass: bool) {
+    pub(crate) async fn wait(&mut self, may_pass: bool) {
         let delay = self.take();
         sleep_or_resume(if may_pass { delay } else { DELAY_WHEN_REFUSED }).await;
     }
@@ -59,13 +59,13 @@ async fn sleep_or_resume(delay: Duration) {
 }
 
 /// Compares the clock that stops while the host is suspended with the one that does not (clock_gettime(2)).
-pub struct SuspendDetector {
+pub(crate) struct SuspendDetector {
     awake: Option<Duration>,
     all: Option<Duration>,
 }
 
 impl SuspendDetector {
-    pub fn now() -> SuspendDetector {
+    pub(crate) fn now() -> SuspendDetector {
         let read = |clock| clock_gettime(clock).ok().map(Duration::from);
         SuspendDetector {
             awake: read(ClockId::CLOCK_MONOTONIC),
@@ -74,7 +74,7 @@ impl SuspendDetector {
     }
 
     /// Returns whether the host was suspended since the last call.
-    pub fn suspended(&self) -> bool {
+    pub(crate) fn suspended(&self) -> bool {
         let now = SuspendDetector::now();
         let since = |now: Option<Duration>, then: Option<Duration>| Some(now?.saturating_sub(then?));
         match (since(now.awake, self.awake), since(now.all, self.all)) {

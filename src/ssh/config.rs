@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HostConfig {
+pub(crate) struct HostConfig {
     /// The address or name behind an alias.
     pub host_name: String,
     /// The socket of the user's own shared connection (ControlMaster), which may not exist.
@@ -19,7 +19,7 @@ pub struct HostConfig {
 
 /// The policy for a host whose key is not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum HostKeys {
+pub(crate) enum HostKeys {
     /// Refuse it; also where ssh would prompt, since no one can answer.
     #[default]
     Strict,
@@ -28,7 +28,7 @@ pub enum HostKeys {
 }
 
 impl HostConfig {
-    pub async fn of(to: &Destination) -> Result<HostConfig, SshError> {
+    pub(crate) async fn of(to: &Destination) -> Result<HostConfig, SshError> {
         let mut command = tokio::process::Command::new("ssh");
         command.arg("-G");
         // Older versions do not accept the port of `ssh://`.

@@ -20,12 +20,12 @@ const ENDS: Duration = Duration::from_secs(2);
 
 /// When it is dropped, its processes are ended and the directory is removed.
 #[derive(Debug)]
-pub struct ControlDir {
+pub(crate) struct ControlDir {
     dir: PrivateDir,
 }
 
 impl ControlDir {
-    pub fn create() -> Result<ControlDir, SshError> {
+    pub(crate) fn create() -> Result<ControlDir, SshError> {
         let parent = create_parent()?;
         sweep(&parent);
         let name = uuid::Uuid::new_v4().simple().to_string();
@@ -38,18 +38,18 @@ impl ControlDir {
         Ok(control_dir)
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
     /// Records the processes that the connection goes through (ProxyJump, ProxyCommand), to end them with it: they may outlive an ssh that exits by
     /// itself, while they have something to wait for (and under nohup(1) they ignore ssh's SIGHUP).
-    pub fn record_proxies(&self) {
+    pub(crate) fn record_proxies(&self) {
         self.note(proxies_of(&processes(self.path())));
     }
 
     /// The same while ssh is this process's child: cheap enough to be called often.
-    pub fn record_child_proxies(&self) {
+    pub(crate) fn record_child_proxies(&self) {
         let own = process::children_of(std::process::id());
         let mut last: Vec<u32> = own.into_iter().filter(|pid| names(*pid, self.path())).collect();
         let mut proxies = Vec::new();
@@ -131,7 +131,7 @@ fn sweep(parent: &PrivateDir) {
 
 /// Ends the ssh processes of a connection's directory and removes it, also for a process that was killed before it could. A path that is not such a
 /// directory, or not private to this user, is left alone.
-pub fn clear(path: &Path) {
+pub(crate) fn clear(path: &Path) {
     let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_string();
     let Some(parent) = path.parent().filter(|parent| name(parent).starts_with("pcluster")) else {
         return;
@@ -169,7 +169,7 @@ pub fn clear(path: &Path) {
 }
 
 /// The user's processes whose command line names the directory: ssh, before and after it moves to the background.
-pub fn processes(path: &Path) -> Vec<u32> {
+pub(crate) fn processes(path: &Path) -> Vec<u32> {
     let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     pids.filter(|pid| names(*pid, path)).collect()

@@ -3,11 +3,11 @@ use super::error::SshError;
 
 /// `[user@]host`, a name of the user's ssh configuration, or `ssh://[user@]host[:port]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Destination(String);
+pub(crate) struct Destination(String);
 
 impl Destination {
     /// Rejects text that ssh would take for an option, or that cannot be a host name.
-    pub fn parse(text: &str) -> Result<Destination, SshError> {
+    pub(crate) fn parse(text: &str) -> Result<Destination, SshError> {
         let why = if text.is_empty() || text.ends_with('@') {
             "it has no host"
         } else if text.starts_with('-') || text.contains("@-") {
@@ -22,7 +22,7 @@ impl Destination {
         let text = text.to_string();
         Err(SshError::BadDestination { text, why })
     }
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }

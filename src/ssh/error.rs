@@ -2,7 +2,7 @@
 use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
-pub enum SshError {
+pub(crate) enum SshError {
     #[error("{text:?} is not an ssh destination: {why}")]
     BadDestination { text: String, why: &'static str },
     #[error("cannot run ssh: {0}")]
@@ -32,7 +32,7 @@ pub enum SshError {
 
 /// Why a connection failed. Output of ssh that is not recognized is [`ConnectFailure::Other`], and is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConnectFailure {
+pub(crate) enum ConnectFailure {
     #[error("unknown host")]
     UnknownName,
     #[error("it does not answer")]
@@ -57,7 +57,7 @@ pub enum ConnectFailure {
 
 impl ConnectFailure {
     /// Recognizes the output of ssh. The texts are OpenSSH's (ssh.c, sshconnect.c, sshconnect2.c), which have been the same for years.
-    pub fn of(output: &str) -> ConnectFailure {
+    pub(crate) fn of(output: &str) -> ConnectFailure {
         let has = |words: &str| output.contains(words);
         if has("IDENTIFICATION HAS CHANGED") {
             ConnectFailure::HostKeyChanged
@@ -129,7 +129,7 @@ impl SshError {
     }
 
     /// Suggests what to do next.
-    pub fn hint(&self) -> Option<String> {
+    pub(crate) fn hint(&self) -> Option<String> {
         match self {
             SshError::BadDestination { .. } => Some("for example me@login.cluster, or a Host in ~/.ssh/config".into()),
             SshError::NoSsh(_) => Some("install OpenSSH's client (Debian: openssh-client)".into()),
@@ -145,7 +145,7 @@ impl SshError {
     }
 
     /// The message with its hint, for a message without a separate field for hints.
-    pub fn with_hint(&self) -> String {
+    pub(crate) fn with_hint(&self) -> String {
         match self.hint() {
             Some(hint) => format!("{self}\n  {hint}"),
             None => self.to_string(),
@@ -153,7 +153,7 @@ impl SshError {
     }
 
     /// Whether a retry may help without an action of the user.
-    pub fn may_pass(&self) -> bool {
+    pub(crate) fn may_pass(&self) -> bool {
         match self {
             SshError::Connect { what, .. } => !matches!(what, ConnectFailure::HostKeyChanged | ConnectFailure::HostKeyUnknown),
             SshError::Silent { .. } | SshError::Lost { .. } | SshError::Forward { .. } => true,
@@ -164,7 +164,7 @@ impl SshError {
 }
 
 /// An error with all its causes, each once.
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -191,7 +191,7 @@ fn without_frame(output: &str) -> String {
 }
 
 /// Formats the output of another program, to follow a message.
-pub fn lines(output: &str) -> String {
+pub(crate) fn lines(output: &str) -> String {
     output.lines().map(|line| format!("\n  | {line}")).collect()
 }
 

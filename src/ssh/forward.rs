@@ -19,10 +19,10 @@ const WAIT: Duration = Duration::from_secs(25);
 const BUFFER: usize = 128 << 10;
 
 /// The local socket that is forwarded to each remote channel ([`super::Ssh::forward_local`]).
-pub type Route = BTreeMap<String, PathBuf>;
+pub(crate) type Route = BTreeMap<String, PathBuf>;
 
 /// Listens until it is dropped.
-pub struct Ports {
+pub(crate) struct Ports {
     local: BTreeMap<String, u16>,
     route: watch::Sender<Option<Arc<Route>>>,
     refused: Arc<Notify>,
@@ -32,7 +32,7 @@ pub struct Ports {
 impl Ports {
     /// One port of the loopback for each name: the one that is `wanted`, or, where that is taken or none is wanted, any.
     /// Also the names whose wanted port was taken.
-    pub async fn bind(names: &[&str], wanted: &BTreeMap<String, u16>) -> io::Result<(Ports, Vec<String>)> {
+    pub(crate) async fn bind(names: &[&str], wanted: &BTreeMap<String, u16>) -> io::Result<(Ports, Vec<String>)> {
         let (route, _) = watch::channel(None);
         let mut ports = Ports {
             local: BTreeMap::new(),
@@ -62,22 +62,22 @@ impl Ports {
     }
 
     /// Name and port.
-    pub fn local(&self) -> &BTreeMap<String, u16> {
+    pub(crate) fn local(&self) -> &BTreeMap<String, u16> {
         &self.local
     }
 
     /// Sets the route of new connections. Existing connections keep theirs.
-    pub fn set_route(&self, route: Route) {
+    pub(crate) fn set_route(&self, route: Route) {
         self.route.send_replace(Some(Arc::new(route)));
     }
 
     /// Makes new connections wait.
-    pub fn clear_route(&self) {
+    pub(crate) fn clear_route(&self) {
         self.route.send_replace(None);
     }
 
     /// Returns when the other end closed a connection before it had sent anything: nothing is listening at the target.
-    pub async fn refused(&self) {
+    pub(crate) async fn refused(&self) {
         self.refused.notified().await;
     }
 }
@@ -139,7 +139,7 @@ async fn carry(mut local: TcpStream, name: String, mut route: watch::Receiver<Op
 
 /// The response at the end of a forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Greeting {
+pub(crate) enum Greeting {
     /// A server that sends first, as ZeroMQ does (ZMTP's greeting).
     Speaks,
     /// It was closed: nothing is listening, or the connection is forbidden.
@@ -149,7 +149,7 @@ pub enum Greeting {
 }
 
 /// Probes an address; an error if it cannot connect.
-pub async fn greeting_at(address: &str, port: u16, timeout: Duration) -> Result<Greeting, String> {
+pub(crate) async fn greeting_at(address: &str, port: u16, timeout: Duration) -> Result<Greeting, String> {
     let response = async {
         let mut stream = TcpStream::connect((address, port)).await.map_err(|e| e.to_string())?;
         let read = stream.read(&mut [0]).await;
@@ -166,7 +166,7 @@ pub async fn greeting_at(address: &str, port: u16, timeout: Duration) -> Result<
 }
 
 /// Probes the target of a forwarded socket.
-pub async fn greeting(socket: &Path, timeout: Duration) -> Greeting {
+pub(crate) async fn greeting(socket: &Path, timeout: Duration) -> Greeting {
     let response = async {
         let mut byte = [0];
         match UnixStream::connect(socket).await {

@@ -5,19 +5,19 @@
 //! (when to connect again), [`forward`] (local ports that lead to a remote address), [`relay`] (remote ports that lead to a local one),
 //! [`tunnel`] (either, kept by a daemon).
 //! It does not know what a cluster is, nor why a command is run.
-pub mod backoff;
-pub mod config;
-pub mod control_dir;
-pub mod destination;
-pub mod error;
-pub mod forward;
-pub mod probe;
-pub mod relay;
-pub mod session;
-pub mod shell;
-pub mod tunnel;
+pub(crate) mod backoff;
+pub(crate) mod config;
+pub(crate) mod control_dir;
+pub(crate) mod destination;
+pub(crate) mod error;
+pub(crate) mod forward;
+pub(crate) mod probe;
+pub(crate) mod relay;
+pub(crate) mod session;
+pub(crate) mod shell;
+pub(crate) mod tunnel;
 
-pub use destination::Destination;
-pub use error::SshError;
-pub use session::{Output, Ssh};
-pub use shell::quoted;
+pub(crate) use destination::Destination;
+pub(crate) use error::SshError;
+pub(crate) use session::{Output, Ssh};
+pub(crate) use shell::quoted;

@@ -9,7 +9,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What to look for in addition to the properties of the host.
 #[derive(Clone, Debug, Default)]
-pub struct Request {
+pub(crate) struct Request {
     /// A pcluster to try before the usual places.
     pub program: Option<String>,
     /// A directory that should exist.
@@ -20,7 +20,7 @@ pub struct Request {
 
 /// The other host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Host {
+pub(crate) struct Host {
     /// `uname -n`.
     pub name: String,
     /// `Linux`.
@@ -75,7 +75,7 @@ done
 }
 
 impl Host {
-    pub async fn probe(ssh: &Ssh, request: &Request) -> Result<Host, SshError> {
+    pub(crate) async fn probe(ssh: &Ssh, request: &Request) -> Result<Host, SshError> {
         let text = ssh.ask(&script(request), TIMEOUT).await?;
         let host = Host::parse(&text);
         match host.name.is_empty() || host.home.is_empty() {
@@ -87,7 +87,7 @@ impl Host {
         }
     }
 
-    pub fn parse(text: &str) -> Host {
+    pub(crate) fn parse(text: &str) -> Host {
         let mut host = Host::default();
         for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
             let value = value.trim().to_string();
@@ -109,12 +109,12 @@ impl Host {
     }
 
     /// `Linux on x86_64`.
-    pub fn platform(&self) -> String {
+    pub(crate) fn platform(&self) -> String {
         format!("{} on {}", self.system, self.machine)
     }
 
     /// The first pcluster, and its version if it printed one.
-    pub fn program(&self) -> Option<(&str, Option<&str>)> {
+    pub(crate) fn program(&self) -> Option<(&str, Option<&str>)> {
         let (path, printed) = self.programs.first()?;
         Some((path, printed.strip_prefix("pcluster ")))
     }

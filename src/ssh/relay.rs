@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 const BUFFER: usize = 128 << 10;
 
 /// When it is dropped, all held connections close.
-pub struct Relay {
+pub(crate) struct Relay {
     verdicts: watch::Sender<Verdicts>,
     ended: Arc<Notify>,
 }
@@ -28,7 +28,7 @@ struct Verdicts {
 }
 
 /// Listens until it is dropped; accepted connections continue.
-pub struct Listening(JoinHandle<()>);
+pub(crate) struct Listening(JoinHandle<()>);
 
 impl Drop for Listening {
     fn drop(&mut self) {
@@ -48,12 +48,12 @@ impl Default for Relay {
 
 impl Relay {
     /// Starts a new ssh connection: later connections come over it, and all earlier ones ended with the previous one.
-    pub fn new_connection(&self) {
+    pub(crate) fn new_connection(&self) {
         self.verdicts.send_modify(|verdicts| verdicts.connection += 1);
     }
 
     /// Creates a socket; its connections are forwarded to `address`:`port`.
-    pub fn listen(&self, path: &Path, address: &str, port: u16) -> io::Result<Listening> {
+    pub(crate) fn listen(&self, path: &Path, address: &str, port: u16) -> io::Result<Listening> {
         let listener = UnixListener::bind(path)?;
         let (verdicts, ended, address) = (self.verdicts.subscribe(), self.ended.clone(), address.to_string());
         Ok(Listening(tokio::spawn(async move {
@@ -71,17 +71,17 @@ impl Relay {
     }
 
     /// Returns when a connection has ended at the far side; the caller checks whether the ssh connection was lost.
-    pub async fn far_side_ended(&self) {
+    pub(crate) async fn far_side_ended(&self) {
         self.ended.notified().await;
     }
 
     /// Reports that the ssh connection is alive: its connections that have ended so far are closed locally, too.
-    pub fn confirm_alive(&self) {
+    pub(crate) fn confirm_alive(&self) {
         self.verdicts.send_modify(|verdicts| verdicts.alive += 1);
     }
 
     /// Closes all held connections that have ended so far.
-    pub fn release(&self) {
+    pub(crate) fn release(&self) {
         self.verdicts.send_modify(|verdicts| verdicts.released += 1);
     }
 }

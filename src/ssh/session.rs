@@ -29,7 +29,7 @@ const MAX_OUTPUT: u64 = 64 << 20;
 
 /// The result of a command.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Output {
+pub(crate) struct Output {
     /// None if a signal ended it.
     pub code: Option<i32>,
     pub stdout: Vec<u8>,
@@ -37,14 +37,14 @@ pub struct Output {
 }
 
 impl Output {
-    pub fn ok(&self) -> bool {
+    pub(crate) fn ok(&self) -> bool {
         self.code == Some(0)
     }
-    pub fn stdout_text(&self) -> String {
+    pub(crate) fn stdout_text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
     /// The last lines of its output, for an error.
-    pub fn last_lines(&self) -> String {
+    pub(crate) fn last_lines(&self) -> String {
         let printed = if self.stderr.is_empty() { &self.stdout } else { &self.stderr };
         let text = String::from_utf8_lossy(printed);
         let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
@@ -53,13 +53,13 @@ impl Output {
 }
 
 /// A running remote command. Dropping this stops reading its output, but does not end the command.
-pub struct RemoteCommand {
+pub(crate) struct RemoteCommand {
     child: openssh::Child<Arc<Session>>,
     to: String,
 }
 
 /// A live connection. It is closed on drop, unless it is the user's own.
-pub struct Ssh {
+pub(crate) struct Ssh {
     session: Option<Arc<Session>>,
     to: Destination,
     control_dir: ControlDir,
@@ -71,7 +71,7 @@ pub struct Ssh {
 
 impl Ssh {
     /// Logs in, or uses the connection that the user's ControlMaster already has open.
-    pub async fn connect(to: &Destination) -> Result<Ssh, SshError> {
+    pub(crate) async fn connect(to: &Destination) -> Result<Ssh, SshError> {
         let settings = HostConfig::of(to).await?;
         let control_dir = ControlDir::create()?;
         let timeout = settings.connect_timeout.unwrap_or(CONNECT);
@@ -122,22 +122,22 @@ impl Ssh {
         }
     }
 
-    pub fn destination(&self) -> &Destination {
+    pub(crate) fn destination(&self) -> &Destination {
         &self.to
     }
 
     /// Whether the user had this connection already open.
-    pub fn is_borrowed(&self) -> bool {
+    pub(crate) fn is_borrowed(&self) -> bool {
         self.borrowed
     }
 
     /// The private directory of this connection's sockets, removed with the connection.
-    pub fn control_dir(&self) -> &Path {
+    pub(crate) fn control_dir(&self) -> &Path {
         self.control_dir.path()
     }
 
     /// The last output of the ssh process, for example about channels that could not be opened.
-    pub fn log_tail(&self) -> String {
+    pub(crate) fn log_tail(&self) -> String {
         let log = self.session.as_ref().and_then(|s| Some(s.control_socket().parent()?.join("log")));
         let text = log
             .filter(|_| !self.borrowed)
@@ -161,7 +161,7 @@ impl Ssh {
     }
 
     /// Checks that the local ssh process still holds the connection; it does not check the remote end.
-    pub async fn check(&self) -> Result<(), SshError> {
+    pub(crate) async fn check(&self) -> Result<(), SshError> {
         match tokio::time::timeout(self.timeout, self.session()?.check()).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(e)) => Err(self.lost(error::chain(&e))),
@@ -170,7 +170,7 @@ impl Ssh {
     }
 
     /// Starts a command; its arguments are passed unchanged.
-    pub async fn spawn(&self, words: &[&str]) -> Result<RemoteCommand, SshError> {
+    pub(crate) async fn spawn(&self, words: &[&str]) -> Result<RemoteCommand, SshError> {
         let Some((program, arguments)) = words.split_first() else {
             return Err(self.lost("there is no command to run"));
         };
@@ -192,7 +192,7 @@ impl Ssh {
     }
 
     /// Runs a command with this input, to its end.
-    pub async fn run(&self, words: &[&str], input: &[u8], timeout: Duration) -> Result<Output, SshError> {
+    pub(crate) async fn run(&self, words: &[&str], input: &[u8], timeout: Duration) -> Result<Output, SshError> {
         let running = self.spawn(words).await?;
         match tokio::time::timeout(timeout, running.finish(input, &mut |_| {})).await {
             Ok(output) => output,
@@ -205,12 +205,12 @@ impl Ssh {
     }
 
     /// Runs a script of the POSIX shell, whatever the user's login shell is.
-    pub async fn script(&self, script: &str, timeout: Duration) -> Result<Output, SshError> {
+    pub(crate) async fn script(&self, script: &str, timeout: Duration) -> Result<Output, SshError> {
         self.run(&["sh", "-s"], script.as_bytes(), timeout).await
     }
 
     /// Runs a POSIX shell script to its end; returns its output, without that of the shell's start-up files.
-    pub async fn ask(&self, script: &str, timeout: Duration) -> Result<String, SshError> {
+    pub(crate) async fn ask(&self, script: &str, timeout: Duration) -> Result<String, SshError> {
         let output = self.script(&marked(script), timeout).await?;
         match between_marks(&output.stdout_text()) {
             Some(printed) => Ok(printed.to_string()),
@@ -223,7 +223,7 @@ impl Ssh {
 
     /// Writes a remote file: created private, renamed when complete, its length checked. `path` is absolute;
     /// missing directories are created, accessible only to their owner.
-    pub async fn put(&self, bytes: &[u8], path: &str, executable: bool, timeout: Duration) -> Result<(), SshError> {
+    pub(crate) async fn put(&self, bytes: &[u8], path: &str, executable: bool, timeout: Duration) -> Result<(), SshError> {
         let mode = if executable { "755" } else { "600" };
         // One line: not every login shell accepts a quoted text of several lines.
         let script = format!(
@@ -246,7 +246,7 @@ impl Ssh {
 
     /// Forwards a local socket to an address as the other host sees it. The socket is a file in [`Ssh::control_dir`]: no other user
     /// can use it, and it takes no port.
-    pub async fn forward_local(&self, name: &str, host: &str, port: u16) -> Result<PathBuf, SshError> {
+    pub(crate) async fn forward_local(&self, name: &str, host: &str, port: u16) -> Result<PathBuf, SshError> {
         let path = self.control_dir.path().join(name);
         let listen = Socket::UnixSocket {
             path: Cow::Owned(path.clone()),
@@ -256,7 +256,7 @@ impl Ssh {
     }
 
     /// The reverse: forwards connections to `remote_port` on the other host's loopback to a local socket.
-    pub async fn forward_remote(&self, remote_port: u16, path: &Path) -> Result<(), SshError> {
+    pub(crate) async fn forward_remote(&self, remote_port: u16, path: &Path) -> Result<(), SshError> {
         let connect = Socket::UnixSocket {
             path: Cow::Owned(path.to_path_buf()),
         };
@@ -285,7 +285,7 @@ impl Ssh {
     }
 
     /// Cancels forwards, closes the connection if it is ours, and removes its files.
-    pub async fn close(mut self) {
+    pub(crate) async fn close(mut self) {
         if !self.borrowed {
             return;
         }
@@ -312,7 +312,7 @@ impl Drop for Ssh {
 
 impl RemoteCommand {
     /// Sends its input and reads its output until it ends. `line` receives each line of stderr as it arrives.
-    pub async fn finish(mut self, input: &[u8], line: &mut impl FnMut(&str)) -> Result<Output, SshError> {
+    pub(crate) async fn finish(mut self, input: &[u8], line: &mut impl FnMut(&str)) -> Result<Output, SshError> {
         let lost = |why: String| SshError::Lost { to: self.to.clone(), why };
         let (stdin, stdout, stderr) = (self.child.stdin().take(), self.child.stdout().take(), self.child.stderr().take());
         let feed = async move {

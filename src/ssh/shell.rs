@@ -6,13 +6,13 @@ const END: &str = "=== pcluster ends ===";
 /// Functions of scripts, from proc_pid_stat(5). `stat_fields PID` reads a process's line into `s`, and its fields from the third (its
 /// state) on into `f`; `start_ticks PID` its start time into `t`, and fails if it has ended; `is_same PID:TICKS` succeeds if it runs
 /// and is the process that started then.
-pub const PROCESS_FUNCTIONS: &str = r#"stat_fields() { s=; { read -r s <"/proc/$1/stat"; } 2>/dev/null || return 1; f=${s##*) }; }
+pub(crate) const PROCESS_FUNCTIONS: &str = r#"stat_fields() { s=; { read -r s <"/proc/$1/stat"; } 2>/dev/null || return 1; f=${s##*) }; }
 start_ticks() { t=; stat_fields "$1" || return 1; set -- $f; case $1 in Z|X) return 1 ;; esac; t=${20}; }
 is_same() { start_ticks "${1%:*}" && [ "$t" = "${1#*:}" ]; }
 "#;
 
 /// One word for the POSIX shell.
-pub fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=/,.+:@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_string();
@@ -21,21 +21,21 @@ pub fn quoted(word: &str) -> String {
 }
 
 /// The command that prints the first marker: output before it may come from the shell's start-up files.
-pub fn begin() -> String {
+pub(crate) fn begin() -> String {
     format!("echo '{BEGIN}'")
 }
 
-pub fn marked(script: &str) -> String {
+pub(crate) fn marked(script: &str) -> String {
     format!("{}\n{script}\necho '{END}'\n", begin())
 }
 
 /// The output of a marked script; none if it did not run to its end.
-pub fn between_marks(stdout: &str) -> Option<&str> {
+pub(crate) fn between_marks(stdout: &str) -> Option<&str> {
     Some(stdout.split_once(&format!("{BEGIN}\n"))?.1.split_once(END)?.0)
 }
 
 /// The output after the first marker; all if there is none.
-pub fn after_begin(mut stdout: Vec<u8>) -> Vec<u8> {
+pub(crate) fn after_begin(mut stdout: Vec<u8>) -> Vec<u8> {
     let mark = format!("{BEGIN}\n");
     if let Some(at) = stdout.windows(mark.len()).position(|part| part == mark.as_bytes()) {
         stdout.drain(..at + mark.len());

@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 
 /// A held lock, released when dropped.
 #[derive(Debug)]
-pub struct Lock {
+pub(crate) struct Lock {
     path: PathBuf,
     _file: File,
 }
 
 /// The holder, as recorded in the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Holder {
+pub(crate) struct Holder {
     #[serde(flatten)]
     pub process: ProcessId,
     /// The holder will release the lock soon by itself.
@@ -29,7 +29,7 @@ pub struct Holder {
 }
 
 #[derive(Debug)]
-pub enum NotLocked {
+pub(crate) enum NotLocked {
     /// The holder, if it is recorded in the file.
     Held(Option<Holder>),
     Failed(io::Error),
@@ -37,7 +37,7 @@ pub enum NotLocked {
 
 /// The state of a lock, as seen by another process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LockState {
+pub(crate) enum LockState {
     Free,
     /// The holder, if it is recorded in the file.
     Held(Option<Holder>),
@@ -46,7 +46,7 @@ pub enum LockState {
 }
 
 /// Queries whether a lock is held. Acquires it briefly as a shared lock, which [`Lock::take`] tolerates.
-pub fn ask(path: &Path) -> LockState {
+pub(crate) fn ask(path: &Path) -> LockState {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return LockState::Free,
@@ -60,7 +60,7 @@ pub fn ask(path: &Path) -> LockState {
 }
 
 /// Removes the file of a lock that is not held.
-pub fn remove_free(path: &Path) {
+pub(crate) fn remove_free(path: &Path) {
     if path.exists() {
         drop(Lock::take(path.to_path_buf()));
     }
@@ -71,12 +71,12 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(2);
 const RETRY_TIMEOUT: Duration = Duration::from_millis(50);
 
 impl Lock {
-    pub fn take(path: PathBuf) -> Result<Lock, NotLocked> {
+    pub(crate) fn take(path: PathBuf) -> Result<Lock, NotLocked> {
         Lock::take_for(path, false)
     }
 
     /// `passes`: recorded in the file, for other processes.
-    pub fn take_for(path: PathBuf, passes: bool) -> Result<Lock, NotLocked> {
+    pub(crate) fn take_for(path: PathBuf, passes: bool) -> Result<Lock, NotLocked> {
         let failed = NotLocked::Failed;
         let started = Instant::now();
         loop {

@@ -4,11 +4,11 @@
 //! [`private_file`] (files that only their owner can read), [`private_dir`] (directories that only their owner can access),
 //! [`directory_id`] (identity of directories), [`network_fs`] (detection of shared file systems),
 //! [`problem`] (why a supervised process is not running).
-pub mod clock;
-pub mod directory_id;
-pub mod lock;
-pub mod network_fs;
-pub mod private_dir;
-pub mod private_file;
-pub mod problem;
-pub mod process;
+pub(crate) mod clock;
+pub(crate) mod directory_id;
+pub(crate) mod lock;
+pub(crate) mod network_fs;
+pub(crate) mod private_dir;
+pub(crate) mod private_file;
+pub(crate) mod problem;
+pub(crate) mod process;

@@ -24,7 +24,7 @@ const SHARED: [u32; 15] = [
 ];
 
 /// Returns whether other hosts may see this file; true if unknown.
-pub fn may_be_shared(path: &Path) -> bool {
+pub(crate) fn may_be_shared(path: &Path) -> bool {
     statfs(path).map_or(true, |found| is_shared(found.filesystem_type().0 as u32))
 }
 

@@ -16,14 +16,14 @@ const MAX_FILE: u64 = 1 << 20;
 
 /// Kept open, so that all operations use the directory that was checked.
 #[derive(Debug)]
-pub struct PrivateDir {
+pub(crate) struct PrivateDir {
     path: PathBuf,
     dir: OwnedFd,
 }
 
 impl PrivateDir {
     /// Creates it with mode 0700 if it does not exist.
-    pub fn make(path: &Path) -> io::Result<PrivateDir> {
+    pub(crate) fn make(path: &Path) -> io::Result<PrivateDir> {
         match fs::DirBuilder::new().mode(0o700).create(path) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
             _ => PrivateDir::open(path),
@@ -31,7 +31,7 @@ impl PrivateDir {
     }
 
     /// Opens it; fails for a link, a directory of another user, or one that others may read or write.
-    pub fn open(path: &Path) -> io::Result<PrivateDir> {
+    pub(crate) fn open(path: &Path) -> io::Result<PrivateDir> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let dir = open(path, flags, Mode::empty())?;
         let found = fstat(&dir)?;
@@ -41,19 +41,19 @@ impl PrivateDir {
         Ok(PrivateDir { path: path.into(), dir })
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Reads a file in it; fails for a link and for anything but a regular file of this user.
-    pub fn read(&self, name: &str) -> io::Result<String> {
+    pub(crate) fn read(&self, name: &str) -> io::Result<String> {
         let mut text = String::new();
         self.open_own(name, OFlag::O_RDONLY)?.take(MAX_FILE).read_to_string(&mut text)?;
         Ok(text)
     }
 
     /// Opens such a file for reading and writing, as locking on NFS requires.
-    pub fn open_to_lock(&self, name: &str) -> io::Result<File> {
+    pub(crate) fn open_to_lock(&self, name: &str) -> io::Result<File> {
         self.open_own(name, OFlag::O_RDWR)
     }
 
@@ -69,7 +69,7 @@ impl PrivateDir {
     }
 
     /// Writes a new file with mode 0600, and renames it into place.
-    pub fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let temporary = format!(".{name}.{}", uuid::Uuid::new_v4().simple());
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mut file = File::from(openat(&self.dir, temporary.as_str(), flags, Mode::from_bits_truncate(0o600))?);

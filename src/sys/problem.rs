@@ -10,7 +10,7 @@ const BLOCK: usize = 4096;
 const MAX_REASON: usize = 1000;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Trouble {
+pub(crate) struct Trouble {
     pub reason: String,
     /// Number of consecutive failed starts.
     pub attempts: u32,
@@ -19,7 +19,7 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    pub fn in_words(&self) -> String {
+    pub(crate) fn in_words(&self) -> String {
         let starts = match self.attempts {
             1 => "1 failed start".to_string(),
             n => format!("{n} failed starts in a row"),
@@ -29,7 +29,7 @@ impl Trouble {
 }
 
 /// None if the process is running normally.
-pub fn read(path: &Path) -> Option<Trouble> {
+pub(crate) fn read(path: &Path) -> Option<Trouble> {
     let mut text = String::new();
     let file = File::open(path).ok()?;
     file.take(BLOCK as u64).read_to_string(&mut text).ok()?;
@@ -37,7 +37,7 @@ pub fn read(path: &Path) -> Option<Trouble> {
 }
 
 /// Clears the record when the process is running again.
-pub fn clear(path: &Path) {
+pub(crate) fn clear(path: &Path) {
     let cleared = OpenOptions::new().write(true).open(path).and_then(|file| write(&file, ""));
     if let Err(error) = cleared
         && error.kind() != io::ErrorKind::NotFound
@@ -54,10 +54,10 @@ fn write(file: &File, text: &str) -> io::Result<()> {
 
 /// The supervisor's side. The file is removed when dropped.
 #[derive(Debug)]
-pub struct TroubleFile(PathBuf);
+pub(crate) struct TroubleFile(PathBuf);
 
 impl TroubleFile {
-    pub fn prepare(path: &Path) -> TroubleFile {
+    pub(crate) fn prepare(path: &Path) -> TroubleFile {
         let file = TroubleFile(path.into());
         if let Err(error) = file.set("") {
             tracing::debug!(path = %path.display(), "not prepared: {error}");
@@ -65,7 +65,7 @@ impl TroubleFile {
         file
     }
 
-    pub fn note(&self, problem: &Trouble) {
+    pub(crate) fn note(&self, problem: &Trouble) {
         let cut = |reason: &str| reason.chars().filter(|c| !c.is_control()).take(MAX_REASON / 4).collect();
         let problem = Trouble {
             reason: cut(&problem.reason),
@@ -91,7 +91,7 @@ impl Drop for TroubleFile {
 }
 
 /// Returns whether the operation may succeed later without a change of settings or code.
-pub fn is_transient(error: &io::Error) -> bool {
+pub(crate) fn is_transient(error: &io::Error) -> bool {
     use io::ErrorKind::{
         AddrInUse, AddrNotAvailable, HostUnreachable, NetworkDown, NetworkUnreachable, OutOfMemory, QuotaExceeded, ResourceBusy,
         StaleNetworkFileHandle, StorageFull, TimedOut, WouldBlock,

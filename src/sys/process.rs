@@ -7,8 +7,8 @@
 mod mark;
 mod related;
 
-pub use mark::{Mark, SUPERVISOR, orphans_of};
-pub use related::{children_of, descendants_of, is_stopped, processes_at_pipes_of, processes_in_sessions, session_of};
+pub(crate) use mark::{Mark, SUPERVISOR, orphans_of};
+pub(crate) use related::{children_of, descendants_of, is_stopped, processes_at_pipes_of, processes_in_sessions, session_of};
 
 use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
@@ -241,7 +241,7 @@ impl std::fmt::Display for ProcessId {
 }
 
 /// A unique id of this boot of this host; None if the system does not provide it.
-pub fn boot_id() -> Option<String> {
+pub(crate) fn boot_id() -> Option<String> {
     read_boot_id(Path::new("/proc"))
 }
 
@@ -251,12 +251,12 @@ fn read_boot_id(proc: &Path) -> Option<String> {
 }
 
 /// Returns whether a process with this id exists. It may not be the intended one.
-pub fn exists(pid: u32) -> bool {
+pub(crate) fn exists(pid: u32) -> bool {
     ProcView::now().ticks(pid).is_some()
 }
 
 /// This host's name, as written in connection and state files.
-pub fn host() -> String {
+pub(crate) fn host() -> String {
     match nix::unistd::gethostname() {
         Ok(name) => name.to_string_lossy().into_owned(),
         Err(_) => "localhost".into(),
@@ -276,7 +276,7 @@ fn start_ticks(stat: &str) -> Option<u64> {
 
 /// Sends SIGTERM to the first running process (a supervisor forwards it), then SIGKILL to those that do not end. `child`: one of them
 /// that is a child of this process.
-pub fn end(processes: &[ProcessId], child: &mut Option<std::process::Child>) {
+pub(crate) fn end(processes: &[ProcessId], child: &mut Option<std::process::Child>) {
     let mut wait = |timeout: Duration| {
         let deadline = Instant::now() + timeout;
         loop {

@@ -17,7 +17,7 @@ const PROBE_WINDOW: Duration = Duration::from_secs(1);
 const MAX_OPEN: usize = 1024;
 
 /// The handshakes of one socket.
-pub struct Handshakes {
+pub(super) struct Handshakes {
     encrypts: bool,
     /// Peers with a pending handshake, by connection.
     open: HashMap<u64, (String, Instant)>,
@@ -27,7 +27,7 @@ pub struct Handshakes {
 }
 
 impl Handshakes {
-    pub fn new(encrypts: bool) -> Handshakes {
+    pub(super) fn new(encrypts: bool) -> Handshakes {
         Handshakes {
             encrypts,
             open: HashMap::new(),
@@ -36,7 +36,7 @@ impl Handshakes {
         }
     }
 
-    pub fn began(&mut self, connection: u64, peer: String) {
+    pub(super) fn began(&mut self, connection: u64, peer: String) {
         if self.open.len() < MAX_OPEN {
             self.open.insert(connection, (peer, Instant::now()));
         }
@@ -44,7 +44,7 @@ impl Handshakes {
 
     /// Earlier connections of the same host within this time were probes: pcluster's own peers use
     /// them to find a responding address.
-    pub fn succeeded(&mut self, connection: u64) {
+    pub(super) fn succeeded(&mut self, connection: u64) {
         let Some((peer, begin)) = self.open.remove(&connection) else {
             return;
         };
@@ -54,7 +54,7 @@ impl Handshakes {
     }
 
     /// `reason` is omq's.
-    pub fn failed(&mut self, peer: &str, reason: &str) {
+    pub(super) fn failed(&mut self, peer: &str, reason: &str) {
         // The peer closed the connection while a write was in progress: a mere disconnect, which is
         // not reported.
         if reason.starts_with("io error") {
@@ -68,17 +68,17 @@ impl Handshakes {
     }
 
     /// Events were lost.
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.open.clear();
     }
 
     /// When [`Handshakes::check_closed`] is due, if any handshake is pending.
-    pub fn due(&self) -> Option<Instant> {
+    pub(super) fn due(&self) -> Option<Instant> {
         self.open.values().map(|(_, began)| *began + HANDSHAKE_DEADLINE).min()
     }
 
     /// Logs the connections that their peers have closed.
-    pub fn check_closed(&mut self, now: Instant) {
+    pub(super) fn check_closed(&mut self, now: Instant) {
         let closed = self
             .open
             .extract_if(|_, (_, began)| now.saturating_duration_since(*began) >= HANDSHAKE_DEADLINE);

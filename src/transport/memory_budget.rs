@@ -8,9 +8,9 @@ use tokio::sync::mpsc::UnboundedSender;
 
 /// Shorter messages count only outside their socket, whose own buffer is limited to a thousand
 /// messages.
-pub const MIN_ACCOUNTED_BYTES: usize = 4096;
+pub(super) const MIN_ACCOUNTED_BYTES: usize = 4096;
 /// Maximum unsent size of one peer inside its socket; further messages are queued outside.
-pub const MAX_SOCKET_BYTES: usize = 64 << 20;
+pub(super) const MAX_SOCKET_BYTES: usize = 64 << 20;
 /// When the table has this many entries, those of peers without unsent messages are removed.
 const PRUNE_THRESHOLD: usize = 4096;
 
@@ -19,10 +19,10 @@ const PRUNE_THRESHOLD: usize = 4096;
 pub struct MemoryBudget(Arc<Shared>);
 
 /// A [`MemoryBudget`] that may already be dropped.
-pub struct WeakMemoryBudget(Weak<Shared>);
+pub(super) struct WeakMemoryBudget(Weak<Shared>);
 
 impl WeakMemoryBudget {
-    pub fn upgrade(&self) -> Option<MemoryBudget> {
+    pub(super) fn upgrade(&self) -> Option<MemoryBudget> {
         self.0.upgrade().map(MemoryBudget)
     }
 }
@@ -44,14 +44,14 @@ struct Table {
 }
 
 /// The unsent messages of one peer.
-pub struct PeerUsage {
+pub(super) struct PeerUsage {
     of: MemoryBudget,
     bytes: AtomicUsize,
     messages: AtomicUsize,
 }
 
 /// The share of one unsent message; released on drop.
-pub struct Reservation {
+pub(super) struct Reservation {
     load: Arc<PeerUsage>,
     bytes: usize,
 }
@@ -146,12 +146,12 @@ impl MemoryBudget {
 }
 
 impl PeerUsage {
-    pub fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
     /// Accounts for a message that is not sent yet.
-    pub fn reserve(self: &Arc<PeerUsage>, bytes: usize) -> Reservation {
+    pub(super) fn reserve(self: &Arc<PeerUsage>, bytes: usize) -> Reservation {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.messages.fetch_add(1, Ordering::Relaxed);
         let before = self.of.0.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -172,7 +172,7 @@ impl Drop for Reservation {
 }
 
 /// Bytes that count until their last copy is dropped.
-pub fn with_reservation(bytes: Bytes, reservation: Reservation) -> Bytes {
+pub(super) fn with_reservation(bytes: Bytes, reservation: Reservation) -> Bytes {
     struct Owner(
         Bytes,
         #[expect(dead_code, reason = "dropping it frees the reservation")] Reservation,

@@ -10,9 +10,10 @@ mod receipt;
 mod send_queues;
 mod zmq;
 
-pub use memory_budget::MemoryBudget;
-pub use receipt::{Receipt, with_receipt};
-pub use zmq::{Connection, Connections, Socket};
+pub(crate) use memory_budget::MemoryBudget;
+pub(crate) use receipt::{Receipt, with_receipt};
+pub use zmq::Socket;
+pub(crate) use zmq::{Connection, Connections};
 
 /// The ZeroMQ type of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ const MARK: &[u8; 4] = b"\0pk1";
 const MAX_PACKED_BYTES: usize = 32 << 10;
 
 /// Combines the frames from `first` on into one, if they are small.
-pub fn pack(frames: Frames, first: usize) -> Frames {
+pub(super) fn pack(frames: Frames, first: usize) -> Frames {
     let parts = frames.get(first..).unwrap_or_default();
     let size: usize = parts.iter().map(|part| part.len() + 4).sum();
     if parts.len() < 2 || size > MAX_PACKED_BYTES {
@@ -31,13 +31,13 @@ pub fn pack(frames: Frames, first: usize) -> Frames {
     frames
 }
 
-pub fn is_packed(frame: &[u8]) -> bool {
+pub(super) fn is_packed(frame: &[u8]) -> bool {
     frame.starts_with(MARK)
 }
 
 /// Restores the frames from before [`pack`]; returns others unchanged. None if the lengths are
 /// invalid, or the frames exceed `max_frames`.
-pub fn unpack(mut frames: Frames, max_frames: usize) -> Option<Frames> {
+pub(super) fn unpack(mut frames: Frames, max_frames: usize) -> Option<Frames> {
     if frames.last().is_none_or(|last| !is_packed(last)) {
         return Some(frames);
     }

@@ -9,7 +9,7 @@ const SENT: u8 = 1;
 const RELEASED: u8 = 2;
 
 /// The sender's half: reports whether the socket accepted the message at all.
-pub struct Receipt(Arc<Shared>);
+pub(crate) struct Receipt(Arc<Shared>);
 
 struct Shared {
     state: AtomicU8,
@@ -28,7 +28,7 @@ impl Shared {
 /// The same bytes. `note` is called once, when the last copy is released and [`Receipt::sent`] was
 /// called, in either order. With CURVE that is just before the message is written to its
 /// connection.
-pub fn with_receipt(bytes: Bytes, note: impl FnOnce() + Send + 'static) -> (Bytes, Receipt) {
+pub(crate) fn with_receipt(bytes: Bytes, note: impl FnOnce() + Send + 'static) -> (Bytes, Receipt) {
     struct Owner(Bytes, Arc<Shared>);
     impl AsRef<[u8]> for Owner {
         fn as_ref(&self) -> &[u8] {
@@ -51,7 +51,7 @@ pub fn with_receipt(bytes: Bytes, note: impl FnOnce() + Send + 'static) -> (Byte
 
 impl Receipt {
     /// The socket has accepted the message.
-    pub fn sent(self) {
+    pub(crate) fn sent(self) {
         if self.0.state.fetch_or(SENT, Ordering::AcqRel) & RELEASED != 0 {
             self.0.call();
         }

@@ -5,24 +5,24 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Maximum number of messages queued for one slow peer.
-pub const MAX_QUEUED_MESSAGES: usize = 100_000;
+pub(super) const MAX_QUEUED_MESSAGES: usize = 100_000;
 
 /// A peer exceeded its queue limit; its queue was dropped.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it does not read: {messages} messages of {bytes} bytes were queued for it")]
-pub struct QueueLimitExceeded {
+pub(super) struct QueueLimitExceeded {
     pub messages: usize,
     pub bytes: usize,
 }
 
 /// The result of an offer.
-pub enum SendOutcome<M> {
+pub(super) enum SendOutcome<M> {
     Sent,
     Full(M),
     Disconnected,
 }
 
-pub struct SendQueues<M> {
+pub(super) struct SendQueues<M> {
     by_peer: HashMap<Bytes, PeerQueue<M>>,
     /// Whether a background task is flushing the queues.
     pub flushing: bool,
@@ -52,18 +52,18 @@ impl<M> Default for SendQueues<M> {
 
 impl<M> SendQueues<M> {
     /// Whether messages are queued for this peer, so that further ones must be queued too.
-    pub fn has_queued(&self, peer: &Bytes) -> bool {
+    pub(super) fn has_queued(&self, peer: &Bytes) -> bool {
         self.by_peer.contains_key(peer)
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.by_peer.is_empty()
     }
 
     /// Appends to the peer's queue. Beyond `max_bytes` (a single message may exceed it) or the
     /// message limit the whole queue is dropped: a peer that misses one message has to ask again
     /// for everything.
-    pub fn push(
+    pub(super) fn push(
         &mut self,
         peer: &Bytes,
         load: &Arc<PeerUsage>,
@@ -92,13 +92,13 @@ impl<M> SendQueues<M> {
     }
 
     /// Drops the messages queued for a peer.
-    pub fn forget(&mut self, peer: &Bytes) {
+    pub(super) fn forget(&mut self, peer: &Bytes) {
         self.by_peer.remove(peer);
     }
 
     /// Sends queued messages, in order per peer, until each peer's socket is full or its queue is
     /// empty.
-    pub fn offer(&mut self, mut take: impl FnMut(M) -> SendOutcome<M>) {
+    pub(super) fn offer(&mut self, mut take: impl FnMut(M) -> SendOutcome<M>) {
         self.by_peer.retain(|_, queue| {
             while let Some(QueuedMessage {
                 message,

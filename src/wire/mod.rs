@@ -6,9 +6,9 @@
 //! Modules: [`signature`], [`message`] (parses and builds messages), [`session`] (key, replay
 //! check, open and seal), [`content`] (the content of messages, one file per conversation).
 pub mod content;
-pub mod message;
-pub mod session;
-pub mod signature;
+pub(crate) mod message;
+pub(crate) mod session;
+pub(crate) mod signature;
 
 pub use message::{Header, Message};
 pub use session::Session;
@@ -16,6 +16,6 @@ pub use session::Session;
 use bytes::Bytes;
 
 /// The delimiter between the routing identities and the signature.
-pub const DELIMITER: &[u8] = b"<IDS|MSG>";
+pub(crate) const DELIMITER: &[u8] = b"<IDS|MSG>";
 /// The unit that a socket carries: one multipart message.
 pub type Frames = Vec<Bytes>;

@@ -5,10 +5,10 @@ use sha2::Sha256;
 
 /// The key of a connection file, prepared for use. With an empty key messages are not signed.
 #[derive(Clone)]
-pub struct Key(Option<Hmac<Sha256>>);
+pub(crate) struct Key(Option<Hmac<Sha256>>);
 
 impl Key {
-    pub fn new(key: &[u8]) -> Key {
+    pub(crate) fn new(key: &[u8]) -> Key {
         if key.is_empty() {
             return Key(None);
         }
@@ -16,7 +16,7 @@ impl Key {
         Key(Hmac::<Sha256>::new_from_slice(key).ok())
     }
     /// The signature as lower-case hex; empty without a key.
-    pub fn sign(&self, parts: [&[u8]; 4]) -> String {
+    pub(crate) fn sign(&self, parts: [&[u8]; 4]) -> String {
         let Some(mac) = &self.0 else {
             return String::new();
         };
@@ -25,7 +25,7 @@ impl Key {
         hex::encode(mac.finalize().into_bytes())
     }
     /// Compares in constant time.
-    pub fn verify(&self, parts: [&[u8]; 4], signature: &[u8]) -> bool {
+    pub(crate) fn verify(&self, parts: [&[u8]; 4], signature: &[u8]) -> bool {
         let Some(mac) = &self.0 else {
             return true;
         };
@@ -37,7 +37,7 @@ impl Key {
         parts.iter().for_each(|part| mac.update(part));
         mac.verify_slice(&raw).is_ok()
     }
-    pub fn is_signing(&self) -> bool {
+    pub(crate) fn is_signing(&self) -> bool {
         self.0.is_some()
     }
 }

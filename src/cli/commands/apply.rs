@@ -1,5 +1,5 @@
 //! `pcluster apply`: one call of a function, or one run of a command, on each of some engines.
-pub mod on_engines;
+pub(crate) mod on_engines;
 
 use crate::cli::inputs::code::CodeArgs;
 use crate::cli::inputs::function;
@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
     override_usage = "pcluster apply [OPTIONS] FN [ARG]...\n       pcluster apply [OPTIONS] -- COMMAND...",
     after_help = "Examples:\n  pcluster apply os:getcwd\n  pcluster apply --targets 0,2-3 model.py:load '\"data.bin\"' 5\n  pcluster apply -- nvidia-smi -L"
 )]
-pub struct Args {
+pub(crate) struct Args {
     /// Call this function: file.py:function or package.module:function
     #[arg(value_name = "FN")]
     function: Option<String>,
@@ -37,7 +37,7 @@ pub struct Args {
     code: CodeArgs,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let (work, input) = match (&args.function, args.command.is_empty()) {
         (Some(spec), true) => (function::work(spec, &args.code)?, input(&args)?),
         (None, false) => (Work::Command { argv: args.command }, "[]".to_string()),
@@ -73,7 +73,7 @@ fn input(args: &Args) -> Result<String, CommandError> {
 }
 
 /// JSON on one line, else the text as a JSON string.
-pub fn json_or_text(text: &str) -> String {
+pub(crate) fn json_or_text(text: &str) -> String {
     match serde_json::from_str::<Box<RawValue>>(text) {
         Ok(json) => json.get().replace(['\n', '\r'], " "),
         Err(_) => serde_json::Value::from(text).to_string(),

@@ -11,7 +11,7 @@ use crate::client::{MapsRequest, Selection};
 /// Leaves finished tasks unchanged. A cancelled task ends as `aborted` and can be resubmitted.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster cancel 1\n  pcluster cancel 1.3 1.5-9\n  pcluster cancel --all")]
-pub struct Args {
+pub(crate) struct Args {
     /// Cancel these maps (`1`), tasks (`1.3`) or ranges
     #[arg(required_unless_present = "all")]
     ids: Vec<Ids>,
@@ -20,7 +20,7 @@ pub struct Args {
     all: bool,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let (mut maps, tasks) = ids::sort(&args.ids);
     let client = context.client()?;
     let records = Records::of(context, &client);

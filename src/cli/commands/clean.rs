@@ -13,13 +13,13 @@ use crate::profile::ProfileDir;
 /// that killed engines left on this host. Keeps all task records. Cleans all profiles, unless --profile names one.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster clean\n  pcluster clean --profile gpu --force")]
-pub struct Args {
+pub(crate) struct Args {
     /// Also clean clusters whose state is unknown here (on another host, in a container); list what may still be running
     #[arg(long)]
     force: bool,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let clusters = context.clusters()?;
     let dead: Vec<_> = clusters
         .iter()

@@ -6,12 +6,12 @@ use crate::cli::{CommandError, Context, Exit, args, output};
 #[command(
     after_help = "Examples:\n  pcluster completions bash > ~/.local/share/bash-completion/completions/pcluster\n  pcluster completions fish > ~/.config/fish/completions/pcluster.fish"
 )]
-pub struct Args {
+pub(crate) struct Args {
     /// Generate the script for this shell
     shell: clap_complete::Shell,
 }
 
-pub fn run(args: Args, _context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, _context: &Context) -> Result<Exit, CommandError> {
     // Into memory first: the generator panics when it cannot write.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut args::app(), "pcluster", &mut script);

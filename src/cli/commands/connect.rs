@@ -14,7 +14,7 @@ use crate::cluster::remote::{self, ConnectOptions, Connected};
 #[command(
     after_help = "Examples:\n  pcluster connect login.example.org\n  pcluster connect me@login.example.org --profile site --remote-profile default"
 )]
-pub struct Args {
+pub(crate) struct Args {
     /// Connect to this host: [user@]host, a Host of ~/.ssh/config, or ssh://user@host:port
     destination: String,
     /// Use this remote profile [default: the local name, or the profile of the only running cluster]
@@ -28,7 +28,7 @@ pub struct Args {
     remote_ipython_dir: Option<String>,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let options = ConnectOptions {
         profile: context.profile_dir()?,
         cluster_id: context.cluster_id.clone(),
@@ -42,7 +42,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     Ok(Exit::Fine)
 }
 
-pub fn connect(options: ConnectOptions, context: &Context) -> Result<(), CommandError> {
+pub(crate) fn connect(options: ConnectOptions, context: &Context) -> Result<(), CommandError> {
     let profile = options.profile.clone();
     let connected = interruptible(context, remote::connect(options)).map_err(|e| e.with_interruption("the tunnel was closed"))?;
     if context.json {

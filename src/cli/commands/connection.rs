@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 #[command(
     after_help = "Examples:\n  pcluster connection show\n  pcluster connection export laptop.json\n  pcluster connection import laptop.json --profile site"
 )]
-pub struct Args {
+pub(crate) struct Args {
     #[command(subcommand)]
     action: Action,
 }
@@ -61,7 +61,7 @@ struct Which {
     engine: bool,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     match args.action {
         Action::Show { which } => show(&which, context),
         Action::Export { which, to, ssh } => export(&which, &to, ssh, context),
@@ -71,7 +71,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
 }
 
 /// `profile "x"`, with its id if it has one.
-pub fn in_words(profile: &str, cluster_id: &str) -> String {
+pub(crate) fn in_words(profile: &str, cluster_id: &str) -> String {
     match cluster_id {
         "" => format!("profile `{profile}`"),
         id => format!("profile `{profile}` under cluster id `{id}`"),

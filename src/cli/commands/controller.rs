@@ -17,7 +17,7 @@ use std::path::PathBuf;
 /// SIGINT.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster controller --ip 0.0.0.0\n  pcluster controller --profile gpu --log-level debug")]
-pub struct Args {
+pub(crate) struct Args {
     /// Use this profile directory, instead of --profile
     #[arg(long, value_name = "DIR")]
     profile_dir: Option<PathBuf>,
@@ -144,7 +144,7 @@ fn trouble_file(args: &Args, context: &Context) -> Option<PathBuf> {
     Some(place.profile.trouble_file(&place.cluster_id))
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if args.supervise {
         logging::start(context.log_level(args.log_level.as_deref().unwrap_or("info")));
         return supervise(&POLICY, trouble_file(&args, context));

@@ -9,13 +9,13 @@ use crate::profile::ProfileDir;
 /// Removes the connection file that `connect` wrote. Maps continue on the remote host; `connect` finds them again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster disconnect --profile site\n  pcluster disconnect --all")]
-pub struct Args {
+pub(crate) struct Args {
     /// Close all tunnels of all profiles
     #[arg(long)]
     all: bool,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let all: Vec<(ProfileDir, String)> = match args.all {
         false => vec![(context.profile_dir()?, context.cluster_id.clone())],
         true => cluster::list(context.ipython_dir.as_deref())?

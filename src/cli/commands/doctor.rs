@@ -9,13 +9,13 @@ use crate::cli::{CommandError, Context, Exit};
 /// Each line is `ok`, `warn` (works with limits, or needed only for some features) or `fail`. Exits with 5 if any check fails.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster doctor\n  pcluster doctor --python ~/venv/bin/python")]
-pub struct Args {
+pub(crate) struct Args {
     /// Check this Python interpreter [default: engine.python of the profile, else the active environment's]
     #[arg(long, value_name = "PYTHON")]
     python: Option<String>,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let profile = context.profile_dir()?;
     let checks = examine(context, &profile, args.python.as_deref());
     let fit = checks.iter().all(|check| check.verdict != Verdict::Fail);

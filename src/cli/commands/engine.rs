@@ -27,7 +27,7 @@ const PROBE: Duration = Duration::from_secs(4);
 /// stops it. SIGINT (Ctrl-C) interrupts the running task; an idle engine at a terminal exits.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster engine --profile gpu\n  pcluster engine --file ipcontroller-engine.json --log-level debug")]
-pub struct Args {
+pub(crate) struct Args {
     /// Read this connection file [default: that of the profile]
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
@@ -114,7 +114,7 @@ const POLICY: SupervisionPolicy = SupervisionPolicy {
     watches: true,
 };
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if !args.probe.is_empty() {
         return probe(&args.probe, context);
     }

@@ -13,7 +13,7 @@ use serde::Serialize;
 /// List, add, remove or stop engines of a cluster
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster engines\n  pcluster engines add 8 --launcher slurm\n  pcluster engines stop 0,3-5")]
-pub struct Args {
+pub(crate) struct Args {
     #[command(subcommand)]
     action: Option<Action>,
 }
@@ -49,14 +49,14 @@ enum Action {
 
 impl Args {
     /// Whether the command starts processes.
-    pub fn starts_processes(&self) -> bool {
+    pub(crate) fn starts_processes(&self) -> bool {
         matches!(self.action, Some(Action::Add { .. }))
     }
 }
 
 /// An engine as `--json` shows it.
 #[derive(Serialize)]
-pub struct EngineView<'a> {
+pub(crate) struct EngineView<'a> {
     id: EngineId,
     uuid: &'a str,
     state: &'a str,
@@ -78,7 +78,7 @@ pub struct EngineView<'a> {
 }
 
 impl<'a> EngineView<'a> {
-    pub fn new(engine: &'a EngineStatus) -> EngineView<'a> {
+    pub(crate) fn new(engine: &'a EngineStatus) -> EngineView<'a> {
         let facts = &engine.facts;
         EngineView {
             id: engine.id,
@@ -99,7 +99,7 @@ impl<'a> EngineView<'a> {
     }
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     match args.action {
         None | Some(Action::List) => list(context),
         Some(Action::Add { n, how }) => add(n, *how, context),
@@ -136,14 +136,14 @@ fn list(context: &Context) -> Result<Exit, CommandError> {
 }
 
 /// Prints which engines cannot run Python, and why: one line per reason.
-pub fn note_unavailable(engines: &[EngineStatus], context: &Context) {
+pub(crate) fn note_unavailable(engines: &[EngineStatus], context: &Context) {
     for line in unavailable_in_words(engines) {
         context.note(line);
     }
 }
 
 /// `engines 3, 4 on node7 cannot run Python functions, only commands: REASON`, one line per reason.
-pub fn unavailable_in_words(engines: &[EngineStatus]) -> Vec<String> {
+pub(crate) fn unavailable_in_words(engines: &[EngineStatus]) -> Vec<String> {
     let mut by_reason: Vec<(&str, Vec<&EngineStatus>)> = Vec::new();
     for engine in engines {
         let Some(reason) = engine.reason.as_deref() else { continue };
@@ -215,7 +215,7 @@ fn table(engines: &[EngineStatus], now: UnixTime) -> Table {
 }
 
 /// The options of `engines add` and `scale`.
-pub fn options(n: u32, mut how: How, context: &Context) -> Result<AddOptions, CommandError> {
+pub(crate) fn options(n: u32, mut how: How, context: &Context) -> Result<AddOptions, CommandError> {
     let profile = context.profile_dir()?;
     if how.launcher.is_none() {
         // The same launcher as for the existing engines.
@@ -298,7 +298,7 @@ fn remaining(engines: usize) -> String {
 }
 
 /// Reports which engines were removed.
-pub fn report_removed(removed: &Removed, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn report_removed(removed: &Removed, context: &Context) -> Result<Exit, CommandError> {
     if context.json {
         json::print(&serde_json::json!({
             "stopping": removed.leaving, "busy": removed.busy, "cancelled": removed.cancelled, "left": removed.left,

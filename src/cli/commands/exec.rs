@@ -10,14 +10,14 @@ use std::io::Read;
 /// available to the next exec, run or pull.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster exec 'import os; os.getpid()'\n  pcluster exec --targets 0 - < setup.py")]
-pub struct Args {
+pub(crate) struct Args {
     /// Run this code, or - for stdin
     code: String,
     #[command(flatten)]
     engines: EngineOptions,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let (code, filename) = match args.code.as_str() {
         "-" => {
             let mut code = String::new();

@@ -12,14 +12,14 @@ use serde_json::value::RawValue;
 /// Prints one JSON list, in the order of the engines.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster gather numbers\n  pcluster gather numbers --targets 0-3")]
-pub struct Args {
+pub(crate) struct Args {
     /// Read this variable on the engines
     name: String,
     #[command(flatten)]
     engines: EngineOptions,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let input = names(std::slice::from_ref(&args.name))?;
     let Some(answers) = on_engines::run(context, &args.engines, Work::Pull, |engines| vec![input; engines.len()])? else {
         return Ok(Exit::Interrupted);

@@ -3,9 +3,9 @@ use crate::cli::{CommandError, Context, Exit, output, reference};
 
 /// Print the command line's reference in Markdown
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub(crate) struct Args {}
 
-pub fn run(_args: Args, _context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(_args: Args, _context: &Context) -> Result<Exit, CommandError> {
     output::print(&reference::markdown())?;
     Ok(Exit::Fine)
 }

@@ -12,12 +12,12 @@ use crate::model::VERSION;
 /// an older one, and refuses a host of another architecture.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster install login.example.org\n  pcluster install me@login.example.org --json")]
-pub struct Args {
+pub(crate) struct Args {
     /// Install on this host: [user@]host, or a Host of ~/.ssh/config
     destination: String,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let work = async {
         let (ssh, host) = run::reach(&args.destination).await?;
         let installed = install::copy(&ssh, &host).await;

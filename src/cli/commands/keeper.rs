@@ -9,7 +9,7 @@ use std::path::PathBuf;
 ///
 /// `pcluster start --max-walltime-restarts N` starts this. Logs to stderr, and exits with the cluster, or on SIGTERM or SIGINT.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Use this profile directory, instead of --profile
     #[arg(long, value_name = "DIR")]
     profile_dir: Option<PathBuf>,
@@ -21,7 +21,7 @@ pub struct Args {
     log_level: String,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     logging::start(context.log_level(&args.log_level));
     if args.supervise {
         let policy = SupervisionPolicy {

@@ -23,7 +23,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// List all clusters of all profiles
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster list\n  pcluster list --running --json")]
-pub struct Args {
+pub(crate) struct Args {
     /// Show only running clusters
     #[arg(long)]
     running: bool,
@@ -119,7 +119,7 @@ fn jobs_on_record(cluster: &ClusterSummary) -> Vec<JobView> {
 }
 
 #[derive(Serialize)]
-pub struct TunnelView<'a> {
+pub(crate) struct TunnelView<'a> {
     destination: &'a str,
     /// `up`, `down`, `waiting`, `connecting`, `failed`.
     phase: Phase,
@@ -133,7 +133,7 @@ pub struct TunnelView<'a> {
 }
 
 impl<'a> TunnelView<'a> {
-    pub fn new(tunnel: &'a TunnelState) -> TunnelView<'a> {
+    pub(crate) fn new(tunnel: &'a TunnelState) -> TunnelView<'a> {
         TunnelView {
             destination: &tunnel.destination,
             phase: tunnel.phase,
@@ -185,7 +185,7 @@ impl<'a> View<'a> {
     }
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let mut clusters = context.clusters()?;
     if args.running {
         clusters.retain(|c| matches!(c.state, Condition::Running | Condition::Connected));

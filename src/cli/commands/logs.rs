@@ -18,7 +18,7 @@ const TAIL: u64 = 4 * 1024 * 1024;
 /// Show the logs of the controller and engines
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster logs --follow\n  pcluster logs engine 0,2-3 -n 200\n  pcluster logs all")]
-pub struct Args {
+pub(crate) struct Args {
     /// Show the log of `controller`, `engine` (optionally with numbers, `0,2-3`) or `all`
     #[arg(value_enum, default_value = "controller")]
     of: Of,
@@ -60,7 +60,7 @@ struct Log {
     rest: Vec<u8>,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let profile = context.profile_dir()?;
     let mut logs = find(&profile, &context.cluster_id, &args)?;
     let remote = match args.of {

@@ -2,13 +2,13 @@
 //!
 //! Parts: [`options`] (of tasks), [`own_cluster`] (`-n`), [`follow`] (waiting for a map), [`results`] (their output),
 //! [`report`] (failures), [`reduce`] (folding the values), [`interrupts`] (Ctrl-C).
-pub mod follow;
-pub mod interrupts;
-pub mod options;
-pub mod own_cluster;
-pub mod reduce;
-pub mod report;
-pub mod results;
+pub(crate) mod follow;
+pub(crate) mod interrupts;
+pub(crate) mod options;
+pub(crate) mod own_cluster;
+pub(crate) mod reduce;
+pub(crate) mod report;
+pub(crate) mod results;
 
 use crate::cli::inputs::code::CodeArgs;
 use crate::cli::inputs::{InputArgs, Inputs, Shape, Texts, function};
@@ -45,7 +45,7 @@ use std::time::Instant;
                   pcluster map --range 0..1000 model.py:simulate -o results.jsonl\n  \
                   find . -name '*.wav' | pcluster map - -- sox {} {}.mp3"
 )]
-pub struct Args {
+pub(crate) struct Args {
     /// Call this function: file.py:function or package.module:function
     #[arg(value_name = "FN")]
     first: Option<String>,
@@ -74,7 +74,7 @@ pub struct Args {
     detach: bool,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     // Inputs keep being sent while the output is blocked by a full pipe.
     context.use_threads();
     let plan = Plan::of(&args)?;

@@ -1,43 +1,43 @@
 //! One file per command, in the order of the help.
-pub mod apply;
-pub mod cancel;
-pub mod clean;
-pub mod completions;
-pub mod connect;
-pub mod connection;
-pub mod controller;
-pub mod disconnect;
-pub mod doctor;
-pub mod engine;
-pub mod engines;
-pub mod exec;
-pub mod gather;
-pub mod help_markdown;
-pub mod install;
-pub mod keeper;
-pub mod list;
-pub mod logs;
-pub mod map;
-pub mod profile;
-pub mod pull;
-pub mod purge;
-pub mod push;
-pub mod remote_exec;
-pub mod restart;
-pub mod resubmit;
-pub mod results;
-pub mod run;
-pub mod scale;
-pub mod scatter;
-pub mod script;
-pub mod signal;
-pub mod start;
-pub mod status;
-pub mod stop;
-pub mod template;
-pub mod tunnel;
-pub mod version;
-pub mod wait;
+pub(crate) mod apply;
+pub(crate) mod cancel;
+pub(crate) mod clean;
+pub(crate) mod completions;
+pub(crate) mod connect;
+pub(crate) mod connection;
+pub(crate) mod controller;
+pub(crate) mod disconnect;
+pub(crate) mod doctor;
+pub(crate) mod engine;
+pub(crate) mod engines;
+pub(crate) mod exec;
+pub(crate) mod gather;
+pub(crate) mod help_markdown;
+pub(crate) mod install;
+pub(crate) mod keeper;
+pub(crate) mod list;
+pub(crate) mod logs;
+pub(crate) mod map;
+pub(crate) mod profile;
+pub(crate) mod pull;
+pub(crate) mod purge;
+pub(crate) mod push;
+pub(crate) mod remote_exec;
+pub(crate) mod restart;
+pub(crate) mod resubmit;
+pub(crate) mod results;
+pub(crate) mod run;
+pub(crate) mod scale;
+pub(crate) mod scatter;
+pub(crate) mod script;
+pub(crate) mod signal;
+pub(crate) mod start;
+pub(crate) mod status;
+pub(crate) mod stop;
+pub(crate) mod template;
+pub(crate) mod tunnel;
+pub(crate) mod version;
+pub(crate) mod wait;
 
 use super::{CommandError, Context, Exit};
 use crate::launchers::supervisor::{self, Supervised};
@@ -47,10 +47,10 @@ use std::path::PathBuf;
 macro_rules! commands {
     ($($(#[$attribute:meta])* $variant:ident => $module:ident),* $(,)?) => {
         #[derive(Debug, clap::Subcommand)]
-        pub enum Command {
+        pub(crate) enum Command {
             $($(#[$attribute])* $variant($module::Args)),*
         }
-        pub fn dispatch(command: Command, context: &Context) -> Result<Exit, CommandError> {
+        pub(crate) fn dispatch(command: Command, context: &Context) -> Result<Exit, CommandError> {
             if let Some(exit) = remote_exec::run_instead(&command, context)? {
                 return Ok(exit);
             }
@@ -108,7 +108,7 @@ commands! {
 }
 
 /// `1 task`, `3 tasks`.
-pub fn counted(count: u64, what: &str) -> String {
+pub(crate) fn counted(count: u64, what: &str) -> String {
     match count {
         1 => format!("1 {what}"),
         _ => format!("{count} {what}s"),
@@ -116,7 +116,7 @@ pub fn counted(count: u64, what: &str) -> String {
 }
 
 /// `--set key=value`.
-pub fn setting(text: &str) -> Result<(String, String), String> {
+pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_string(), value.trim().to_string())),
         _ => Err(format!("{text:?} is not KEY=VALUE, for example engine.interrupt_timeout_ms=1000")),

@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 #[command(
     after_help = "Examples:\n  pcluster profile create gpu\n  pcluster profile show gpu --launcher slurm --queue long\n  pcluster profile path"
 )]
-pub struct Args {
+pub(crate) struct Args {
     #[command(subcommand)]
     action: Action,
 }
@@ -44,7 +44,7 @@ enum Action {
     },
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let profile = |name: Option<String>| match name {
         Some(name) => Ok(ProfileDir::named(&name, context.ipython_dir.as_deref())?),
         None => context.profile_dir(),

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 /// Prints one variable as its JSON value, several as an object. Each line is prefixed with the engine's number: [0] …
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster pull total\n  pcluster pull depth sizes --targets 0")]
-pub struct Args {
+pub(crate) struct Args {
     /// Print these variables
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
@@ -19,7 +19,7 @@ pub struct Args {
     engines: EngineOptions,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let input = names(&args.names)?;
     let Some(mut answers) = on_engines::run(context, &args.engines, Work::Pull, |engines| vec![input; engines.len()])? else {
         return Ok(Exit::Interrupted);
@@ -33,7 +33,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
 }
 
 /// The names as a JSON list.
-pub fn names(names: &[String]) -> Result<String, CommandError> {
+pub(crate) fn names(names: &[String]) -> Result<String, CommandError> {
     match names.iter().find(|name| !is_name(name)) {
         Some(bad) => Err(CommandError::usage(format!("{bad:?} is not a valid Python name"))),
         None => Ok(serde_json::Value::from(names.to_vec()).to_string()),
@@ -41,7 +41,7 @@ pub fn names(names: &[String]) -> Result<String, CommandError> {
 }
 
 /// One member of a JSON object, unchanged.
-pub fn member(object: &RawValue, name: &str) -> Option<Box<RawValue>> {
+pub(crate) fn member(object: &RawValue, name: &str) -> Option<Box<RawValue>> {
     let mut members: BTreeMap<String, Box<RawValue>> = serde_json::from_str(object.get()).ok()?;
     members.remove(name)
 }

@@ -14,7 +14,7 @@ use std::io::{IsTerminal, Write};
 /// Delete finished maps and their results
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster purge 1-3\n  pcluster purge --all --yes")]
-pub struct Args {
+pub(crate) struct Args {
     /// Delete these maps (`1`) or ranges (`1-3`)
     #[arg(required_unless_present = "all")]
     maps: Vec<Ids>,
@@ -26,7 +26,7 @@ pub struct Args {
     yes: bool,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let maps = ids::maps_only(&args.maps, "purge")?;
     let records = Records::open(context)?;
     records.must_exist(&maps)?;

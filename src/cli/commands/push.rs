@@ -8,7 +8,7 @@ use crate::model::definition::Work;
 /// Set variables in each engine's namespace
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster push depth=3\n  pcluster push 'sizes=[1, 2, 3]' title='a text' --targets 0-3")]
-pub struct Args {
+pub(crate) struct Args {
     /// Set this variable; VALUE is JSON, or else a string
     #[arg(value_name = "NAME=VALUE", required = true)]
     values: Vec<String>,
@@ -16,7 +16,7 @@ pub struct Args {
     engines: EngineOptions,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let input = object(&args.values)?;
     let Some(answers) = on_engines::run(context, &args.engines, Work::Push, |engines| vec![input; engines.len()])? else {
         return Ok(Exit::Interrupted);

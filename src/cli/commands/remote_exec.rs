@@ -23,7 +23,7 @@ const OURS: &[(&str, bool)] = &[
 ];
 
 /// Runs the command on the remote host, if it manages processes and its cluster is remote.
-pub fn run_instead(command: &Command, context: &Context) -> Result<Option<Exit>, CommandError> {
+pub(crate) fn run_instead(command: &Command, context: &Context) -> Result<Option<Exit>, CommandError> {
     let (name, ends) = match command {
         Command::Stop(args) if !args.is_all() => ("stop", true),
         Command::Restart(_) => ("restart", false),
@@ -57,7 +57,7 @@ pub fn run_instead(command: &Command, context: &Context) -> Result<Option<Exit>,
 }
 
 /// The options that select the remote cluster.
-pub fn names(tunnel: &TunnelState, profile: &crate::profile::ProfileDir, context: &Context) -> Vec<String> {
+pub(crate) fn names(tunnel: &TunnelState, profile: &crate::profile::ProfileDir, context: &Context) -> Vec<String> {
     let (remote_profile, id) = tunnel.remote_names();
     let remote_profile = remote_profile.unwrap_or(profile.name());
     let id = id.unwrap_or(&context.cluster_id);
@@ -94,7 +94,7 @@ async fn run_remote(destination: &str, name: &str, words: &[String], context: &C
 }
 
 /// A command line without the options that apply to the local host.
-pub fn remote_arguments(words: impl IntoIterator<Item = String>) -> Vec<String> {
+pub(crate) fn remote_arguments(words: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut kept = Vec::new();
     let mut words = words.into_iter();
     while let Some(word) = words.next() {

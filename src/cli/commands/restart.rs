@@ -8,12 +8,12 @@ use crate::cli::{CommandError, Context, ErrorKind, Exit};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster restart\n  pcluster restart -n 8 --log-level debug")]
 #[group(skip)]
-pub struct Args {
+pub(crate) struct Args {
     #[command(flatten)]
     start: start::Args,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     match stop::stop(&context.profile_dir()?, &context.cluster_id, context) {
         Ok(_) => context.note(format!("{}: stopped", context.cluster_in_words())),
         Err(error) if error.kind == ErrorKind::NotFound => {}

@@ -21,7 +21,7 @@ const SHOWN: usize = 5;
 /// are listed; --code current runs the changed files. Each attempt records which code it ran.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster resubmit 1 --failed\n  pcluster resubmit 1.3 1.5\n  pcluster resubmit 2 --code current")]
-pub struct Args {
+pub(crate) struct Args {
     /// Resubmit these maps (`1`), tasks (`1.3`) or ranges
     #[arg(required = true)]
     ids: Vec<Ids>,
@@ -34,12 +34,12 @@ pub struct Args {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Which {
+pub(crate) enum Which {
     Current,
     Submitted,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let (maps, tasks) = ids::sort(&args.ids);
     let client = context.client()?;
     let records = Records::of(context, &client);

@@ -27,7 +27,7 @@ const MAX_IN_FULL: usize = 20;
 #[command(
     after_help = "Examples:\n  pcluster results 1 --failed\n  pcluster results 1.3 --stdout > output.txt\n  pcluster results --where 'duration>=10m and host~node3' --sort -duration"
 )]
-pub struct Args {
+pub(crate) struct Args {
     /// Show these maps (`1`), tasks (`1.3`) or ranges (`1-3`, `1.3-9`)
     ids: Vec<Ids>,
     /// Sort by this column; a leading - reverses the order
@@ -110,7 +110,7 @@ fn parse_sort(text: &str) -> Result<(Column, bool), String> {
     }
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let format = match (args.jsonl, args.csv, context.json) {
         (true, _, true) | (_, true, true) => {
             return Err(CommandError::usage("--json cannot be combined with --jsonl or --csv")

@@ -9,7 +9,7 @@ use crate::cli::{CommandError, Context, Exit};
 /// Sends the script and the local modules that it imports to the engines. Output is prefixed with the engine's number: [0] …
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster run setup.py\n  pcluster run train.py --targets 0-3 --with config.json")]
-pub struct Args {
+pub(crate) struct Args {
     /// Run this script
     #[arg(value_name = "SCRIPT.py")]
     script: String,
@@ -19,7 +19,7 @@ pub struct Args {
     code: CodeArgs,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let work = function::script(&args.script, &args.code)?;
     match on_engines::run(context, &args.engines, work, |engines| vec!["[]".into(); engines.len()])? {
         Some(answers) => answers.show(context, Show::Never),

@@ -12,14 +12,14 @@ use crate::cluster::{self, Scaled};
 /// engine finishes its task first. Starts new engines in the same way as the existing ones, unless options say otherwise.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster scale 20\n  pcluster scale 0\n  pcluster scale 64 --launcher slurm --walltime 1h")]
-pub struct Args {
+pub(crate) struct Args {
     /// Target number of engines
     n: u32,
     #[command(flatten)]
     how: How,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let options = options(args.n, args.how, context)?;
     let mut bar = Bar::new(context);
     let scaled = interruptible(context, cluster::scale(options, &mut |progress| bar.show(progress)))?;

@@ -13,7 +13,7 @@ use std::io::Read;
 #[command(
     after_help = "Examples:\n  pcluster scatter numbers '[1, 2, 3, 4, 5, 6, 7, 8]'\n  pcluster exec 'total = sum(numbers)'\n  pcluster pull total"
 )]
-pub struct Args {
+pub(crate) struct Args {
     /// Set this variable on the engines
     name: String,
     /// Partition this JSON list, or - for stdin
@@ -23,7 +23,7 @@ pub struct Args {
     engines: EngineOptions,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if !is_name(&args.name) {
         return Err(CommandError::usage(format!("{:?} is not a valid Python name", args.name)));
     }

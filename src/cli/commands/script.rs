@@ -18,7 +18,7 @@ use std::time::Duration;
 #[command(
     after_help = "Examples:\n  pcluster script --launcher slurm -n 64 --walltime 2h\n  pcluster script --launcher pbs --controller > controller.sh"
 )]
-pub struct Args {
+pub(crate) struct Args {
     /// Start N engines [default: launcher.n of the profile, else one per processor]
     #[arg(short, value_name = "N")]
     n: Option<u32>,
@@ -43,7 +43,7 @@ const UNIQUE: &str = "preview";
 /// How long to wait for the batch system to report its dialect.
 const ANSWER: Duration = Duration::from_secs(10);
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let profile = context.profile_dir()?;
     crate::profile::dir::check_cluster_id(&context.cluster_id)?;
     let (_, mut config) = args.settings.config(&profile)?;

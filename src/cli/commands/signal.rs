@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 /// permanently, use `pcluster cancel`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster signal INT\n  pcluster signal SIGUSR1 --targets 0,3-5")]
-pub struct Args {
+pub(crate) struct Args {
     /// Send this signal: a name, with or without SIG, or a number
     #[arg(value_name = "SIGNAL", value_parser = signal)]
     signal: Signal,
@@ -30,7 +30,7 @@ fn signal(text: &str) -> Result<Signal, String> {
         .ok_or_else(|| "must be the name or number of a signal, for example INT, SIGTERM or 10 (see kill -l)".into())
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let client = context.client()?;
     let engines = context.block_on(client.signal_engines(args.targets, args.signal as i32))??;
     if engines.is_empty() {

@@ -23,7 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 #[command(
     after_help = "Examples:\n  pcluster start -n 4\n  pcluster start --launcher slurm -n 64 --queue batch --walltime 2h --mem 4G\n  pcluster start --on login.example.org --launcher sge -n 15"
 )]
-pub struct Args {
+pub(crate) struct Args {
     /// Start N engines [default: launcher.n of the profile, else one per processor]
     #[arg(short, value_name = "N")]
     n: Option<u32>,
@@ -52,7 +52,7 @@ pub struct Args {
 
 /// Options for starting engines, shared with `engines add` and `scale`.
 #[derive(Clone, Debug, clap::Args)]
-pub struct How {
+pub(crate) struct How {
     /// Start the engines with this launcher: local, mpi, ssh, slurm, sge, pbs, lsf, htcondor
     #[arg(long, value_name = "NAME")]
     pub launcher: Option<String>,
@@ -98,7 +98,7 @@ pub enum Kind {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Tunnel {
+pub(crate) enum Tunnel {
     Auto,
     Always,
     Never,
@@ -138,7 +138,7 @@ fn wait_for(text: &str) -> Result<Wait, String> {
 
 impl How {
     /// `--set`, and the options that stand for settings.
-    pub fn settings(&self, context: &Context) -> Result<Vec<(String, String)>, CommandError> {
+    pub(crate) fn settings(&self, context: &Context) -> Result<Vec<(String, String)>, CommandError> {
         let mut settings = self.settings.clone();
         if let Some(timeout) = self.timeout {
             settings.push(("launcher.engines_timeout_ms".into(), timeout.as_millis().to_string()));
@@ -177,7 +177,7 @@ impl How {
     }
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if let Some(destination) = &args.on {
         on::start(destination, !args.no_install, context)?;
         return Ok(Exit::Fine);
@@ -279,7 +279,7 @@ fn engines_in_words(started: &Started) -> String {
 }
 
 /// Runs `work` to completion, or until Ctrl-C, SIGTERM or SIGHUP: then everything that it started is stopped.
-pub fn interruptible<T, E>(context: &Context, work: impl Future<Output = Result<T, E>>) -> Result<T, CommandError>
+pub(crate) fn interruptible<T, E>(context: &Context, work: impl Future<Output = Result<T, E>>) -> Result<T, CommandError>
 where
     CommandError: From<E>,
 {
@@ -316,13 +316,13 @@ fn is_ignored(kind: SignalKind) -> bool {
 }
 
 /// A transient progress line on a terminal.
-pub struct Bar<'a> {
+pub(crate) struct Bar<'a> {
     context: &'a Context,
     bar: ProgressBar,
 }
 
 impl<'a> Bar<'a> {
-    pub fn new(context: &'a Context) -> Bar<'a> {
+    pub(crate) fn new(context: &'a Context) -> Bar<'a> {
         let bar = ProgressBar::no_length();
         if !context.terminal.stderr || context.quiet {
             bar.set_draw_target(ProgressDrawTarget::hidden());
@@ -332,7 +332,7 @@ impl<'a> Bar<'a> {
         Bar { context, bar }
     }
 
-    pub fn show(&mut self, progress: StartProgress) {
+    pub(crate) fn show(&mut self, progress: StartProgress) {
         match progress {
             StartProgress::Note(text) => self.bar.suspend(|| self.context.note(text)),
             StartProgress::ControllerStarting => self.bar.set_message("starting the controller"),
@@ -365,7 +365,7 @@ impl<'a> Bar<'a> {
         }
     }
 
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.bar.finish_and_clear();
     }
 }

@@ -13,7 +13,7 @@ use std::path::Path;
 /// Show the state of a cluster: controller, engines, queue
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster status\n  pcluster status --profile gpu --json")]
-pub struct Args {}
+pub(crate) struct Args {}
 
 #[derive(Serialize)]
 struct View<'a> {
@@ -42,7 +42,7 @@ struct ControllerView<'a> {
     started: String,
 }
 
-pub fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> {
     let profile = context.profile_dir()?;
     let client = context.client()?;
     let status = context.block_on(client.status())??;

@@ -12,19 +12,19 @@ use crate::profile::ProfileDir;
 /// Keeps all records: `pcluster results` still shows them, and unfinished tasks resume at the next start.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster stop\n  pcluster stop --profile gpu\n  pcluster stop --all")]
-pub struct Args {
+pub(crate) struct Args {
     /// Stop all clusters of all profiles
     #[arg(long)]
     all: bool,
 }
 
 impl Args {
-    pub fn is_all(&self) -> bool {
+    pub(crate) fn is_all(&self) -> bool {
         self.all
     }
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let clusters: Vec<(ProfileDir, String)> = match args.all {
         false => vec![(context.profile_dir()?, context.cluster_id.clone())],
         true => {
@@ -71,7 +71,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     }
 }
 
-pub fn stop(profile: &ProfileDir, cluster_id: &str, context: &Context) -> Result<Stopped, CommandError> {
+pub(crate) fn stop(profile: &ProfileDir, cluster_id: &str, context: &Context) -> Result<Stopped, CommandError> {
     let mut show = notes(context);
     let stopped = context.block_on(cluster::stop(profile, cluster_id, &mut show))??;
     if let Some(text) = db::noted_loss(&profile.database_file(cluster_id), true) {
@@ -82,7 +82,7 @@ pub fn stop(profile: &ProfileDir, cluster_id: &str, context: &Context) -> Result
 }
 
 /// Records how the jobs ended; the controller has exited by now.
-pub fn record(stopped: &Stopped, profile: &ProfileDir, cluster_id: &str, context: &Context) {
+pub(crate) fn record(stopped: &Stopped, profile: &ProfileDir, cluster_id: &str, context: &Context) {
     let path = profile.database_file(cluster_id);
     if stopped.jobs.is_empty() || !path.exists() {
         return;
@@ -98,7 +98,7 @@ pub fn record(stopped: &Stopped, profile: &ProfileDir, cluster_id: &str, context
 }
 
 /// Prints each state of the shutdown once.
-pub fn notes(context: &Context) -> impl FnMut(StopProgress) {
+pub(crate) fn notes(context: &Context) -> impl FnMut(StopProgress) {
     let mut last = 0;
     move |progress| match progress {
         StopProgress::Note(text) => context.note(text),
@@ -110,7 +110,7 @@ pub fn notes(context: &Context) -> impl FnMut(StopProgress) {
     }
 }
 
-pub fn in_words(profile: &ProfileDir, cluster_id: &str) -> String {
+pub(crate) fn in_words(profile: &ProfileDir, cluster_id: &str) -> String {
     match cluster_id {
         "" => format!("profile `{}`", profile.name()),
         id => format!("profile `{}` under cluster id `{id}`", profile.name()),

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 /// A template is a script with variables such as {{ n }}. A copy in the profile replaces pcluster's own.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster template list\n  pcluster template show slurm\n  pcluster template copy pbs/controller")]
-pub struct Args {
+pub(crate) struct Args {
     #[command(subcommand)]
     action: Action,
 }
@@ -89,7 +89,7 @@ fn named(name: &str) -> Result<Vec<Named>, CommandError> {
     }
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let profile = context.profile_dir()?;
     match args.action {
         Action::List => list(&profile, context),

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 ///
 /// `pcluster connect` starts this. Logs to stderr, and serves until `pcluster disconnect`, SIGTERM or SIGINT.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Use this profile directory, instead of --profile
     #[arg(long, value_name = "DIR")]
     profile_dir: Option<PathBuf>,
@@ -32,7 +32,7 @@ pub struct Args {
     log_level: String,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     logging::start(context.log_level(&args.log_level));
     if args.supervise {
         // Fails if it is already a session leader, which is fine.

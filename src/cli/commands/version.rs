@@ -5,9 +5,9 @@ use crate::model::{PROTOCOL_VERSION, VERSION};
 /// Print the version
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster version\n  pcluster version --json")]
-pub struct Args {}
+pub(crate) struct Args {}
 
-pub fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> {
     if context.json {
         output::print(&format!(
             "{}\n",

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 /// Exits with 1 if any task failed or the timeout expired.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster wait 1\n  pcluster wait --any --timeout 10m")]
-pub struct Args {
+pub(crate) struct Args {
     /// Wait for these maps [default: all unfinished maps]
     maps: Vec<Ids>,
     /// Time out after DURATION (`90s`, `10m`, `2h`)
@@ -29,13 +29,13 @@ pub struct Args {
 }
 
 /// `90`, `90s`, `10m`, `2h`, `1d`.
-pub fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text)
         .and_then(|s| Duration::try_from_secs_f64(s).ok())
         .ok_or_else(|| format!("{text:?} is not a time (90s, 10m, 2h, 1d)"))
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let mut maps = ids::maps_only(&args.maps, "wait")?;
     let client = context.client()?;
     let rows = context.block_on(client.maps(&MapsRequest {

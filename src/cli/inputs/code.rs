@@ -11,7 +11,7 @@ use crate::model::bundle::{Bundle, File, is_relative};
 use crate::model::definition::BundleRef;
 use crate::model::stdlib;
 use bytes::Bytes;
-pub use imports::declared_encoding;
+pub(crate) use imports::declared_encoding;
 use imports::{Import, imports};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs;
@@ -26,21 +26,21 @@ const MAX_BYTES: u64 = 256 << 20;
 
 /// Options of commands that send a Python file.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub struct CodeArgs {
+pub(crate) struct CodeArgs {
     /// Also send this file or directory to the engines; repeatable
     #[arg(long = "with", value_name = "PATH", help_heading = "Tasks")]
     pub with: Vec<PathBuf>,
 }
 
 /// Builds the bundle of a Python file, whose bytes are `source`.
-pub fn bundle(file: &str, source: Bytes, with: &[PathBuf]) -> Result<BundleRef, CommandError> {
+pub(crate) fn bundle(file: &str, source: Bytes, with: &[PathBuf]) -> Result<BundleRef, CommandError> {
     let here =
         std::env::current_dir().map_err(|error| CommandError::environment(format!("cannot determine the working directory: {error}")))?;
     bundle_in(&here, file, source, with)
 }
 
 /// The bundle that the same command would create now, in its original directory.
-pub fn bundle_now(named: &BundleRef, directory: Option<&str>) -> Result<BundleRef, CommandError> {
+pub(crate) fn bundle_now(named: &BundleRef, directory: Option<&str>) -> Result<BundleRef, CommandError> {
     let file = named.original(&named.entry);
     let here = Path::new(directory.unwrap_or(&named.origin));
     let with: Vec<PathBuf> = named.with.iter().map(PathBuf::from).collect();

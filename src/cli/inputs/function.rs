@@ -9,7 +9,7 @@ use std::path::Path;
 const MAX_INPUTS_BYTES: u64 = 32 << 20;
 
 /// Parses a function's name and, for a file, reads all the code to send.
-pub fn work(spec: &str, code: &CodeArgs) -> Result<Work, CommandError> {
+pub(crate) fn work(spec: &str, code: &CodeArgs) -> Result<Work, CommandError> {
     let (from, function) = split(spec)?;
     let from = if is_file(from) {
         let source = source(from).map_err(|error| {
@@ -95,13 +95,13 @@ fn is_dotted_name(text: &str) -> bool {
 }
 
 /// Whether it is a valid Python identifier.
-pub fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     let mut characters = text.chars();
     characters.next().is_some_and(|c| c.is_alphabetic() || c == '_') && characters.all(|c| c.is_alphanumeric() || c == '_')
 }
 
 /// A Python script as work for the engines' namespaces.
-pub fn script(file: &str, code: &CodeArgs) -> Result<Work, CommandError> {
+pub(crate) fn script(file: &str, code: &CodeArgs) -> Result<Work, CommandError> {
     Ok(Work::Execute {
         code: String::new(),
         filename: file.into(),
@@ -110,7 +110,7 @@ pub fn script(file: &str, code: &CodeArgs) -> Result<Work, CommandError> {
 }
 
 /// The bytes of a Python file, in an encoding that Python accepts.
-pub fn source(file: &str) -> Result<Bytes, CommandError> {
+pub(crate) fn source(file: &str) -> Result<Bytes, CommandError> {
     let path = Path::new(file);
     let cannot = |why: String| CommandError::usage(format!("cannot read the Python file {file}: {why}"));
     let facts = std::fs::metadata(path).map_err(|error| match error.kind() {

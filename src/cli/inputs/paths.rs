@@ -13,7 +13,7 @@ const OPTIONS: MatchOptions = MatchOptions {
     require_literal_leading_dot: true,
 };
 
-pub fn matching(pattern: &str) -> Result<Vec<String>, CommandError> {
+pub(super) fn matching(pattern: &str) -> Result<Vec<String>, CommandError> {
     Pattern::new(pattern).map_err(|e| CommandError::usage(format!("--glob {pattern} is not a valid pattern: {e}")))?;
     let (root, relative) = match pattern.strip_prefix('/') {
         Some(relative) => ("/", relative),

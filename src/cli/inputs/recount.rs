@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Of the bytes that have been read.
 #[derive(Clone, Default)]
-pub struct Fingerprint(Arc<AtomicU64>);
+pub(super) struct Fingerprint(Arc<AtomicU64>);
 
 impl Fingerprint {
-    pub fn of<R: Read>(&self, inner: R) -> impl Read + use<R> {
+    pub(super) fn of<R: Read>(&self, inner: R) -> impl Read + use<R> {
         Hashed {
             inner,
             hasher: DefaultHasher::new(),
@@ -18,7 +18,7 @@ impl Fingerprint {
         }
     }
 
-    pub fn get(&self) -> u64 {
+    pub(super) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -39,7 +39,7 @@ impl<R: Read> Read for Hashed<R> {
 }
 
 /// The inputs, followed by an error if their number differs from `counted`, or if `is_same` is false at the end.
-pub fn same(
+pub(super) fn same(
     inputs: impl Iterator<Item = Result<String, InputError>>,
     place: String,
     counted: u64,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The common options, including ignored ones.
 #[derive(Debug, clap::Args)]
-pub struct CommonOptions {
+pub(crate) struct CommonOptions {
     /// Log to a file in the profile's log directory
     #[arg(long)]
     log_to_file: bool,
@@ -41,13 +41,13 @@ pub struct CommonOptions {
 }
 
 /// A trait's class and name, and its value if given.
-pub type Valued<'a> = (&'a str, &'a str, &'a Option<String>);
+pub(crate) type Valued<'a> = (&'a str, &'a str, &'a Option<String>);
 /// A trait's class, name and value, and whether its flag was given.
-pub type Flag<'a> = (&'a str, &'a str, &'a str, bool);
+pub(crate) type Flag<'a> = (&'a str, &'a str, &'a str, bool);
 
 impl CommonOptions {
     /// All traits: those of the program, the common ones, then explicit traits.
-    pub fn after(&self, valued: &[Valued<'_>], flags: &[Flag<'_>]) -> Vec<Trait> {
+    pub(crate) fn after(&self, valued: &[Valued<'_>], flags: &[Flag<'_>]) -> Vec<Trait> {
         let all_valued = [
             ("BaseParallelApplication", "work_dir", &self.work_dir),
             ("Session", "username", &self.user),
@@ -73,7 +73,7 @@ impl CommonOptions {
 }
 
 #[derive(Debug, Default, PartialEq)]
-pub struct Common {
+pub(crate) struct Common {
     pub profile: Option<String>,
     pub profile_dir: Option<PathBuf>,
     pub ipython_dir: Option<PathBuf>,
@@ -88,7 +88,7 @@ pub struct Common {
 
 impl Common {
     /// Whether it was one of these.
-    pub fn take(&mut self, option: &Trait) -> Result<bool, Refusal> {
+    pub(crate) fn take(&mut self, option: &Trait) -> Result<bool, Refusal> {
         let path = || option.text().map(PathBuf::from);
         let class = option.class.as_str();
         match (class, option.name.as_str()) {
@@ -121,12 +121,12 @@ impl Common {
         Ok(true)
     }
 
-    pub fn ignore(&mut self, option: &Trait, why: &str) {
+    pub(crate) fn ignore(&mut self, option: &Trait, why: &str) {
         self.notes.push(format!("{} is ignored: {why}", option.spelled()));
     }
 
     /// Changes to the working directory, starts the log of `program`, and logs ignored options.
-    pub fn begin(&self, program: &str, place: &Place, context: &Context) -> Result<(), CommandError> {
+    pub(crate) fn begin(&self, program: &str, place: &Place, context: &Context) -> Result<(), CommandError> {
         let level = log_level(self.log_level.as_deref().unwrap_or("info"));
         let level = context.log_level(&level);
         let prefix = format!("{program}-{}-", place.cluster_id);
@@ -169,7 +169,7 @@ fn is_number(text: &str) -> bool {
 
 /// The selected cluster.
 #[derive(Debug, PartialEq)]
-pub struct Place {
+pub(crate) struct Place {
     pub profile: ProfileDir,
     pub cluster_id: String,
     /// The content of the engine's connection file, if passed by a launcher.
@@ -178,7 +178,7 @@ pub struct Place {
 
 impl Place {
     /// The command line overrides the environment of a launcher.
-    pub fn find(
+    pub(crate) fn find(
         words: &Common,
         profile_dir: Option<PathBuf>,
         environment: LauncherEnvironment,
@@ -216,7 +216,7 @@ fn ipython_dir<'a>(words: &'a Common, context: &'a Context) -> Option<&'a Path> 
 }
 
 /// `10`, `DEBUG` or `debug`: a number or name of Python's levels, or a filter of pcluster.
-pub fn log_level(option: &str) -> String {
+pub(crate) fn log_level(option: &str) -> String {
     let level = match option.parse::<i64>() {
         Ok(..=9) => "trace",
         Ok(10..=19) => "debug",
@@ -236,7 +236,7 @@ pub fn log_level(option: &str) -> String {
 
 /// The environment variables of ipyparallel's launchers.
 #[derive(Debug, Default, PartialEq)]
-pub struct LauncherEnvironment {
+pub(crate) struct LauncherEnvironment {
     pub profile_dir: Option<PathBuf>,
     pub cluster_id: Option<String>,
     /// The content of the engine's connection file.
@@ -245,11 +245,11 @@ pub struct LauncherEnvironment {
 
 impl LauncherEnvironment {
     /// Whether this process was started by one of ipyparallel's launchers.
-    pub fn is_there(&self) -> bool {
+    pub(crate) fn is_there(&self) -> bool {
         *self != LauncherEnvironment::default()
     }
 
-    pub fn of_this_process() -> LauncherEnvironment {
+    pub(crate) fn of_this_process() -> LauncherEnvironment {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         LauncherEnvironment {
             profile_dir: variable("IPP_PROFILE_DIR").map(PathBuf::from),

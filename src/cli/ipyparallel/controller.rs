@@ -3,7 +3,7 @@ use super::common::Common;
 use super::{Refusal, Trait};
 
 #[derive(Debug, Default, PartialEq)]
-pub struct ControllerWords {
+pub(crate) struct ControllerWords {
     pub common: Common,
     /// For `Config::load_with`, in the order given.
     pub settings: Vec<(String, String)>,
@@ -18,7 +18,7 @@ pub struct ControllerWords {
 }
 
 impl ControllerWords {
-    pub fn of(traits: &[Trait]) -> Result<ControllerWords, Refusal> {
+    pub(crate) fn of(traits: &[Trait]) -> Result<ControllerWords, Refusal> {
         let mut words = ControllerWords::default();
         for option in traits {
             words.take(option)?;
@@ -27,7 +27,7 @@ impl ControllerWords {
     }
 
     /// The missed heartbeats as a lease setting for a controller with this `heartbeat_interval_ms`.
-    pub fn lease(&self, heartbeat_interval_ms: u64) -> Option<(String, String)> {
+    pub(crate) fn lease(&self, heartbeat_interval_ms: u64) -> Option<(String, String)> {
         let lease = (self.misses? * heartbeat_interval_ms as f64) as u64;
         Some(("controller.lease_ms".into(), lease.max(heartbeat_interval_ms + 1).to_string()))
     }

@@ -4,7 +4,7 @@ use super::{Refusal, Trait};
 use std::path::PathBuf;
 
 #[derive(Debug, Default, PartialEq)]
-pub struct EngineWords {
+pub(crate) struct EngineWords {
     pub common: Common,
     pub file: Option<PathBuf>,
     /// The name of the connection file in the profile's `security`.
@@ -25,7 +25,7 @@ pub struct EngineWords {
 const MPI_INIT: &str = "from mpi4py import MPI\nmpi_rank = MPI.COMM_WORLD.Get_rank()\nmpi_size = MPI.COMM_WORLD.Get_size()\n";
 
 impl EngineWords {
-    pub fn of(traits: &[Trait]) -> Result<EngineWords, Refusal> {
+    pub(crate) fn of(traits: &[Trait]) -> Result<EngineWords, Refusal> {
         let mut words = EngineWords::default();
         let mut mpi_init = MPI_INIT.to_string();
         for option in traits {
@@ -85,7 +85,7 @@ impl EngineWords {
 }
 
 /// The rank of this process among those that one `mpiexec` or `srun` started, if several.
-pub fn mpi_rank(variable: impl Fn(&str) -> Option<String>) -> Option<u32> {
+pub(crate) fn mpi_rank(variable: impl Fn(&str) -> Option<String>) -> Option<u32> {
     let number = |name: &str| variable(name)?.trim().parse::<u32>().ok();
     // Open MPI; MPICH, Intel MPI and others with Hydra; srun with PMI.
     let pairs = [

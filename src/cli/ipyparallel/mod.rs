@@ -3,15 +3,15 @@
 //!
 //! Parts: [`common`] (profile, log, working directory), [`controller`], [`engine`]. All options are traits of Python classes,
 //! `--Class.trait=value`; some have short aliases. Each is translated, ignored with a reason, or rejected with an alternative.
-pub mod common;
-pub mod controller;
-pub mod engine;
+pub(crate) mod common;
+pub(crate) mod controller;
+pub(crate) mod engine;
 
 use std::ffi::OsString;
 
 /// One `--Class.trait=value`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trait {
+pub(crate) struct Trait {
     pub class: String,
     pub name: String,
     pub value: String,
@@ -19,7 +19,7 @@ pub struct Trait {
 
 impl Trait {
     /// A trait from its alias.
-    pub fn of(class: &str, name: &str, value: impl ToString) -> Trait {
+    pub(crate) fn of(class: &str, name: &str, value: impl ToString) -> Trait {
         Trait {
             class: class.into(),
             name: name.into(),
@@ -28,7 +28,7 @@ impl Trait {
     }
 
     /// From `Class.trait=value`.
-    pub fn parse(text: &str) -> Result<Trait, String> {
+    pub(crate) fn parse(text: &str) -> Result<Trait, String> {
         let (path, value) = text
             .split_once('=')
             .ok_or_else(|| format!("--{text} has no value; it is --{text}=VALUE"))?;
@@ -39,12 +39,12 @@ impl Trait {
     }
 
     /// As typed.
-    pub fn spelled(&self) -> String {
+    pub(crate) fn spelled(&self) -> String {
         format!("--{}.{}={}", self.class, self.name, self.value)
     }
 
     /// A boolean of traitlets.
-    pub fn truth(&self) -> Result<bool, String> {
+    pub(crate) fn truth(&self) -> Result<bool, String> {
         match self.value.to_ascii_lowercase().as_str() {
             "true" | "1" => Ok(true),
             "false" | "0" => Ok(false),
@@ -53,28 +53,28 @@ impl Trait {
     }
 
     /// A non-negative number.
-    pub fn number(&self) -> Result<f64, String> {
+    pub(crate) fn number(&self) -> Result<f64, String> {
         let number = self.value.parse::<f64>().ok().filter(|n| n.is_finite() && *n >= 0.0);
         number.ok_or_else(|| format!("{}: {:?} is not a number", self.spelled(), self.value))
     }
 
     /// A duration in seconds, converted to milliseconds.
-    pub fn seconds(&self) -> Result<u64, String> {
+    pub(crate) fn seconds(&self) -> Result<u64, String> {
         Ok((self.number()? * 1000.0) as u64)
     }
 
-    pub fn text(&self) -> Option<String> {
+    pub(crate) fn text(&self) -> Option<String> {
         Some(self.value.clone()).filter(|value| !value.is_empty())
     }
 }
 
 /// How a trait without a counterpart is handled.
-pub type Refusal = String;
+pub(crate) type Refusal = String;
 
 /// The command line of `pcluster controller` and `pcluster engine` with each `--Class.trait=value` (or `--Class.trait value`)
 /// as `--trait=Class.trait=value`, which clap can parse. Other command lines are unchanged. `is_flag`: whether an
 /// option takes no value.
-pub fn traits_as_options(words: impl IntoIterator<Item = OsString>, is_flag: impl Fn(&str) -> bool) -> Vec<OsString> {
+pub(crate) fn traits_as_options(words: impl IntoIterator<Item = OsString>, is_flag: impl Fn(&str) -> bool) -> Vec<OsString> {
     let mut words = words.into_iter().peekable();
     let mut taken = Vec::new();
     let mut is_theirs = false;

@@ -4,15 +4,15 @@ use serde::Serialize;
 use std::io::Write;
 
 /// Incremented when a key is removed or changes its meaning; keys may be added at any time.
-pub const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 /// One document, `{"version":1,…}` and the object's keys, to stdout.
-pub fn print(object: &impl Serialize) -> Result<(), CommandError> {
+pub(crate) fn print(object: &impl Serialize) -> Result<(), CommandError> {
     super::stdout(|out| write_object(out, object))
 }
 
 /// The document as text, for tests and files.
-pub fn write_object(out: &mut dyn Write, object: &impl Serialize) -> std::io::Result<()> {
+pub(crate) fn write_object(out: &mut dyn Write, object: &impl Serialize) -> std::io::Result<()> {
     #[derive(Serialize)]
     struct Document<'a, T> {
         version: u32,
@@ -24,27 +24,27 @@ pub fn write_object(out: &mut dyn Write, object: &impl Serialize) -> std::io::Re
 }
 
 /// A document with one, possibly long, list: each item is on a separate line.
-pub struct List {
+pub(crate) struct List {
     empty: bool,
 }
 
 impl List {
-    pub fn begin(out: &mut dyn Write, key: &str) -> std::io::Result<List> {
+    pub(crate) fn begin(out: &mut dyn Write, key: &str) -> std::io::Result<List> {
         write!(out, "{{\"version\":{VERSION},\"{key}\":[")?;
         Ok(List { empty: true })
     }
-    pub fn item(&mut self, out: &mut dyn Write, item: &impl Serialize) -> std::io::Result<()> {
+    pub(crate) fn item(&mut self, out: &mut dyn Write, item: &impl Serialize) -> std::io::Result<()> {
         out.write_all(if self.empty { b"\n" } else { b",\n" })?;
         self.empty = false;
         Ok(serde_json::to_writer(out, item)?)
     }
-    pub fn end(self, out: &mut dyn Write) -> std::io::Result<()> {
+    pub(crate) fn end(self, out: &mut dyn Write) -> std::io::Result<()> {
         out.write_all(if self.empty { b"]}\n" } else { b"\n]}\n" })
     }
 }
 
 /// One object on one line.
-pub fn line(out: &mut dyn Write, item: &impl Serialize) -> std::io::Result<()> {
+pub(crate) fn line(out: &mut dyn Write, item: &impl Serialize) -> std::io::Result<()> {
     serde_json::to_writer(&mut *out, item)?;
     out.write_all(b"\n")
 }

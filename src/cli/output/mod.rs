@@ -1,17 +1,17 @@
 //! Output: data to stdout, status messages to stderr. Nothing panics when the reader closes the pipe.
-pub mod json;
-pub mod shown;
-pub mod sink;
-pub mod table;
-pub mod times;
-pub mod visible;
+pub(crate) mod json;
+pub(crate) mod shown;
+pub(crate) mod sink;
+pub(crate) mod table;
+pub(crate) mod times;
+pub(crate) mod visible;
 
 use super::error::CommandError;
 use std::fmt::Display;
 use std::io::{BufWriter, Write};
 
 /// Columns of the terminal on stdout, else on stderr.
-pub fn terminal_width() -> Option<u16> {
+pub(crate) fn terminal_width() -> Option<u16> {
     // A table supports only one stream.
     let on_stdout = comfy_table::Table::new().width();
     on_stdout
@@ -20,21 +20,21 @@ pub fn terminal_width() -> Option<u16> {
 }
 
 /// Writes one line to stderr, ignoring errors.
-pub fn stderr_line(text: impl Display) {
+pub(crate) fn stderr_line(text: impl Display) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-pub fn stderr_text(text: &str) {
+pub(crate) fn stderr_text(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// Writes data to stdout, buffered, and returns errors.
-pub fn stdout(write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<(), CommandError> {
+pub(crate) fn stdout(write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<(), CommandError> {
     let mut out = BufWriter::with_capacity(64 * 1024, std::io::stdout().lock());
     write(&mut out).and_then(|()| out.flush()).map_err(CommandError::output)
 }
 
 /// Writes text to stdout, unchanged.
-pub fn print(text: &str) -> Result<(), CommandError> {
+pub(crate) fn print(text: &str) -> Result<(), CommandError> {
     stdout(|out| out.write_all(text.as_bytes()))
 }

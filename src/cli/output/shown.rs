@@ -8,7 +8,7 @@ const SHOWN: usize = 16 << 10;
 
 /// The displayed part: text, with invalid UTF-8 and control characters (except tabs and newlines) escaped.
 /// Also returns the number of remaining bytes.
-pub fn shown(output: &Output) -> (String, u64) {
+pub(crate) fn shown(output: &Output) -> (String, u64) {
     let mut upto = output.bytes.len().min(SHOWN);
     // Not within a character.
     while upto < output.bytes.len() && upto > SHOWN - 4 && output.bytes[upto] & 0b1100_0000 == 0b1000_0000 {
@@ -17,7 +17,7 @@ pub fn shown(output: &Output) -> (String, u64) {
     (escaped(&output.bytes[..upto]), output.size - upto as u64)
 }
 
-pub fn escaped(bytes: &[u8]) -> String {
+pub(crate) fn escaped(bytes: &[u8]) -> String {
     let mut text = String::new();
     for chunk in bytes.utf8_chunks() {
         text.push_str(&visible(chunk.valid()));
@@ -29,7 +29,7 @@ pub fn escaped(bytes: &[u8]) -> String {
 }
 
 /// `2.9 MB`.
-pub fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} bytes"),
         1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),

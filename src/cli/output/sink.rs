@@ -4,14 +4,14 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-pub struct Sink {
+pub(crate) struct Sink {
     out: BufWriter<Box<dyn Write>>,
     file: Option<PathBuf>,
 }
 
 impl Sink {
     /// `-` is stdout too.
-    pub fn open(file: Option<&Path>) -> Result<Sink, CommandError> {
+    pub(crate) fn open(file: Option<&Path>) -> Result<Sink, CommandError> {
         let file = file.filter(|path| *path != Path::new("-"));
         let out: Box<dyn Write> = match file {
             None => Box::new(std::io::stdout().lock()),
@@ -26,21 +26,21 @@ impl Sink {
     }
 
     /// The file, where it is one.
-    pub fn file(&self) -> Option<&Path> {
+    pub(crate) fn file(&self) -> Option<&Path> {
         self.file.as_deref()
     }
 
     /// Writes with `write`; errors name the destination.
-    pub fn put(&mut self, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<(), CommandError> {
+    pub(crate) fn put(&mut self, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<(), CommandError> {
         write(&mut self.out).map_err(|e| self.failed(e))
     }
 
-    pub fn text(&mut self, text: &str) -> Result<(), CommandError> {
+    pub(crate) fn text(&mut self, text: &str) -> Result<(), CommandError> {
         self.put(|out| out.write_all(text.as_bytes()))
     }
 
     /// Flushes the output.
-    pub fn finish(mut self) -> Result<(), CommandError> {
+    pub(crate) fn finish(mut self) -> Result<(), CommandError> {
         self.out.flush().map_err(|e| self.failed(e))
     }
 

@@ -5,7 +5,7 @@ use comfy_table::{Attribute, Cell as Drawn, CellAlignment, Color, ColumnConstrai
 
 /// The colour of a cell, by meaning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Tone {
+pub(crate) enum Tone {
     #[default]
     Plain,
     Good,
@@ -15,26 +15,26 @@ pub enum Tone {
 }
 
 #[derive(Clone, Debug)]
-pub struct Cell {
+pub(crate) struct Cell {
     text: String,
     tone: Tone,
 }
 
 impl Cell {
-    pub fn new(text: impl ToString) -> Cell {
+    pub(crate) fn new(text: impl ToString) -> Cell {
         Cell {
             text: one_line(&text.to_string()),
             tone: Tone::Plain,
         }
     }
     /// The value, or `-` if there is none.
-    pub fn or_dash(text: Option<impl ToString>) -> Cell {
+    pub(crate) fn or_dash(text: Option<impl ToString>) -> Cell {
         match text {
             Some(text) => Cell::new(text),
             None => Cell::new("-").tone(Tone::Faint),
         }
     }
-    pub fn tone(mut self, tone: Tone) -> Cell {
+    pub(crate) fn tone(mut self, tone: Tone) -> Cell {
         self.tone = tone;
         self
     }
@@ -48,17 +48,17 @@ struct Column {
 }
 
 #[derive(Default)]
-pub struct Table {
+pub(crate) struct Table {
     columns: Vec<Column>,
     rows: Vec<Vec<Cell>>,
 }
 
 impl Table {
-    pub fn new() -> Table {
+    pub(crate) fn new() -> Table {
         Table::default()
     }
     /// Never truncated.
-    pub fn column(mut self, title: &'static str) -> Table {
+    pub(crate) fn column(mut self, title: &'static str) -> Table {
         self.columns.push(Column {
             title,
             right: false,
@@ -67,7 +67,7 @@ impl Table {
         self
     }
     /// Never truncated, aligned right.
-    pub fn number(mut self, title: &'static str) -> Table {
+    pub(crate) fn number(mut self, title: &'static str) -> Table {
         self.columns.push(Column {
             title,
             right: true,
@@ -76,7 +76,7 @@ impl Table {
         self
     }
     /// Truncated if the terminal is too narrow.
-    pub fn text(mut self, title: &'static str) -> Table {
+    pub(crate) fn text(mut self, title: &'static str) -> Table {
         self.columns.push(Column {
             title,
             right: false,
@@ -84,12 +84,12 @@ impl Table {
         });
         self
     }
-    pub fn row(&mut self, cells: Vec<Cell>) {
+    pub(crate) fn row(&mut self, cells: Vec<Cell>) {
         self.rows.push(cells);
     }
 
     /// The lines, each ended by a newline.
-    pub fn render(&self, terminal: &Terminal) -> String {
+    pub(crate) fn render(&self, terminal: &Terminal) -> String {
         let mut table = comfy_table::Table::new();
         table.load_style(comfy_table::presets::NOTHING);
         // Truncates at any character, not only between words: no cell contains this separator.

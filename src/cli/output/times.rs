@@ -2,7 +2,7 @@
 use crate::model::UnixTime;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub fn now() -> UnixTime {
+pub(crate) fn now() -> UnixTime {
     UnixTime(
         SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -12,7 +12,7 @@ pub fn now() -> UnixTime {
 }
 
 /// `3 min ago`; a date after a week.
-pub fn ago(now: UnixTime, then: UnixTime) -> String {
+pub(crate) fn ago(now: UnixTime, then: UnixTime) -> String {
     let seconds = now.since(then);
     match seconds {
         s if s < 2.0 => "just now".into(),
@@ -32,7 +32,7 @@ fn date(then: UnixTime) -> String {
 }
 
 /// `2026-11-20 21:10:03`, local time.
-pub fn local_time(then: UnixTime) -> String {
+pub(crate) fn local_time(then: UnixTime) -> String {
     local(then)
         .map(|z| z.strftime("%Y-%m-%d %H:%M:%S").to_string())
         .unwrap_or_else(|| then.to_iso())
@@ -44,7 +44,7 @@ fn local(then: UnixTime) -> Option<jiff::Zoned> {
 }
 
 /// `210 µs`, `3.4 ms`, `12.3 s`, `1 min 15 s`, `2 h 5 min`, `3 d 4 h`.
-pub fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     let seconds = if seconds.is_finite() { seconds.max(0.0) } else { 0.0 };
     // Values that round up to the next unit are shown in that unit.
     if seconds == 0.0 {
@@ -73,7 +73,7 @@ pub fn duration(seconds: f64) -> String {
 }
 
 /// Parses `--since`: an age (`2h`), or a date (`2026-11-20`, `2026-11-20T21:10`), local unless it has an offset.
-pub fn parse_since(text: &str, now: UnixTime) -> Result<UnixTime, String> {
+pub(crate) fn parse_since(text: &str, now: UnixTime) -> Result<UnixTime, String> {
     let how = || format!("{text:?} is neither an age (90s, 10m, 2h, 3d) nor a date (2026-11-20, 2026-11-20T21:10)");
     if let Some(seconds) = crate::model::query::parse_duration(text) {
         return Ok(UnixTime(now.0 - seconds));

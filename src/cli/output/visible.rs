@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 /// Escapes control characters except newline and tab (`\u{1b}`); removes colours (SGR sequences) and the carriage return at the
 /// end of a line.
-pub fn visible(text: &str) -> Cow<'_, str> {
+pub(crate) fn visible(text: &str) -> Cow<'_, str> {
     match text.chars().any(|c| is_steering(c) && !matches!(c, '\n' | '\t')) {
         true => Cow::Owned(escaped(text, |c| is_steering(c) && !matches!(c, '\n' | '\t'))),
         false => Cow::Borrowed(text),
@@ -14,7 +14,7 @@ pub fn visible(text: &str) -> Cow<'_, str> {
 }
 
 /// The same on one line: newlines and tabs are escaped too.
-pub fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     match text.chars().any(is_steering) {
         true => escaped(text, is_steering),
         false => text.to_string(),

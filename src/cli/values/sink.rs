@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug)]
-pub enum Sink {
+pub(crate) enum Sink {
     Stdout,
     Nowhere,
     File(PartialFile),
@@ -13,7 +13,7 @@ pub enum Sink {
 
 impl Sink {
     /// Creates a temporary file beside the destination (so that errors are reported early), renamed by [`Sink::finish`].
-    pub fn open(output: Option<&Path>, no_output: bool) -> Result<Sink, CommandError> {
+    pub(crate) fn open(output: Option<&Path>, no_output: bool) -> Result<Sink, CommandError> {
         Ok(match output {
             _ if no_output => Sink::Nowhere,
             Some(path) if path == Path::new("-") => Sink::Stdout,
@@ -22,16 +22,16 @@ impl Sink {
         })
     }
 
-    pub fn is_stdout(&self) -> bool {
+    pub(crate) fn is_stdout(&self) -> bool {
         matches!(self, Sink::Stdout)
     }
 
-    pub fn is_discarded(&self) -> bool {
+    pub(crate) fn is_discarded(&self) -> bool {
         matches!(self, Sink::Nowhere)
     }
 
     /// Lets `write` write to it.
-    pub fn write(&mut self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), CommandError> {
+    pub(crate) fn write(&mut self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), CommandError> {
         match self {
             Sink::Stdout => crate::cli::output::stdout(write),
             Sink::Nowhere => Ok(()),
@@ -39,7 +39,7 @@ impl Sink {
         }
     }
 
-    pub fn finish(self) -> Result<(), CommandError> {
+    pub(crate) fn finish(self) -> Result<(), CommandError> {
         match self {
             Sink::Stdout | Sink::Nowhere => Ok(()),
             Sink::File(file) => file.finish(),
@@ -49,7 +49,7 @@ impl Sink {
 
 /// A temporary file until it is complete; removed if dropped before.
 #[derive(Debug)]
-pub struct PartialFile {
+pub(crate) struct PartialFile {
     writer: Option<BufWriter<File>>,
     /// None for what is not a regular file (a pipe, `/dev/null`): written directly.
     partial: Option<PathBuf>,

@@ -3,7 +3,7 @@ use super::*;
 use crate::model::task::TaskState;
 use proptest::prelude::*;
 
-pub fn row(index: u32, value: Option<&str>) -> TaskRow {
+pub(crate) fn row(index: u32, value: Option<&str>) -> TaskRow {
     let value = value.map(|v| format!("\"value\": {v},")).unwrap_or_default();
     let row =
         format!(r#"{{"task": "1.{index}", "state": "ok", "input": ["in,{index}"], {value} "attempts": 1, "run": 1, "submitted": 0}}"#);
@@ -47,7 +47,7 @@ fn text(style: Style, rows: &[TaskRow]) -> String {
 }
 
 /// `{1, 2}`.
-pub fn a_set(index: u32) -> TaskRow {
+pub(crate) fn a_set(index: u32) -> TaskRow {
     let pickled = Pickled {
         python_type: "set".into(),
         bytes: STANDARD.decode("gAOPKEsBSwKQLg==").unwrap().into(),

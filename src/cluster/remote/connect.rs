@@ -21,7 +21,7 @@ const FIRST: Duration = Duration::from_secs(180);
 const ANSWERS: Duration = Duration::from_secs(15);
 
 #[derive(Clone, Debug)]
-pub struct ConnectOptions {
+pub(crate) struct ConnectOptions {
     pub profile: ProfileDir,
     pub cluster_id: String,
     pub destination: String,
@@ -34,7 +34,7 @@ pub struct ConnectOptions {
 }
 
 #[derive(Clone, Debug)]
-pub struct Connected {
+pub(crate) struct Connected {
     pub destination: String,
     pub leads_to: Option<LeadsTo>,
     pub client_file: PathBuf,
@@ -47,7 +47,7 @@ pub struct Connected {
 }
 
 /// Connects, unless already connected; returns when the controller has answered through the tunnel.
-pub async fn connect(options: ConnectOptions) -> Result<Connected, ClusterError> {
+pub(crate) async fn connect(options: ConnectOptions) -> Result<Connected, ClusterError> {
     let begun = Instant::now();
     let (profile, cluster_id) = (&options.profile, options.cluster_id.as_str());
     check_cluster_id(cluster_id)?;
@@ -125,7 +125,7 @@ async fn make(options: &ConnectOptions, left: Option<TunnelState>) -> Result<Tun
 
 /// Ends the tunnel and removes its local files, also if it is already gone. The cluster itself keeps running.
 /// Returns the destination that it was connected to.
-pub async fn disconnect(profile: &ProfileDir, cluster_id: &str) -> Result<TunnelState, ClusterError> {
+pub(crate) async fn disconnect(profile: &ProfileDir, cluster_id: &str) -> Result<TunnelState, ClusterError> {
     if !profile.exists() {
         return Err(not_connected(profile, cluster_id));
     }

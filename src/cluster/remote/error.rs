@@ -4,7 +4,7 @@ use crate::ssh::error::lines;
 use crate::ssh::tunnel::TunnelError;
 
 #[derive(Debug, thiserror::Error)]
-pub enum RemoteError {
+pub(crate) enum RemoteError {
     #[error("no cluster is running on {to} in {wanted}{}", others_in_words(others))]
     NoCluster {
         to: String,
@@ -64,7 +64,7 @@ pub enum RemoteError {
 }
 
 impl RemoteError {
-    pub fn hints(&self) -> Vec<String> {
+    pub(crate) fn hints(&self) -> Vec<String> {
         let fixed = |texts: &[&str]| texts.iter().map(|t| t.to_string()).collect();
         match self {
             RemoteError::NoCluster { to, others, profile, .. } => match others.is_empty() {

@@ -11,7 +11,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection file found on the other host.
 #[derive(Clone, Debug, PartialEq)]
-pub struct FoundFile {
+pub(crate) struct FoundFile {
     pub path: String,
     pub profile: String,
     pub cluster_id: String,
@@ -19,7 +19,7 @@ pub struct FoundFile {
 }
 
 /// Returns all client files of all remote profiles: those whose controllers are not known to be gone, and those whose controllers are.
-pub async fn clusters(ssh: &Ssh, host: &Host, ipython_dir: Option<&str>) -> Result<(Vec<FoundFile>, Vec<FoundFile>), SshError> {
+pub(crate) async fn clusters(ssh: &Ssh, host: &Host, ipython_dir: Option<&str>) -> Result<(Vec<FoundFile>, Vec<FoundFile>), SshError> {
     let dir = ipython_dir.unwrap_or(&host.ipython_dir);
     let script = format!(
         "for f in {}/profile_*/security/ipcontroller*-client.json; do\n[ -r \"$f\" ] || continue\necho \"file $f\"\ncat \"$f\" | tr '\\n' ' '\necho\ndone\n",

@@ -15,7 +15,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const INSTALL_PATH: &str = ".local/bin/pcluster";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Installed {
+pub(crate) struct Installed {
     pub path: String,
     /// Whether it was copied; else it was already installed.
     pub copied: bool,
@@ -24,7 +24,7 @@ pub struct Installed {
 }
 
 /// Finds a remote pcluster of this version; copies it if there is none and `may_copy`.
-pub async fn ensure(ssh: &Ssh, host: &Host, may_copy: bool) -> Result<Installed, ClusterError> {
+pub(crate) async fn ensure(ssh: &Ssh, host: &Host, may_copy: bool) -> Result<Installed, ClusterError> {
     let to = || ssh.destination().to_string();
     match host.program() {
         Some((path, Some(VERSION))) => Ok(Installed {
@@ -45,7 +45,7 @@ pub async fn ensure(ssh: &Ssh, host: &Host, may_copy: bool) -> Result<Installed,
 }
 
 /// Copies this program to `~/.local/bin`, unless the same program is already installed.
-pub async fn copy(ssh: &Ssh, host: &Host) -> Result<Installed, ClusterError> {
+pub(crate) async fn copy(ssh: &Ssh, host: &Host) -> Result<Installed, ClusterError> {
     let to = || ssh.destination().to_string();
     if !same_machine(&host.system, &host.machine) {
         return Err(RemoteError::OtherMachine {

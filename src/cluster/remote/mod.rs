@@ -2,15 +2,15 @@
 //! to hosts where it is missing ([`install`]).
 //!
 //! Parts: [`find`] (the clusters of a host), [`target`] (the selected one, as a tunnel's target), [`error`].
-pub mod connect;
-pub mod error;
-pub mod find;
-pub mod install;
-pub mod run;
-pub mod target;
+pub(crate) mod connect;
+pub(crate) mod error;
+pub(crate) mod find;
+pub(crate) mod install;
+pub(crate) mod run;
+pub(crate) mod target;
 
-pub use connect::{ConnectOptions, Connected, connect, disconnect};
-pub use error::RemoteError;
+pub(crate) use connect::{ConnectOptions, Connected, connect, disconnect};
+pub(crate) use error::RemoteError;
 
 use super::ClusterError;
 use crate::connection::ConnectionFile;
@@ -26,19 +26,19 @@ use target::RemoteCluster;
 const CHECKS_EVERY: Duration = Duration::from_secs(5);
 
 /// The daemon of the tunnel to a cluster on another host.
-pub async fn serve(file: &Path, mut state: TunnelState, first: bool) -> Result<(), TunnelError> {
+pub(crate) async fn serve(file: &Path, mut state: TunnelState, first: bool) -> Result<(), TunnelError> {
     let target = RemoteCluster::of(&state);
     let forward = Forward::bind(target, &mut state, Some(CHECKS_EVERY)).await?;
     daemon::serve(forward, state, file, first).await
 }
 
 /// The tunnel of a cluster, if one runs.
-pub fn running(profile: &ProfileDir, cluster_id: &str) -> Option<TunnelState> {
+pub(crate) fn running(profile: &ProfileDir, cluster_id: &str) -> Option<TunnelState> {
     let state = TunnelState::read(&profile.tunnel_file(cluster_id)).ok().flatten();
     state.filter(|state| state.runs() == Some(true))
 }
 
-pub fn not_connected(profile: &ProfileDir, cluster_id: &str) -> ClusterError {
+pub(crate) fn not_connected(profile: &ProfileDir, cluster_id: &str) -> ClusterError {
     RemoteError::NotConnected {
         cluster: super::in_words(profile, cluster_id),
         options: super::options_of(profile, cluster_id),

@@ -16,13 +16,13 @@ const PID: &str = "pcluster-process ";
 
 /// A line of stderr of `start --tell-progress`.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct ProgressLine {
+pub(crate) struct ProgressLine {
     pub progress: StartProgress,
 }
 
 /// How a remote command ended.
 #[derive(Debug)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// With any exit code.
     ByItself(Output),
     /// It was interrupted by Ctrl-C.
@@ -30,7 +30,7 @@ pub enum Ended {
 }
 
 /// Connects, and probes the host.
-pub async fn reach(destination: &str) -> Result<(Ssh, Host), ClusterError> {
+pub(crate) async fn reach(destination: &str) -> Result<(Ssh, Host), ClusterError> {
     let ssh = Ssh::connect(&Destination::parse(destination)?).await?;
     let host = Host::probe(&ssh, &Default::default()).await?;
     Ok((ssh, host))
@@ -38,7 +38,13 @@ pub async fn reach(destination: &str) -> Result<(Ssh, Host), ClusterError> {
 
 /// Runs `program words…` in the user's login shell, so that a site's commands are found. Each line of its stderr
 /// is passed to `line`.
-pub async fn pcluster(ssh: &Ssh, host: &Host, program: &str, words: &[String], line: &mut impl FnMut(&str)) -> Result<Ended, ClusterError> {
+pub(crate) async fn pcluster(
+    ssh: &Ssh,
+    host: &Host,
+    program: &str,
+    words: &[String],
+    line: &mut impl FnMut(&str),
+) -> Result<Ended, ClusterError> {
     let command: Vec<String> = std::iter::once(program)
         .chain(words.iter().map(String::as_str))
         .map(quoted)
@@ -84,7 +90,7 @@ fn without_greeting(mut output: Output) -> Output {
 }
 
 /// The error that a failed command has printed.
-pub fn failure(ssh: &Ssh, command: &str, output: &Output) -> ClusterError {
+pub(crate) fn failure(ssh: &Ssh, command: &str, output: &Output) -> ClusterError {
     let text = String::from_utf8_lossy(&output.stderr);
     let reported: Vec<&str> = text
         .lines()

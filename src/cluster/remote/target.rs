@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The channels that a client connects to.
-pub const CHANNELS: [&str; 7] = ["registration", "control", "mux", "task", "iopub", "notification", "broadcast"];
+pub(crate) const CHANNELS: [&str; 7] = ["registration", "control", "mux", "task", "iopub", "notification", "broadcast"];
 
 /// The requested cluster on the other host.
 #[derive(Clone, Debug, Default)]
@@ -28,7 +28,7 @@ struct Wanted {
 }
 
 /// The remote cluster of a local profile and cluster id.
-pub struct RemoteCluster {
+pub(crate) struct RemoteCluster {
     profile: ProfileDir,
     cluster_id: String,
     destination: String,
@@ -39,7 +39,7 @@ pub struct RemoteCluster {
 }
 
 impl RemoteCluster {
-    pub fn of(state: &TunnelState) -> RemoteCluster {
+    pub(crate) fn of(state: &TunnelState) -> RemoteCluster {
         let profile = ProfileDir::at(&state.profile);
         let (remote_profile, remote_id) = state.remote_names();
         RemoteCluster {

@@ -10,14 +10,14 @@ use crate::model::job::Departure;
 
 /// The engines known to the controller.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Known<'a> {
+pub(crate) struct Known<'a> {
     pub engines: &'a [EngineStatus],
     pub gone: &'a [Departure],
 }
 
 /// A job element whose engines are restarted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Due {
+pub(crate) struct Due {
     /// The unique name of the job.
     pub job: String,
     pub element: u32,
@@ -25,14 +25,14 @@ pub struct Due {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
+pub(crate) enum Why {
     Walltime,
     NodeLost,
     Preempted,
 }
 
 impl Why {
-    pub fn in_words(self) -> &'static str {
+    pub(crate) fn in_words(self) -> &'static str {
         match self {
             Why::Walltime => "walltime exceeded",
             Why::NodeLost => "node failed",
@@ -42,7 +42,7 @@ impl Why {
 }
 
 /// `states`: for each launch, the state of each member.
-pub fn due(launches: &[Launched], states: &[Vec<MemberState>], known: Known) -> Vec<Due> {
+pub(crate) fn due(launches: &[Launched], states: &[Vec<MemberState>], known: Known) -> Vec<Due> {
     let mut found = Vec::new();
     for (launched, states) in launches.iter().zip(states) {
         let most = launched.recipe.as_ref().map_or(0, |recipe| recipe.max_restarts);

@@ -3,7 +3,7 @@
 //!
 //! It outlives the command that started it, and the controller; it exits with the cluster, whose state file it watches. It changes the
 //! state only under the cluster's lock, for which other commands wait. The state file records how often each job was restarted.
-pub mod decide;
+pub(crate) mod decide;
 mod replace;
 
 use super::lock::Lock;
@@ -35,7 +35,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(600);
 
 /// The keeper in the cluster's state file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct KeeperState {
+pub(crate) struct KeeperState {
     /// Its host and supervisor.
     pub host: String,
     pub process: Process,
@@ -49,13 +49,13 @@ pub struct KeeperState {
 
 impl KeeperState {
     /// Whether it is running; assumed if on another host.
-    pub fn runs(&self) -> bool {
+    pub(crate) fn runs(&self) -> bool {
         let launched = self.launched();
         self.host != process::host() || !Local::default().states(&launched).iter().all(MemberState::has_ended)
     }
 
     /// As a launch, for stopping it.
-    pub fn launched(&self) -> Launched {
+    pub(crate) fn launched(&self) -> Launched {
         Launched {
             processes: vec![self.process.clone()],
             ..Launched::new("local", self.host.clone())
@@ -96,7 +96,7 @@ pub(super) async fn end(state: &ClusterState, grace: Duration) -> Result<(), Clu
 }
 
 /// Runs until the cluster is stopped, or SIGTERM or SIGINT.
-pub async fn serve(profile: ProfileDir, cluster_id: &str) -> Result<(), ClusterError> {
+pub(crate) async fn serve(profile: ProfileDir, cluster_id: &str) -> Result<(), ClusterError> {
     let (Ok(mut terminated), Ok(mut interrupted)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
         return Err(ClusterError::Internal("cannot install signal handlers".into()));
     };

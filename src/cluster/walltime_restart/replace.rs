@@ -7,7 +7,7 @@ use crate::profile::config::Config;
 
 /// Submits one job per launch for the engines that are due, and replaces the old elements in the state file. Skips engines that another
 /// command has removed in the meantime.
-pub fn replace(profile: &ProfileDir, cluster_id: &str, started: f64, due: &[Due], _lock: Lock) -> Result<(), ClusterError> {
+pub(super) fn replace(profile: &ProfileDir, cluster_id: &str, started: f64, due: &[Due], _lock: Lock) -> Result<(), ClusterError> {
     let Some(mut state) = ClusterState::read(profile, cluster_id)?.filter(|state| state.started == started) else {
         return Ok(());
     };

@@ -17,7 +17,7 @@ use std::sync::{Arc, Weak};
 const KEPT: usize = 32;
 
 #[derive(Debug, Default)]
-pub struct Bundles {
+pub(super) struct Bundles {
     open: HashMap<String, Weak<Bundle>>,
 }
 

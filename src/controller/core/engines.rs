@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 #[derive(Debug)]
-pub struct Engine {
+pub(crate) struct Engine {
     pub id: EngineId,
     pub facts: EngineFacts,
     pub native: bool,
@@ -53,30 +53,30 @@ pub struct Engine {
 }
 
 impl Engine {
-    pub fn load(&self) -> u32 {
+    pub(crate) fn load(&self) -> u32 {
         (self.tasks.len() + self.requests.len()) as u32
     }
     /// Increases with each assignment; the engine with the smallest has waited longest.
-    pub fn turn(&self) -> u64 {
+    pub(crate) fn turn(&self) -> u64 {
         self.turn
     }
     /// True unless a task with this timeout could outlast the engine's job.
-    pub fn has_time_for(&self, limit_s: Option<f64>, now: UnixTime) -> bool {
+    pub(crate) fn has_time_for(&self, limit_s: Option<f64>, now: UnixTime) -> bool {
         match (self.facts.ends, limit_s) {
             (Some(ends), Some(limit)) => now.0 + limit <= ends.0,
             _ => true,
         }
     }
     /// True if it holds nothing that could block prefetched requests.
-    pub fn holds_only_quick(&self) -> bool {
+    pub(crate) fn holds_only_quick(&self) -> bool {
         self.native && !self.stuck && self.tasks.is_empty() && self.quick.len() == self.requests.len()
     }
     /// Returns false if it did not hold the request.
-    pub fn drop_request(&mut self, msg_id: &str) -> bool {
+    pub(crate) fn drop_request(&mut self, msg_id: &str) -> bool {
         self.quick.remove(msg_id);
         self.requests.remove(msg_id)
     }
-    pub fn is_connected(&self) -> bool {
+    pub(crate) fn is_connected(&self) -> bool {
         self.away_until.is_none()
     }
     /// The kind of work it may take, if any.
@@ -97,7 +97,7 @@ enum Eligibility {
 }
 
 #[derive(Debug, Default)]
-pub struct Engines {
+pub(crate) struct Engines {
     by_uuid: HashMap<EngineUuid, Engine>,
     by_id: BTreeMap<EngineId, EngineUuid>,
     /// Engines that may take any work, by load, then by waiting time.
@@ -116,25 +116,25 @@ pub struct Engines {
 const MAX_REQUESTED_ID: u32 = 1 << 31;
 
 impl Engines {
-    pub fn get(&self, uuid: &EngineUuid) -> Option<&Engine> {
+    pub(crate) fn get(&self, uuid: &EngineUuid) -> Option<&Engine> {
         self.by_uuid.get(uuid)
     }
-    pub fn uuid_of(&self, id: EngineId) -> Option<&EngineUuid> {
+    pub(crate) fn uuid_of(&self, id: EngineId) -> Option<&EngineUuid> {
         self.by_id.get(&id)
     }
-    pub fn by_id(&self, id: EngineId) -> Option<&Engine> {
+    pub(crate) fn by_id(&self, id: EngineId) -> Option<&Engine> {
         self.by_uuid.get(self.by_id.get(&id)?)
     }
     /// By ascending id.
-    pub fn iter(&self) -> impl Iterator<Item = (&EngineUuid, &Engine)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&EngineUuid, &Engine)> {
         self.by_id.values().filter_map(|uuid| Some((uuid, self.by_uuid.get(uuid)?)))
     }
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.by_uuid.len()
     }
 
     /// Changes an engine and updates the load order.
-    pub fn change<T>(&mut self, uuid: &EngineUuid, change: impl FnOnce(&mut Engine) -> T) -> Option<T> {
+    pub(crate) fn change<T>(&mut self, uuid: &EngineUuid, change: impl FnOnce(&mut Engine) -> T) -> Option<T> {
         let engine = self.by_uuid.get_mut(uuid)?;
         let (load, turn, order) = (engine.load(), engine.turn, engine.order());
         let result = change(engine);
@@ -165,7 +165,7 @@ impl Engines {
     }
 
     /// Chooses the id of a new engine: the requested one if free, else the next. Ids are never reused.
-    pub fn choose_id(&mut self, requested: Option<EngineId>) -> EngineId {
+    pub(crate) fn choose_id(&mut self, requested: Option<EngineId>) -> EngineId {
         // A huge id would leave no ids for other engines.
         let sensible = |id: &EngineId| id.0 < MAX_REQUESTED_ID && !self.by_id.contains_key(id);
         let id = requested.filter(sensible).unwrap_or(EngineId(self.next_id));
@@ -173,7 +173,7 @@ impl Engines {
         id
     }
 
-    pub fn add(&mut self, id: EngineId, facts: EngineFacts, registered: UnixTime, now: Duration) {
+    pub(crate) fn add(&mut self, id: EngineId, facts: EngineFacts, registered: UnixTime, now: Duration) {
         let uuid = facts.uuid.clone();
         self.turns += 1;
         let engine = Engine {
@@ -208,7 +208,7 @@ impl Engines {
         self.by_uuid.insert(uuid, engine);
     }
 
-    pub fn remove(&mut self, uuid: &EngineUuid) -> Option<Engine> {
+    pub(crate) fn remove(&mut self, uuid: &EngineUuid) -> Option<Engine> {
         let engine = self.by_uuid.remove(uuid)?;
         let key = (engine.load(), engine.turn, uuid.clone());
         if self.by_load.remove(&key) {
@@ -220,22 +220,22 @@ impl Engines {
     }
 
     /// Returns true if an engine gained capacity since the last call.
-    pub fn take_freed(&mut self) -> bool {
+    pub(crate) fn take_freed(&mut self) -> bool {
         std::mem::take(&mut self.freed)
     }
 
     /// Engines that may take any work, least loaded first.
-    pub fn by_load(&self) -> impl DoubleEndedIterator<Item = (&EngineUuid, &Engine)> {
+    pub(crate) fn by_load(&self) -> impl DoubleEndedIterator<Item = (&EngineUuid, &Engine)> {
         self.by_load.iter().filter_map(|(_, _, uuid)| Some((uuid, self.by_uuid.get(uuid)?)))
     }
 
     /// The least loaded pcluster engine that may take a task: a command, or one that needs Python.
-    pub fn least_loaded(&self, is_command: bool) -> Option<(&EngineUuid, &Engine)> {
+    pub(crate) fn least_loaded(&self, is_command: bool) -> Option<(&EngineUuid, &Engine)> {
         self.least_loaded_of(is_command, |_| true)
     }
 
     /// The same among the engines that `may` accept.
-    pub fn least_loaded_of(&self, is_command: bool, may: impl Fn(&Engine) -> bool) -> Option<(&EngineUuid, &Engine)> {
+    pub(crate) fn least_loaded_of(&self, is_command: bool, may: impl Fn(&Engine) -> bool) -> Option<(&EngineUuid, &Engine)> {
         let any = self.by_load().find(|(_, e)| e.native && may(e));
         let limited = self.commands_only.iter().filter(|_| is_command);
         let mut limited = limited.filter_map(|(_, _, uuid)| Some((uuid, self.by_uuid.get(uuid)?)));
@@ -244,12 +244,12 @@ impl Engines {
     }
 
     /// The number of pcluster engines that may take such a task.
-    pub fn free(&self, is_command: bool) -> u32 {
+    pub(crate) fn free(&self, is_command: bool) -> u32 {
         self.native_free + if is_command { self.commands_only.len() as u32 } else { 0 }
     }
 
     /// Checks the invariants of the table; for tests and debug builds.
-    pub fn check(&self) {
+    pub(crate) fn check(&self) {
         assert_eq!(self.by_id.len(), self.by_uuid.len());
         for (uuid, engine) in &self.by_uuid {
             assert_eq!(self.by_id.get(&engine.id), Some(uuid));

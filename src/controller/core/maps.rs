@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// Inputs that arrived together, one JSON text per line.
 #[derive(Debug)]
-pub struct Chunk {
+pub(super) struct Chunk {
     /// The index of the line at `at`.
     next: u32,
     lines: Bytes,
@@ -21,7 +21,7 @@ pub struct Chunk {
 
 /// A task assigned to an engine.
 #[derive(Debug)]
-pub struct InFlight {
+pub(super) struct InFlight {
     pub engine: EngineUuid,
     pub run: u32,
     pub input: Bytes,
@@ -38,7 +38,7 @@ pub struct InFlight {
 
 /// A returned task that waits for an engine again.
 #[derive(Clone, Debug)]
-pub struct Returned {
+pub(super) struct Returned {
     pub run: u32,
     pub input: Bytes,
     pub tries: Tries,
@@ -48,14 +48,14 @@ pub struct Returned {
 
 /// Failed attempts by cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tries {
+pub(super) struct Tries {
     pub errors: u32,
     pub crashes: u32,
 }
 
 /// A task taken out of the queue to be sent.
 #[derive(Debug)]
-pub struct NextTask {
+pub(super) struct NextTask {
     pub index: u32,
     pub run: u32,
     pub input: Bytes,
@@ -64,7 +64,7 @@ pub struct NextTask {
 }
 
 #[derive(Debug)]
-pub struct Watch {
+pub(super) struct Watch {
     pub client: Bytes,
     pub parent: Bytes,
     pub from: u32,
@@ -76,7 +76,7 @@ pub struct Watch {
 }
 
 #[derive(Debug)]
-pub struct Map {
+pub(super) struct Map {
     pub definition: Arc<MapDefinition>,
     pub key: String,
     /// Waits for another map.
@@ -107,7 +107,7 @@ pub struct Map {
 }
 
 impl Map {
-    pub fn new(definition: MapDefinition, key: String) -> Map {
+    pub(super) fn new(definition: MapDefinition, key: String) -> Map {
         Map {
             definition: Arc::new(definition),
             key,
@@ -131,7 +131,7 @@ impl Map {
     }
 
     /// Appends inputs.
-    pub fn push(&mut self, lines: Bytes, count: u32) {
+    pub(super) fn push(&mut self, lines: Bytes, count: u32) {
         if count > 0 {
             let next = self.counts.total as u32;
             self.chunks.push_back(Chunk {
@@ -146,7 +146,7 @@ impl Map {
     }
 
     /// Appends a restored task that was never sent.
-    pub fn push_one(&mut self, index: u32, input: Bytes) {
+    pub(super) fn push_one(&mut self, index: u32, input: Bytes) {
         self.chunks.push_back(Chunk {
             next: index,
             lines: input,
@@ -157,7 +157,7 @@ impl Map {
     }
 
     /// The number of tasks that can be sent, unless the map waits for another.
-    pub fn ready(&self) -> usize {
+    pub(super) fn ready(&self) -> usize {
         self.unsent() + self.returned.len()
     }
 
@@ -166,16 +166,16 @@ impl Map {
     }
 
     /// True if its tasks need no Python.
-    pub fn is_command(&self) -> bool {
+    pub(super) fn is_command(&self) -> bool {
         matches!(self.definition.work, Work::Command { .. })
     }
 
-    pub fn has_ready(&self) -> bool {
+    pub(super) fn has_ready(&self) -> bool {
         self.waiting_for.is_none() && self.ready() > 0
     }
 
     /// Takes the next task to send: returned tasks first, then inputs in order.
-    pub fn take(&mut self) -> Option<NextTask> {
+    pub(super) fn take(&mut self) -> Option<NextTask> {
         if let Some((index, task)) = self.returned.pop_first() {
             return Some(NextTask {
                 index,
@@ -218,17 +218,17 @@ impl Map {
     }
 
     /// True if the task exists and is not finished.
-    pub fn is_open(&self, index: u32) -> bool {
+    pub(super) fn is_open(&self, index: u32) -> bool {
         self.in_flight.contains_key(&index) || self.returned.contains_key(&index) || self.is_unsent(index)
     }
 
-    pub fn is_unsent(&self, index: u32) -> bool {
+    pub(super) fn is_unsent(&self, index: u32) -> bool {
         let at = self.chunks.partition_point(|c| c.next + c.left <= index);
         self.chunks.get(at).is_some_and(|c| c.next <= index) && !self.dropped.contains(&index)
     }
 
     /// Drops all unsent tasks and returns their indices.
-    pub fn drop_unsent(&mut self) -> Vec<u32> {
+    pub(super) fn drop_unsent(&mut self) -> Vec<u32> {
         let indices = self.unsent_indices();
         self.chunks.clear();
         self.dropped.clear();
@@ -242,18 +242,18 @@ impl Map {
         all.filter(|index| !self.dropped.contains(index)).collect()
     }
 
-    pub fn is_complete(&self) -> bool {
+    pub(super) fn is_complete(&self) -> bool {
         self.closed && self.counts.done() >= self.counts.total
     }
 
     /// Counts a finished task.
-    pub fn count(&mut self, state: TaskState) {
+    pub(super) fn count(&mut self, state: TaskState) {
         if let Some(counter) = self.counts.done_counter(state) {
             *counter += 1;
         }
     }
 
-    pub fn learn_duration(&mut self, seconds: f64) {
+    pub(super) fn learn_duration(&mut self, seconds: f64) {
         self.mean_s = Some(match self.mean_s {
             None => seconds,
             // Weigh long ones immediately: a queue behind a long task is worse than an empty queue.
@@ -263,7 +263,7 @@ impl Map {
     }
 
     /// Checks the invariants of the map; for tests and debug builds.
-    pub fn check(&self) {
+    pub(super) fn check(&self) {
         let open = self.in_flight.len() + self.ready();
         assert_eq!(open as u64 + self.counts.done(), self.counts.total, "each task is in one place");
         assert!(

@@ -10,18 +10,18 @@ mod balanced;
 mod broadcast;
 mod bundles;
 mod clients;
-pub mod dependency;
-pub mod effect;
-pub mod engines;
-pub mod event;
+pub(crate) mod dependency;
+pub(crate) mod effect;
+pub(crate) mod engines;
+pub(crate) mod event;
 mod finish;
 mod hub;
 mod maps;
 mod membership;
 mod output;
-pub mod policy;
+pub(crate) mod policy;
 mod prefetch;
-pub mod reconnect;
+pub(crate) mod reconnect;
 mod requests;
 mod restore;
 mod retention;
@@ -34,9 +34,10 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-pub use effect::{ClientChannel, Effect, Query, QueryKind};
+pub use effect::{ClientChannel, Effect};
+pub(crate) use effect::{Query, QueryKind};
 pub use event::Event;
-pub use retention::Expired;
+pub(crate) use retention::Expired;
 
 use crate::model::change::Change;
 use crate::model::{EngineUuid, MapId, UnixTime};

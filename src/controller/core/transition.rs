@@ -2,7 +2,7 @@
 use crate::model::task::TaskState::{self, *};
 
 /// From, to, and the cause.
-pub const TRANSITIONS: &[(TaskState, TaskState, &str)] = &[
+pub(super) const TRANSITIONS: &[(TaskState, TaskState, &str)] = &[
     (Waiting, Ready, "its dependency succeeded"),
     (Waiting, Aborted, "cancelled, or its dependency failed"),
     (Waiting, Timeout, "its dependencies were not met in time"),
@@ -30,7 +30,7 @@ pub const TRANSITIONS: &[(TaskState, TaskState, &str)] = &[
     (Lost, Ready, "resubmitted"),
 ];
 
-pub fn is_allowed(from: TaskState, to: TaskState) -> bool {
+pub(super) fn is_allowed(from: TaskState, to: TaskState) -> bool {
     TRANSITIONS.iter().any(|(a, b, _)| (*a, *b) == (from, to))
 }
 

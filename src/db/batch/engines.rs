@@ -10,7 +10,7 @@ use std::sync::Arc;
 type Place = (Arc<str>, Arc<str>);
 
 /// State that the writer keeps between batches.
-pub struct Known {
+pub(crate) struct Known {
     /// By the id that users see; the latest engine of that id.
     engines: HashMap<EngineId, Option<Place>>,
     /// There may be rows in `output`, for which tasks that end must look.
@@ -22,7 +22,7 @@ pub struct Known {
 }
 
 impl Known {
-    pub fn load(connection: &Connection) -> rusqlite::Result<Known> {
+    pub(crate) fn load(connection: &Connection) -> rusqlite::Result<Known> {
         Ok(Known {
             engines: HashMap::new(),
             output: connection.query_row("SELECT EXISTS (SELECT 1 FROM output)", [], |row| row.get(0))?,
@@ -31,7 +31,7 @@ impl Known {
         })
     }
     /// After a rollback.
-    pub fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.engines.clear();
     }
 }

@@ -6,7 +6,7 @@ use crate::model::task::{Counts, TaskState};
 use crate::model::{MapId, TaskId, UnixTime};
 use rusqlite::{OptionalExtension, params};
 
-pub struct Counted {
+pub(super) struct Counted {
     pub counts: Counts,
     /// As they stand in the database.
     written: Counts,
@@ -15,7 +15,7 @@ pub struct Counted {
 }
 
 /// The first and the last row id that a map's tasks can have.
-pub fn row_range(map: MapId) -> (i64, i64) {
+pub(crate) fn row_range(map: MapId) -> (i64, i64) {
     (TaskId::new(map, 0).row_id(), TaskId::new(map, u32::MAX).row_id())
 }
 

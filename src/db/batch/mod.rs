@@ -14,17 +14,17 @@ use super::outputs::Outputs;
 use crate::model::change::Change;
 use crate::model::output::Stream;
 use crate::model::{MapId, TaskId};
-pub use engines::Known;
+pub(super) use engines::Known;
 use maps::Counted;
-pub use maps::row_range;
-pub use purge::tidy;
+pub(super) use maps::row_range;
+pub(super) use purge::tidy;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, ToSql};
 use std::borrow::Cow;
 use std::collections::HashMap;
-pub use tasks::state_of;
+pub(super) use tasks::state_of;
 
-pub struct Batch<'a> {
+pub(super) struct Batch<'a> {
     connection: &'a Connection,
     known: &'a mut Known,
     outputs: &'a Outputs,
@@ -42,7 +42,7 @@ pub struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    pub fn new(
+    pub(super) fn new(
         connection: &'a Connection,
         known: &'a mut Known,
         (outputs, durability): (&'a Outputs, Durability),
@@ -62,7 +62,7 @@ impl<'a> Batch<'a> {
     }
 
     /// A change that is larger than SQLite's rows is logged and passed over: no repetition could record it.
-    pub fn apply(&mut self, change: &Change, stored: Option<String>) -> rusqlite::Result<()> {
+    pub(super) fn apply(&mut self, change: &Change, stored: Option<String>) -> rusqlite::Result<()> {
         self.stored = stored;
         match self.apply_one(change) {
             Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::TooBig) => {
@@ -136,7 +136,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Writes the counters. Which files can go after the commit.
-    pub fn finish(mut self) -> rusqlite::Result<Vec<(TaskId, u32, Stream)>> {
+    pub(super) fn finish(mut self) -> rusqlite::Result<Vec<(TaskId, u32, Stream)>> {
         self.write_counters()?;
         Ok(std::mem::take(&mut self.dropped))
     }

@@ -110,7 +110,7 @@ fn delete_tasks(connection: &Connection, (first, last): (i64, i64)) -> rusqlite:
 
 /// A step of what follows a purge: deletes the tasks of maps that are forgotten, then gives free pages back to the file system.
 /// Whether there is more to do.
-pub fn tidy(connection: &Connection) -> rusqlite::Result<bool> {
+pub(crate) fn tidy(connection: &Connection) -> rusqlite::Result<bool> {
     let map = connection.query_row("SELECT min(map) FROM forgetting", [], |row| row.get::<_, Option<u32>>(0))?;
     if let Some(map) = map.map(MapId) {
         let (first, last) = row_range(map);

@@ -10,14 +10,14 @@ use bytes::Bytes;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{OptionalExtension, params};
 
-pub const ADD: &str = "INSERT OR IGNORE INTO task (id, state, submitted, input) VALUES (?1, ?2, ?3, ?4)";
-pub const LOOK: &str = "SELECT state, run, attempts, engine FROM task WHERE id = ?1";
-pub const END: &str = "UPDATE task SET state = ?2, run = ?3, attempts = ?4, engine = ?5, host = ?6, started = ?7, completed = ?8, \
+pub(super) const ADD: &str = "INSERT OR IGNORE INTO task (id, state, submitted, input) VALUES (?1, ?2, ?3, ?4)";
+pub(super) const LOOK: &str = "SELECT state, run, attempts, engine FROM task WHERE id = ?1";
+pub(super) const END: &str = "UPDATE task SET state = ?2, run = ?3, attempts = ?4, engine = ?5, host = ?6, started = ?7, completed = ?8, \
                        exit_code = ?9, value = ?10, ename = ?11, evalue = ?12, type = ?13, stdout = ?14, stderr = ?15, \
                        traceback = ?16, pickled = ?17 WHERE id = ?1";
 
 /// A task as it stands before a change.
-pub struct Prior {
+pub(super) struct Prior {
     pub state: TaskState,
     pub run: u32,
     pub attempts: u32,
@@ -340,7 +340,7 @@ fn value_columns<'a>(outcome: &'a Outcome, long: &'a Option<[Option<Vec<u8>>; 2]
     .map(ToSqlOutput::Borrowed)
 }
 
-pub fn state_of(word: &str) -> rusqlite::Result<TaskState> {
+pub(crate) fn state_of(word: &str) -> rusqlite::Result<TaskState> {
     word.parse()
         .map_err(|error: String| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into()))
 }

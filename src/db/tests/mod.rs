@@ -24,27 +24,27 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 use std::path::PathBuf;
 
-pub struct Db {
+pub(super) struct Db {
     pub directory: tempfile::TempDir,
     pub writer: Writer,
 }
 
 impl Db {
-    pub fn new() -> Db {
+    pub(super) fn new() -> Db {
         let directory = tempfile::tempdir().unwrap();
         let writer = Writer::open(&directory.path().join("t.db"), Durability::Normal).unwrap();
         Db { directory, writer }
     }
-    pub fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.directory.path().join("t.db")
     }
-    pub fn apply(&mut self, changes: &[Change]) {
+    pub(super) fn apply(&mut self, changes: &[Change]) {
         self.writer.apply(changes).unwrap();
     }
-    pub fn reader(&self) -> Reader {
+    pub(super) fn reader(&self) -> Reader {
         Reader::open(&self.path()).unwrap()
     }
-    pub fn task(&self, map: u32, index: u32) -> TaskRow {
+    pub(super) fn task(&self, map: u32, index: u32) -> TaskRow {
         let query = TaskQuery {
             tasks: vec![task(map, index)],
             ..TaskQuery::default()
@@ -53,7 +53,7 @@ impl Db {
         assert_eq!(matching, 1);
         rows.remove(0)
     }
-    pub fn counts(&self, map: u32) -> Counts {
+    pub(super) fn counts(&self, map: u32) -> Counts {
         let query = MapQuery {
             maps: vec![MapId(map)],
             ..MapQuery::default()
@@ -61,16 +61,16 @@ impl Db {
         self.reader().maps(&query).unwrap()[0].counts
     }
     /// A map of so many ready tasks with their index as the one argument.
-    pub fn add_map(&mut self, map: u32, tasks: u32) {
+    pub(super) fn add_map(&mut self, map: u32, tasks: u32) {
         self.apply(&[map_added(map), tasks_added(map, 0, tasks, TaskState::Ready), closed(map, tasks)]);
     }
 }
 
-pub fn task(map: u32, index: u32) -> TaskId {
+pub(super) fn task(map: u32, index: u32) -> TaskId {
     TaskId::new(MapId(map), index)
 }
 
-pub fn definition() -> MapDefinition {
+pub(super) fn definition() -> MapDefinition {
     MapDefinition {
         work: Work::Call {
             from: CallSource::File {
@@ -83,7 +83,7 @@ pub fn definition() -> MapDefinition {
     }
 }
 
-pub fn map_added(map: u32) -> Change {
+pub(super) fn map_added(map: u32) -> Change {
     Change::MapAdded {
         map: MapId(map),
         definition: Box::new(definition()),
@@ -92,7 +92,7 @@ pub fn map_added(map: u32) -> Change {
     }
 }
 
-pub fn tasks_added(map: u32, first: u32, tasks: u32, state: TaskState) -> Change {
+pub(super) fn tasks_added(map: u32, first: u32, tasks: u32, state: TaskState) -> Change {
     Change::TasksAdded {
         map: MapId(map),
         first,
@@ -102,11 +102,11 @@ pub fn tasks_added(map: u32, first: u32, tasks: u32, state: TaskState) -> Change
     }
 }
 
-pub fn closed(map: u32, total: u32) -> Change {
+pub(super) fn closed(map: u32, total: u32) -> Change {
     Change::MapClosed { map: MapId(map), total }
 }
 
-pub fn assigned(map: u32, first: u32, count: u32, run: u32, engine: u32) -> Change {
+pub(super) fn assigned(map: u32, first: u32, count: u32, run: u32, engine: u32) -> Change {
     Change::TasksAssigned {
         map: MapId(map),
         first,
@@ -116,7 +116,7 @@ pub fn assigned(map: u32, first: u32, count: u32, run: u32, engine: u32) -> Chan
     }
 }
 
-pub fn begun(map: u32, index: u32, run: u32, engine: u32) -> Change {
+pub(super) fn begun(map: u32, index: u32, run: u32, engine: u32) -> Change {
     Change::TaskBegun {
         task: task(map, index),
         run,
@@ -125,7 +125,7 @@ pub fn begun(map: u32, index: u32, run: u32, engine: u32) -> Change {
     }
 }
 
-pub fn wrote(task: TaskId, stream: Stream, bytes: &[u8]) -> Change {
+pub(super) fn wrote(task: TaskId, stream: Stream, bytes: &[u8]) -> Change {
     Change::OutputAdded {
         task,
         stream,
@@ -133,18 +133,18 @@ pub fn wrote(task: TaskId, stream: Stream, bytes: &[u8]) -> Change {
     }
 }
 
-pub fn ok(value: &str) -> Outcome {
+pub(super) fn ok(value: &str) -> Outcome {
     let mut outcome = Outcome::failure(TaskState::Ok, "", "", UnixTime(2000.0), UnixTime(2002.5));
     outcome.error = None;
     outcome.value = Some(RawValue::from_string(value.into()).unwrap());
     outcome
 }
 
-pub fn failed(status: TaskState, ename: &str, evalue: &str) -> Outcome {
+pub(super) fn failed(status: TaskState, ename: &str, evalue: &str) -> Outcome {
     Outcome::failure(status, ename, evalue, UnixTime(2000.0), UnixTime(2003.0))
 }
 
-pub fn finished(map: u32, index: u32, run: u32, engine: u32, outcome: Outcome) -> Change {
+pub(super) fn finished(map: u32, index: u32, run: u32, engine: u32, outcome: Outcome) -> Change {
     Change::TaskFinished {
         task: task(map, index),
         run,
@@ -153,7 +153,7 @@ pub fn finished(map: u32, index: u32, run: u32, engine: u32, outcome: Outcome) -
     }
 }
 
-pub fn engine(id: u32) -> Change {
+pub(super) fn engine(id: u32) -> Change {
     Change::EngineRegistered {
         id: EngineId(id),
         facts: Box::new(EngineFacts {

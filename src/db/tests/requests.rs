@@ -4,7 +4,7 @@ use crate::db::{DbErrorKind, RequestRecord};
 use crate::model::change::{Purge, Reply, Request, RequestOutput};
 use serde_json::json;
 
-pub fn reply() -> Reply {
+pub(super) fn reply() -> Reply {
     Reply {
         status: TaskState::Ok,
         engine: Some((EngineId(0), "uuid-0".into())),
@@ -18,7 +18,7 @@ pub fn reply() -> Reply {
     }
 }
 
-pub fn request(msg_id: &str, queue: &'static str, submitted: f64) -> Request {
+pub(super) fn request(msg_id: &str, queue: &'static str, submitted: f64) -> Request {
     Request {
         msg_id: msg_id.into(),
         queue,
@@ -34,14 +34,14 @@ pub fn request(msg_id: &str, queue: &'static str, submitted: f64) -> Request {
     }
 }
 
-pub fn added(index: u32, request: Request) -> Change {
+pub(super) fn added(index: u32, request: Request) -> Change {
     Change::RequestAdded {
         task: task(1, index),
         request: Box::new(request),
     }
 }
 
-pub fn replied(msg_id: &str, reply: Reply) -> Change {
+pub(super) fn replied(msg_id: &str, reply: Reply) -> Change {
     Change::RequestFinished {
         msg_id: msg_id.into(),
         reply: Box::new(reply),
@@ -67,7 +67,7 @@ fn failure() -> Reply {
 }
 
 /// A client's.
-pub fn session() -> Change {
+pub(super) fn session() -> Change {
     Change::MapAdded {
         map: MapId(1),
         definition: Box::new(MapDefinition {
@@ -80,7 +80,7 @@ pub fn session() -> Change {
 }
 
 /// Four requests: `a` (mux) ok, `b` (task, label `l`) failed, `c` (task) pending, `d` (mux) sent and pending; `c` is the oldest.
-pub fn clients() -> Db {
+pub(super) fn clients() -> Db {
     let mut db = Db::new();
     let mut labelled = request("b", "task", 1002.0);
     labelled.label = Some("l".into());
@@ -99,7 +99,7 @@ pub fn clients() -> Db {
     db
 }
 
-pub fn one(db: &Db, msg_id: &str) -> RequestRecord {
+pub(super) fn one(db: &Db, msg_id: &str) -> RequestRecord {
     db.reader().requests(&[msg_id.to_string(), "nobody".into()]).unwrap().remove(0)
 }
 

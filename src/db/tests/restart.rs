@@ -5,7 +5,7 @@ use crate::model::change::Attempt;
 use std::path::Path;
 
 /// What is on disk now, as it would be after `kill -9`: without the writer's clean end.
-pub fn killed(db: &Db, directory: &Path) -> PathBuf {
+pub(super) fn killed(db: &Db, directory: &Path) -> PathBuf {
     let copy = directory.join("killed.db");
     for suffix in ["", "-wal"] {
         std::fs::copy(with_suffix(&db.path(), suffix), with_suffix(&copy, suffix)).unwrap();

@@ -11,20 +11,22 @@
 //! of reductions), `dispatch` (sends units to workers), `finish` (units that end), `stop` (cancelling, timeouts, leaving).
 mod code;
 mod dispatch;
-pub mod event;
+pub(crate) mod event;
 mod finish;
-pub mod outbox;
-pub mod output;
+pub(crate) mod outbox;
+pub(crate) mod output;
 mod stop;
 #[cfg(test)]
 mod tests;
-pub mod unit;
+pub(crate) mod unit;
 mod values;
 mod workers;
 
-pub use event::{Effect, Event, Now, RequestReply, StopStep};
+pub use event::{Effect, Event, Now};
 use event::{Parent, Published};
-pub use unit::{Request, Unit, WorkerKey};
+pub(crate) use event::{RequestReply, StopStep};
+pub use unit::Request;
+pub(crate) use unit::{Unit, WorkerKey};
 
 use crate::model::definition::MapDefinition;
 use crate::model::task::Outcome;

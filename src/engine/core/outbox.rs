@@ -20,7 +20,7 @@ const MAX_AGE: Duration = Duration::from_millis(10);
 const OVERHEAD: usize = 16 << 10;
 
 #[derive(Debug)]
-pub struct Outbox {
+pub(crate) struct Outbox {
     collecting: Vec<TaskResult>,
     bytes: usize,
     since: Option<Instant>,
@@ -49,7 +49,7 @@ impl Default for Outbox {
 }
 
 /// The error for a message that cannot be sent: `the result has 17000000 bytes; …`.
-pub fn too_large(what: &str, bytes: usize, limit: usize) -> String {
+pub(crate) fn too_large(what: &str, bytes: usize, limit: usize) -> String {
     format!(
         "{what} has {bytes} bytes; the controller accepts messages of up to {limit} bytes (controller.max_message_mb). \
          Write large data to a file and return its name, or restart the cluster with a larger limit"
@@ -57,11 +57,11 @@ pub fn too_large(what: &str, bytes: usize, limit: usize) -> String {
 }
 
 impl Outbox {
-    pub fn set_limit(&mut self, limit: usize) {
+    pub(crate) fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
     }
 
-    pub fn push(&mut self, now: Now, mut result: TaskResult) {
+    pub(crate) fn push(&mut self, now: Now, mut result: TaskResult) {
         let mut bytes = result.outcome.bytes();
         // A byte of text may take six when escaped.
         if bytes.saturating_mul(6) + OVERHEAD > self.limit {
@@ -81,7 +81,7 @@ impl Outbox {
         self.since.get_or_insert(now.instant);
     }
 
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         self.since.map(|since| since + self.max_age())
     }
 
@@ -94,7 +94,7 @@ impl Outbox {
     }
 
     /// Closes the message if it is full, old, or no more results are expected (`idle`); sends the closed messages.
-    pub fn flush(&mut self, now: Now, idle: bool, registered: bool, effects: &mut Vec<Effect>) {
+    pub(crate) fn flush(&mut self, now: Now, idle: bool, registered: bool, effects: &mut Vec<Effect>) {
         effects.extend(self.warnings.drain(..).map(Effect::Warn));
         if let Some(since) = self.since
             && (idle || self.collecting.len() >= MAX_RESULTS || self.bytes >= MAX_BYTES || now.instant >= since + self.max_age())
@@ -118,7 +118,7 @@ impl Outbox {
         self.unrecorded.push_back(results);
     }
 
-    pub fn recorded(&mut self, sequence: u64) {
+    pub(crate) fn recorded(&mut self, sequence: u64) {
         // Only this one: an earlier message may have been lost with its connection. It is nearly always the first.
         if let Some(at) = self.unrecorded.iter().position(|results| results.sequence == sequence) {
             self.unrecorded.remove(at);
@@ -126,12 +126,12 @@ impl Outbox {
     }
 
     /// Sends all messages that may have been lost again, after a registration.
-    pub fn resend(&mut self, effects: &mut Vec<Effect>) {
+    pub(crate) fn resend(&mut self, effects: &mut Vec<Effect>) {
         self.closed.clear();
         effects.extend(self.unrecorded.iter().cloned().map(Effect::SendResults));
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.collecting.is_empty() && self.unrecorded.is_empty()
     }
 }

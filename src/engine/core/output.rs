@@ -9,13 +9,13 @@ use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 
 /// Maximum size of all buffered outputs together before reading stops, and of the unacknowledged parts of one stream.
-pub const WINDOW: usize = 2 << 20;
+pub(crate) const WINDOW: usize = 2 << 20;
 /// Maximum size of a part in bytes.
-pub const PART: usize = 256 << 10;
+pub(crate) const PART: usize = 256 << 10;
 
 /// One stream of one attempt, from the first unacknowledged byte on.
 #[derive(Debug, Default)]
-pub struct StreamBuffer {
+pub(crate) struct StreamBuffer {
     /// Number of acknowledged bytes.
     start: u64,
     /// Complete parts, ready to send or sent.
@@ -28,7 +28,7 @@ pub struct StreamBuffer {
 }
 
 impl StreamBuffer {
-    pub fn push(&mut self, bytes: Bytes) {
+    pub(crate) fn push(&mut self, bytes: Bytes) {
         self.bytes += bytes.len();
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -46,12 +46,12 @@ impl StreamBuffer {
     }
 
     /// Number of buffered bytes.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Takes unsent parts, up to [`WINDOW`] unacknowledged bytes: full parts, and with `all` also the incomplete one.
-    pub fn take_parts(&mut self, stream: Stream, all: bool, into: &mut Vec<(Part, Bytes)>) {
+    pub(crate) fn take_parts(&mut self, stream: Stream, all: bool, into: &mut Vec<(Part, Bytes)>) {
         if all && !self.last.is_empty() {
             self.parts.push_back(self.last.split().freeze());
         }
@@ -65,12 +65,12 @@ impl StreamBuffer {
     }
 
     /// Marks all unacknowledged bytes for sending again.
-    pub fn rewind(&mut self) {
+    pub(crate) fn rewind(&mut self) {
         self.sent = 0;
     }
 
     /// Drops the bytes before this position: they are acknowledged.
-    pub fn recorded(&mut self, end: u64) {
+    pub(crate) fn recorded(&mut self, end: u64) {
         while let Some(part) = self.parts.front_mut()
             && self.start < end
         {
@@ -87,7 +87,7 @@ impl StreamBuffer {
     }
 
     /// Returns the remaining bytes, for the result.
-    pub fn finish(self) -> Output {
+    pub(crate) fn finish(self) -> Output {
         let mut bytes = BytesMut::with_capacity(self.bytes);
         self.parts.iter().for_each(|part| bytes.extend_from_slice(part));
         let bytes = match bytes.is_empty() {
@@ -103,34 +103,34 @@ impl StreamBuffer {
 
 /// The streams of one attempt.
 #[derive(Debug, Default)]
-pub struct Streams([StreamBuffer; 3]);
+pub(crate) struct Streams([StreamBuffer; 3]);
 
 impl Streams {
-    pub fn push(&mut self, [out, err]: [Bytes; 2]) {
+    pub(crate) fn push(&mut self, [out, err]: [Bytes; 2]) {
         self.0[0].push(out);
         self.0[1].push(err);
     }
 
     /// Adds a complete long value.
-    pub fn push_value(&mut self, value: Bytes) {
+    pub(crate) fn push_value(&mut self, value: Bytes) {
         self.0[2].push(value);
     }
 
     /// Buffered bytes of stdout and stderr.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.0[0].bytes() + self.0[1].bytes()
     }
 
-    pub fn value_bytes(&self) -> usize {
+    pub(crate) fn value_bytes(&self) -> usize {
         self.0[2].bytes()
     }
 
     /// Returns whether the remaining output fits into the result and no part of a long value is left.
-    pub fn is_short(&self) -> bool {
+    pub(crate) fn is_short(&self) -> bool {
         self.bytes() <= INLINE && self.value_bytes() == 0
     }
 
-    pub fn take_parts(&mut self, all: bool) -> Vec<(Part, Bytes)> {
+    pub(crate) fn take_parts(&mut self, all: bool) -> Vec<(Part, Bytes)> {
         let mut parts = Vec::new();
         for (buffer, stream) in self.0.iter_mut().zip(Stream::ALL) {
             buffer.take_parts(stream, all, &mut parts);
@@ -138,16 +138,16 @@ impl Streams {
         parts
     }
 
-    pub fn rewind(&mut self) {
+    pub(crate) fn rewind(&mut self) {
         self.0.iter_mut().for_each(StreamBuffer::rewind);
     }
 
-    pub fn recorded(&mut self, end: Written) {
+    pub(crate) fn recorded(&mut self, end: Written) {
         self.0.iter_mut().zip(end).for_each(|(buffer, end)| buffer.recorded(end));
     }
 
     /// Returns the rest of stdout and stderr.
-    pub fn finish(self) -> [Output; 2] {
+    pub(crate) fn finish(self) -> [Output; 2] {
         let [stdout, stderr, _] = self.0;
         [stdout, stderr].map(StreamBuffer::finish)
     }
@@ -155,24 +155,24 @@ impl Streams {
 
 /// Output of a request: text that is forwarded as it arrives.
 #[derive(Debug, Default)]
-pub struct TextBuffer {
+pub(crate) struct TextBuffer {
     bytes: Vec<u8>,
 }
 
 impl TextBuffer {
-    pub fn push(&mut self, bytes: &[u8]) {
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
     /// Takes the text received so far; an incomplete character at the end remains buffered.
-    pub fn take(&mut self) -> String {
+    pub(crate) fn take(&mut self) -> String {
         let whole = whole_characters(&self.bytes);
         let rest = self.bytes.split_off(whole);
         text(std::mem::replace(&mut self.bytes, rest))
     }
 
     /// Returns everything that was not taken.
-    pub fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         text(self.bytes)
     }
 }

@@ -74,7 +74,7 @@ pub(super) struct Returns {
 }
 
 impl Returns {
-    pub fn recorded(&mut self, sequence: u64) {
+    pub(super) fn recorded(&mut self, sequence: u64) {
         self.unconfirmed.retain(|returned| returned.sequence != sequence);
     }
 

@@ -171,7 +171,7 @@ pub enum WorkerKey {
 }
 
 /// The worker that runs the tasks of this map; None if they are commands.
-pub fn worker_of(map: MapId, definition: &MapDefinition) -> Option<WorkerKey> {
+pub(crate) fn worker_of(map: MapId, definition: &MapDefinition) -> Option<WorkerKey> {
     match definition.work {
         Work::Command { .. } => None,
         Work::Call { .. } if !definition.options.interactive => Some(WorkerKey::Map(map)),
@@ -187,7 +187,7 @@ fn succeeded(started: UnixTime, ended: UnixTime) -> Outcome {
 }
 
 /// The exact value if it is long enough to be sent in parts before the outcome.
-pub fn long_value(result: &WorkerResult) -> Option<Bytes> {
+pub(crate) fn long_value(result: &WorkerResult) -> Option<Bytes> {
     match result {
         WorkerResult::Value(exact) | WorkerResult::Pickled { pickle: exact, .. } if exact.len() > INLINE => Some(exact.clone()),
         _ => None,
@@ -195,7 +195,7 @@ pub fn long_value(result: &WorkerResult) -> Option<Bytes> {
 }
 
 /// Converts a worker's result into an outcome.
-pub fn worker_outcome(result: WorkerResult, started: UnixTime, ended: UnixTime) -> Outcome {
+pub(crate) fn worker_outcome(result: WorkerResult, started: UnixTime, ended: UnixTime) -> Outcome {
     let bad = |what: &str| {
         let evalue = format!("the worker sent {what} that cannot be decoded");
         Outcome::failure(TaskState::Error, "WorkerError", evalue, started, ended)
@@ -267,7 +267,7 @@ fn raw_json(body: Bytes) -> Option<Box<RawValue>> {
 }
 
 /// The outcome of a command.
-pub fn command_outcome(end: CommandEnd) -> Outcome {
+pub(crate) fn command_outcome(end: CommandEnd) -> Outcome {
     let CommandEnd { started, ended, how } = end;
     match how {
         CommandExit::Code(0) => Outcome {

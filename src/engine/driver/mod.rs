@@ -45,7 +45,7 @@ const BACKLOG_POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Maximum number of messages to receive from the socket at a time.
 const MAX_RECEIVE_BATCH: usize = 64;
 
-pub struct Driver {
+pub(super) struct Driver {
     settings: EngineSettings,
     python: String,
     core: Core,
@@ -91,7 +91,7 @@ fn new_core(settings: &EngineSettings, python: &str) -> Core {
 }
 
 impl Driver {
-    pub fn new(settings: EngineSettings) -> Result<Driver, EngineError> {
+    pub(super) fn new(settings: EngineSettings) -> Result<Driver, EngineError> {
         let python = crate::engine::settings::interpreter(settings.python.as_deref());
         let system = |what: &str| {
             let what = what.to_string();
@@ -147,7 +147,7 @@ impl Driver {
         })
     }
 
-    pub async fn run(mut self) -> Result<(), EngineError> {
+    pub(super) async fn run(mut self) -> Result<(), EngineError> {
         loop {
             self.run_session().await?;
             if !self.as_new_engine {

@@ -5,20 +5,20 @@ use crate::model::job::WARNED_BY_BATCH_SYSTEM;
 use std::io::{self, IsTerminal};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-pub struct EngineSignals {
+pub(super) struct EngineSignals {
     pub terminate: Signal,
     pub interrupt: Signal,
     pub user: UserSignals,
 }
 
 /// SIGUSR1 and SIGUSR2.
-pub struct UserSignals {
+pub(super) struct UserSignals {
     first: Signal,
     second: Signal,
 }
 
 impl EngineSignals {
-    pub fn watch() -> io::Result<EngineSignals> {
+    pub(super) fn watch() -> io::Result<EngineSignals> {
         Ok(EngineSignals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -32,7 +32,7 @@ impl EngineSignals {
 
 impl UserSignals {
     /// Waits for the next signal; returns its number.
-    pub async fn recv(&mut self) -> i32 {
+    pub(super) async fn recv(&mut self) -> i32 {
         tokio::select! {
             _ = self.first.recv() => nix::libc::SIGUSR1,
             _ = self.second.recv() => nix::libc::SIGUSR2,

@@ -50,20 +50,20 @@ pub(super) struct TaskProgress {
 }
 
 impl TaskProgress {
-    pub fn stdout(&self) -> &str {
+    pub(super) fn stdout(&self) -> &str {
         std::str::from_utf8(&self.written[0]).unwrap()
     }
-    pub fn stderr(&self) -> &str {
+    pub(super) fn stderr(&self) -> &str {
         std::str::from_utf8(&self.written[1]).unwrap()
     }
 }
 
 impl TestController {
-    pub async fn with(change: impl FnOnce(&mut EngineSettings)) -> TestController {
+    pub(super) async fn with(change: impl FnOnce(&mut EngineSettings)) -> TestController {
         TestController::with_answer(change, true).await
     }
 
-    pub async fn with_answer(change: impl FnOnce(&mut EngineSettings), welcome: bool) -> TestController {
+    pub(super) async fn with_answer(change: impl FnOnce(&mut EngineSettings), welcome: bool) -> TestController {
         let keys = KeyPair::generate();
         let socket = Socket::new(Kind::Router, None, &Security::Server(keys.clone()))
             .unwrap()
@@ -98,15 +98,15 @@ impl TestController {
         controller
     }
 
-    pub async fn new() -> TestController {
+    pub(super) async fn new() -> TestController {
         TestController::with(|_| {}).await
     }
 
-    pub fn welcome(&mut self, drop: Vec<Held>) {
+    pub(super) fn welcome(&mut self, drop: Vec<Held>) {
         self.welcome_for(drop, 20_000);
     }
 
-    pub fn welcome_for(&mut self, drop: Vec<Held>, engine_reconnect_timeout_ms: u64) {
+    pub(super) fn welcome_for(&mut self, drop: Vec<Held>, engine_reconnect_timeout_ms: u64) {
         let registered = Registered {
             status: "ok".into(),
             evalue: String::new(),
@@ -119,18 +119,18 @@ impl TestController {
         self.native(REGISTERED, &registered);
     }
 
-    pub fn native<T: Serialize>(&mut self, msg_type: &str, content: &T) {
+    pub(super) fn native<T: Serialize>(&mut self, msg_type: &str, content: &T) {
         let message = self.session.message("2026-11-20T00:00:00Z", msg_type, None, content);
         self.send(Channel::Native, &[], &message);
     }
 
-    pub fn send(&mut self, channel: Channel, route: &[Bytes], message: &Message) {
+    pub(super) fn send(&mut self, channel: Channel, route: &[Bytes], message: &Message) {
         let mut prefix = vec![self.engine.clone(), Bytes::from_static(channel.frame())];
         prefix.extend_from_slice(route);
         self.socket.send(self.session.seal(&prefix, message)).unwrap();
     }
 
-    pub fn define(&mut self, map: u32, work: Work, options: MapOptions) {
+    pub(super) fn define(&mut self, map: u32, work: Work, options: MapOptions) {
         let definition = MapDefinition { work, options };
         self.native(
             DEFINITION,
@@ -141,7 +141,7 @@ impl TestController {
         );
     }
 
-    pub fn define_file(&mut self, map: u32, text: &str) {
+    pub(super) fn define_file(&mut self, map: u32, text: &str) {
         let from = CallSource::File {
             name: "shipped.py".into(),
             text: text.into(),
@@ -156,7 +156,7 @@ impl TestController {
         );
     }
 
-    pub fn tasks(&mut self, map: u32, first: u32, inputs: &[&str]) {
+    pub(super) fn tasks(&mut self, map: u32, first: u32, inputs: &[&str]) {
         let tasks = inputs
             .iter()
             .zip(first..)
@@ -177,7 +177,7 @@ impl TestController {
     }
 
     /// The next message other than heartbeats, results and progress.
-    pub async fn next(&mut self) -> (Channel, Message) {
+    pub(super) async fn next(&mut self) -> (Channel, Message) {
         if let Some(other) = self.others.pop_front() {
             return other;
         }
@@ -255,7 +255,7 @@ impl TestController {
         }
     }
 
-    pub async fn result(&mut self) -> TaskResult {
+    pub(super) async fn result(&mut self) -> TaskResult {
         loop {
             if let Some(result) = self.results.pop_front() {
                 return result;
@@ -266,7 +266,7 @@ impl TestController {
         }
     }
 
-    pub async fn results(&mut self, count: usize) -> Vec<TaskResult> {
+    pub(super) async fn results(&mut self, count: usize) -> Vec<TaskResult> {
         let mut results = Vec::new();
         while results.len() < count {
             results.push(self.result().await);
@@ -274,7 +274,7 @@ impl TestController {
         results
     }
 
-    pub async fn native_answer<T: for<'a> Deserialize<'a>>(&mut self, msg_type: &str) -> T {
+    pub(super) async fn native_answer<T: for<'a> Deserialize<'a>>(&mut self, msg_type: &str) -> T {
         loop {
             let (channel, message) = self.next().await;
             if channel == Channel::Native && message.msg_type() == msg_type {
@@ -284,7 +284,7 @@ impl TestController {
     }
 
     /// Waits until the engine has reported that this task is running.
-    pub async fn until_running(&mut self, index: u32) {
+    pub(super) async fn until_running(&mut self, index: u32) {
         while !self.progress.iter().any(|progress| progress.task.index == index) {
             if let Some(other) = self.take_one().await {
                 self.others.push_back(other);
@@ -292,7 +292,7 @@ impl TestController {
         }
     }
 
-    pub async fn end(mut self) {
+    pub(super) async fn end(mut self) {
         self.native(SHUTDOWN, &Shutdown { drain: false });
         let _: Unregister = self.native_answer(UNREGISTER).await;
         tokio::time::timeout(TEST_TIMEOUT, self.process).await.unwrap().unwrap().unwrap();

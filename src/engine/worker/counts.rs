@@ -21,7 +21,7 @@ struct SharedCounts {
 }
 
 #[derive(Debug)]
-pub struct ReadCounts {
+pub(super) struct ReadCounts {
     shared: NonNull<SharedCounts>,
 }
 
@@ -32,7 +32,7 @@ unsafe impl Sync for ReadCounts {}
 
 impl ReadCounts {
     /// Creates zeroed counts and the memory file for the worker, which cannot write to it.
-    pub fn new(name: &str) -> io::Result<(ReadCounts, OwnedFd)> {
+    pub(super) fn new(name: &str) -> io::Result<(ReadCounts, OwnedFd)> {
         let file = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         nix::unistd::ftruncate(&file, size_of::<SharedCounts>() as i64)?;
         let length = NonZeroUsize::new(size_of::<SharedCounts>()).ok_or(io::ErrorKind::InvalidInput)?;
@@ -55,7 +55,7 @@ impl ReadCounts {
     }
 
     /// Calls `read`, which reads from this stream's pipe and returns the number of bytes. There must be one reader at a time.
-    pub fn while_reading(&self, stream: usize, read: impl FnOnce() -> usize) -> usize {
+    pub(super) fn while_reading(&self, stream: usize, read: impl FnOnce() -> usize) -> usize {
         let shared = self.shared();
         let sequence = shared.sequence.load(Ordering::Relaxed);
         shared.sequence.store(sequence.wrapping_add(1), Ordering::SeqCst);
@@ -69,7 +69,7 @@ impl ReadCounts {
     }
 
     /// Number of bytes read from this stream.
-    pub fn read(&self, stream: usize) -> u64 {
+    pub(super) fn read(&self, stream: usize) -> u64 {
         self.shared().read.get(stream).map_or(0, |total| total.load(Ordering::SeqCst))
     }
 }

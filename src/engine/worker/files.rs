@@ -8,24 +8,24 @@ use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 
 #[derive(Debug)]
-pub struct OutputFile {
+pub(super) struct OutputFile {
     file: File,
 }
 
 impl OutputFile {
-    pub fn new(name: &str) -> io::Result<OutputFile> {
+    pub(super) fn new(name: &str) -> io::Result<OutputFile> {
         let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC)?;
         // All writers append.
         fcntl(fd.as_fd(), FcntlArg::F_SETFL(OFlag::O_APPEND))?;
         Ok(OutputFile { file: fd.into() })
     }
 
-    pub fn for_child(&self) -> io::Result<Stdio> {
+    pub(super) fn for_child(&self) -> io::Result<Stdio> {
         Ok(Stdio::from(OwnedFd::from(self.file.try_clone()?)))
     }
 
     /// The last bytes, as text.
-    pub fn last_output(&self, max_bytes: usize) -> String {
+    pub(super) fn last_output(&self, max_bytes: usize) -> String {
         let size = self.file.metadata().map_or(0, |metadata| metadata.len());
         let from = size.saturating_sub(max_bytes as u64);
         let mut bytes = vec![0; (size - from) as usize];

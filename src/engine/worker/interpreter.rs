@@ -50,7 +50,7 @@ const WORKER: &str = concat!(
 
 /// How to start an interpreter.
 #[derive(Clone, Debug)]
-pub struct InterpreterCommand {
+pub(crate) struct InterpreterCommand {
     pub python: String,
     pub cwd: Option<String>,
     pub env: Vec<(String, String)>,
@@ -60,7 +60,7 @@ pub struct InterpreterCommand {
 
 /// The process id of a worker, once it is known.
 #[derive(Clone, Debug, Default)]
-pub struct WorkerPid(Arc<KnownPid>);
+pub(crate) struct WorkerPid(Arc<KnownPid>);
 
 #[derive(Debug, Default)]
 struct KnownPid {
@@ -70,12 +70,12 @@ struct KnownPid {
 
 impl WorkerPid {
     /// The process id; 0 before it is known.
-    pub fn get(&self) -> i32 {
+    pub(crate) fn get(&self) -> i32 {
         self.0.pid.load(Ordering::SeqCst)
     }
 
     /// Signals the worker and the processes in its group.
-    pub fn signal(&self, number: i32) {
+    pub(crate) fn signal(&self, number: i32) {
         let pid = self.get();
         // It may not have its own group yet. After its end the process id may be reused.
         if !is_group_signalled(pid, number) && !self.0.has_ended.load(Ordering::SeqCst) {
@@ -83,7 +83,7 @@ impl WorkerPid {
         }
     }
 
-    pub fn kill_unless_ended(&self) {
+    pub(crate) fn kill_unless_ended(&self) {
         if !self.0.has_ended.load(Ordering::SeqCst) {
             self.signal(nix::libc::SIGKILL);
         }
@@ -100,7 +100,7 @@ impl WorkerPid {
 
 /// How a worker's process ended.
 #[derive(Clone, Debug)]
-pub enum ProcessEnd {
+pub(crate) enum ProcessEnd {
     Ended(ExitStatus),
     /// Together with its interpreter; `last_output` is from the interpreter's stderr.
     WithInterpreter {
@@ -118,7 +118,7 @@ struct Fork {
 /// Requested workers that have not ended; or the end of the interpreter.
 type Forks = Mutex<Result<HashMap<u32, Fork>, ProcessEnd>>;
 
-pub struct Interpreter {
+pub(crate) struct Interpreter {
     socket: Arc<AsyncFd<OwnedFd>>,
     forks: Arc<Forks>,
     pid: i32,
@@ -130,7 +130,7 @@ fn lock(forks: &Forks) -> MutexGuard<'_, Result<HashMap<u32, Fork>, ProcessEnd>>
 
 impl Interpreter {
     /// Errors are messages that name the interpreter.
-    pub async fn start(command: &InterpreterCommand, forker: &Forker) -> Result<Interpreter, String> {
+    pub(crate) async fn start(command: &InterpreterCommand, forker: &Forker) -> Result<Interpreter, String> {
         let error_text = |what: &str, e: &dyn std::fmt::Display| format!("{}: {what}: {e}", command.python);
         let script = script().map_err(|e| error_text("cannot create its script", &e))?;
         let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
@@ -170,12 +170,18 @@ impl Interpreter {
         Ok(Interpreter { socket, forks, pid })
     }
 
-    pub fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         lock(&self.forks).is_err()
     }
 
     /// Requests a worker with these files. The receiver gets its end, or the failure of the fork.
-    pub fn fork(&self, number: u32, hello_after_shell: bool, mark: &str, files: &[RawFd]) -> (WorkerPid, oneshot::Receiver<ProcessEnd>) {
+    pub(crate) fn fork(
+        &self,
+        number: u32,
+        hello_after_shell: bool,
+        mark: &str,
+        files: &[RawFd],
+    ) -> (WorkerPid, oneshot::Receiver<ProcessEnd>) {
         let (ended, end) = oneshot::channel();
         let pid = WorkerPid::default();
         let fork = Fork { pid: pid.clone(), ended };

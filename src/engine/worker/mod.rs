@@ -3,12 +3,12 @@
 //! `streams.py`, `worker.py`, `interpreter.py`: one script; `origins.py`, `kernel.py`, `ipython.py`: sent when needed).
 mod counts;
 mod files;
-pub mod interpreter;
-pub mod output;
-pub mod process;
-pub mod protocol;
+pub(crate) mod interpreter;
+pub(crate) mod output;
+pub(crate) mod process;
+pub(crate) mod protocol;
 mod reader;
 #[cfg(test)]
 mod tests;
-pub mod watch;
+pub(crate) mod watch;
 mod writer;

@@ -15,13 +15,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// Bytes of one read.
-pub const CHUNK: u64 = 256 << 10;
+pub(crate) const CHUNK: u64 = 256 << 10;
 /// Capacity of the pipe of an idle worker: the total of a user's pipes is limited (pipe(7), pipe-user-pages-soft),
 const IDLE_PIPE: i32 = 8 << 10;
 /// ... and of a working one, if the system permits it.
 const WORKING_PIPE: i32 = 64 << 10;
 /// Up to this many bytes, checking how many are in the pipe is not worthwhile.
-pub const SMALL_OUTPUT: u64 = 4 << 10;
+pub(crate) const SMALL_OUTPUT: u64 = 4 << 10;
 /// Number of bytes kept of the last stderr output.
 const TAIL_BYTES: usize = 4096;
 
@@ -31,7 +31,7 @@ mod ioctl {
 
 /// The engine's side of one stream.
 #[derive(Debug)]
-pub struct OutputPipe {
+pub(crate) struct OutputPipe {
     pipe: OwnedFd,
     /// 0 for stdout, 1 for stderr.
     stream: usize,
@@ -41,12 +41,12 @@ pub struct OutputPipe {
 }
 
 /// Both streams, and the worker's side of them.
-pub struct Outputs {
+pub(crate) struct Outputs {
     pub pipes: [OutputPipe; 2],
     pub for_worker: ForWorker,
 }
 
-pub struct ForWorker {
+pub(crate) struct ForWorker {
     pub writers: [OwnedFd; 2],
     /// The memory of [`ReadCounts`].
     pub counts: OwnedFd,
@@ -56,7 +56,7 @@ pub struct ForWorker {
 
 impl Outputs {
     /// `name` is the name of the memory that only the worker and its forks map.
-    pub fn new(name: &str) -> io::Result<Outputs> {
+    pub(crate) fn new(name: &str) -> io::Result<Outputs> {
         let (counts, shown) = ReadCounts::new(name)?;
         let counts = Arc::new(counts);
         let watch = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
@@ -93,7 +93,7 @@ impl OutputPipe {
     }
 
     /// Enlarges the pipe for a worker that is about to receive units.
-    pub fn enlarge(&mut self) {
+    pub(crate) fn enlarge(&mut self) {
         let _ = fcntl(&self.pipe, FcntlArg::F_SETPIPE_SZ(WORKING_PIPE));
         self.measure();
     }
@@ -112,12 +112,12 @@ impl OutputPipe {
     }
 
     /// Number of bytes written.
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.read() + self.buffered()
     }
 
     /// Returns whether all writers have closed the pipe.
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         let mut ends = [PollFd::new(self.pipe.as_fd(), PollFlags::empty())];
         let result = poll(&mut ends, PollTimeout::ZERO);
         result.is_ok()
@@ -127,12 +127,12 @@ impl OutputPipe {
     }
 
     /// Returns whether the pipe is filling up, so that a writer may block soon.
-    pub fn is_filling(&self) -> bool {
+    pub(crate) fn is_filling(&self) -> bool {
         self.buffered() >= self.capacity / 4
     }
 
     /// Number of unread bytes before `end` (None: before the current end). A small number is not checked against the pipe.
-    pub fn unread_to(&self, end: Option<u64>) -> u64 {
+    pub(crate) fn unread_to(&self, end: Option<u64>) -> u64 {
         let expected = end.map_or(u64::MAX, |end| end.saturating_sub(self.read()));
         match expected <= SMALL_OUTPUT {
             true => expected,
@@ -141,7 +141,7 @@ impl OutputPipe {
     }
 
     /// Reads up to [`CHUNK`] unread bytes before `end` (None: before the current end).
-    pub fn read_to(&mut self, end: Option<u64>) -> Bytes {
+    pub(crate) fn read_to(&mut self, end: Option<u64>) -> Bytes {
         let length = self.unread_to(end).min(CHUNK);
         if length == 0 {
             return Bytes::new();
@@ -181,7 +181,7 @@ impl OutputPipe {
     }
 
     /// The last bytes read from stderr, as text.
-    pub fn last_output(&self) -> String {
+    pub(crate) fn last_output(&self) -> String {
         String::from_utf8_lossy(&self.tail).into_owned()
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 /// Sent before the first request of an ipyparallel client.
-pub const IPYTHON: &str = concat!(
+pub(crate) const IPYTHON: &str = concat!(
     include_str!("origins.py"),
     "\n",
     include_str!("kernel.py"),
@@ -30,7 +30,7 @@ const PIPE_SIZE: i32 = 1 << 20;
 
 /// An event of a worker, sent together with the worker's number, which distinguishes it from earlier workers.
 #[derive(Debug)]
-pub enum WorkerEvent {
+pub(crate) enum WorkerEvent {
     Records(Vec<Record>),
     /// The answer to [`Worker::sync_output`]: all records in the pipe at that time have been reported.
     OutputSynced,
@@ -40,7 +40,7 @@ pub enum WorkerEvent {
 
 /// The end of a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WorkerExit {
+pub(crate) struct WorkerExit {
     /// `was killed by signal 9 (SIGKILL)`.
     pub how: String,
     /// Killed by a signal, other than for an invalid record.
@@ -72,7 +72,7 @@ impl WorkerExit {
     }
 }
 
-pub struct Worker {
+pub(crate) struct Worker {
     pub number: u64,
     /// Dropped after the process group is killed.
     _owner: ProcessOwner,
@@ -107,14 +107,14 @@ pub struct Worker {
 
 /// When output was first noticed, and when to poll again.
 #[derive(Clone, Copy, Debug)]
-pub struct PendingOutput {
+pub(crate) struct PendingOutput {
     pub since: Instant,
     pub next: Instant,
 }
 
 impl Worker {
     /// Requests a fork from the interpreter. With `hello_after_shell` the worker sends its hello only after creating IPython's shell.
-    pub fn start(
+    pub(crate) fn start(
         interpreter: &Interpreter,
         owner: ProcessOwner,
         hello_after_shell: bool,
@@ -175,7 +175,7 @@ impl Worker {
     }
 
     /// Requests [`WorkerEvent::OutputSynced`].
-    pub fn sync_output(&mut self) {
+    pub(crate) fn sync_output(&mut self) {
         let ends = self.written();
         self.send_tokens(&[]);
         if self.sync_positions.is_none() && self.sync.send(()).is_ok() {
@@ -184,22 +184,22 @@ impl Worker {
     }
 
     /// Number of bytes written to stdout and stderr.
-    pub fn written(&self) -> (u64, u64) {
+    pub(crate) fn written(&self) -> (u64, u64) {
         (self.stdout.size(), self.stderr.size())
     }
 
     /// Number of unread bytes of output before `end`.
-    pub fn unread_output(&self, end: Option<(u64, u64)>) -> u64 {
+    pub(crate) fn unread_output(&self, end: Option<(u64, u64)>) -> u64 {
         self.stdout.unread_to(end.map(|end| end.0)) + self.stderr.unread_to(end.map(|end| end.1))
     }
 
     /// Reads the next chunk of output before `end`.
-    pub fn read_output(&mut self, end: Option<(u64, u64)>) -> [Bytes; 2] {
+    pub(crate) fn read_output(&mut self, end: Option<(u64, u64)>) -> [Bytes; 2] {
         [self.stdout.read_to(end.map(|end| end.0)), self.stderr.read_to(end.map(|end| end.1))]
     }
 
     /// Sends frames in order; frames that do not fit into the pipe are written in the background.
-    pub fn send(&mut self, mut frames: Vec<Bytes>) {
+    pub(crate) fn send(&mut self, mut frames: Vec<Bytes>) {
         if let Some(pipe) = &mut self.frames {
             if !self.queued.is_empty() {
                 frames.splice(0..0, self.queued.drain(..));
@@ -209,17 +209,17 @@ impl Worker {
     }
 
     /// Queues a frame to send before the next frames.
-    pub fn send_later(&mut self, frame: Bytes) {
+    pub(crate) fn send_later(&mut self, frame: Bytes) {
         self.queued.push(frame);
     }
 
     /// Closes the pipe of frames: an idle worker exits.
-    pub fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.frames = None;
     }
 
     /// Lets the worker start this many further units.
-    pub fn add_tokens(&mut self, count: usize) {
+    pub(crate) fn add_tokens(&mut self, count: usize) {
         self.send_tokens(&vec![b'g'; count]);
     }
 
@@ -236,14 +236,14 @@ impl Worker {
     }
 
     /// It has error_text something: it may have read tokens.
-    pub fn retry_tokens(&mut self) {
+    pub(crate) fn retry_tokens(&mut self) {
         if !self.unsent.is_empty() {
             self.send_tokens(&[]);
         }
     }
 
     /// Enlarges the pipes of a worker that is about to receive units, if the system permits it.
-    pub fn enlarge(&mut self) {
+    pub(crate) fn enlarge(&mut self) {
         for pipe in self
             .records
             .take()
@@ -258,14 +258,14 @@ impl Worker {
     }
 
     /// Makes the worker skip units that it has not started; returns their number.
-    pub fn recall(&mut self) -> usize {
+    pub(crate) fn recall(&mut self) -> usize {
         let tokens = self.unread_tokens();
         self.send_tokens(&vec![b's'; tokens.len()]);
         tokens.iter().filter(|token| **token == b'g').count()
     }
 
     /// Number of units that a worker had not started when it ended.
-    pub fn unstarted_units(&mut self) -> usize {
+    pub(crate) fn unstarted_units(&mut self) -> usize {
         self.unread_tokens().iter().filter(|token| **token == b'g').count()
     }
 
@@ -279,7 +279,7 @@ impl Worker {
     }
 
     /// Signals the worker and the processes that it started.
-    pub fn signal(&self, signal: i32) {
+    pub(crate) fn signal(&self, signal: i32) {
         self.pid.signal(signal);
     }
 }
@@ -291,18 +291,18 @@ impl Drop for Worker {
 }
 
 /// Signals a process group; ignores a group that does not exist.
-pub fn signal_group(pid: i32, signal: i32) {
+pub(crate) fn signal_group(pid: i32, signal: i32) {
     is_group_signalled(pid, signal);
 }
 
 /// Signals a process group; returns whether it exists.
-pub fn is_group_signalled(pid: i32, signal: i32) -> bool {
+pub(crate) fn is_group_signalled(pid: i32, signal: i32) -> bool {
     let Ok(signal) = Signal::try_from(signal) else { return false };
     pid > 1 && nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), signal).is_ok()
 }
 
 /// Signals one process; ignores a process that does not exist.
-pub fn signal_one(pid: i32, signal: i32) {
+pub(crate) fn signal_one(pid: i32, signal: i32) {
     if pid > 1
         && let Ok(signal) = Signal::try_from(signal)
     {
@@ -311,7 +311,7 @@ pub fn signal_one(pid: i32, signal: i32) {
 }
 
 /// `ended with exit code 3`, `was killed by signal 11 (SIGSEGV)`.
-pub fn describe(status: std::process::ExitStatus) -> String {
+pub(crate) fn describe(status: std::process::ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("ended with exit code {code}"),
         (_, Some(number)) => format!("was killed by signal {number} ({})", signal_name(number)),
@@ -319,7 +319,7 @@ pub fn describe(status: std::process::ExitStatus) -> String {
     }
 }
 
-pub fn signal_name(number: i32) -> String {
+pub(crate) fn signal_name(number: i32) -> String {
     Signal::try_from(number).map_or_else(|_| "unknown".into(), |signal| signal.as_str().to_string())
 }
 
@@ -381,7 +381,7 @@ fn reopened(pipe: &std::fs::File) -> io::Result<std::fs::File> {
 }
 
 /// Clears close-on-exec, so that a child process inherits these files.
-pub fn keep_open(fds: &[RawFd]) -> io::Result<()> {
+pub(crate) fn keep_open(fds: &[RawFd]) -> io::Result<()> {
     for fd in fds {
         #[expect(unsafe_code, reason = "the files are open for as long as the child is being started")]
         let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) };

@@ -31,12 +31,12 @@
 //! Parts are encoded as their number (u32), their lengths (u64 each), and their bytes.
 use bytes::{Buf, Bytes, BytesMut};
 
-pub const FRAME_HEAD: usize = 16;
+pub(crate) const FRAME_HEAD: usize = 16;
 pub const RECORD_HEAD: usize = 32;
 const POSITIONS: usize = 16;
 
 /// The head of a frame whose body has `length` bytes.
-pub fn frame_head(kind: u8, ticket: u32, length: usize) -> [u8; FRAME_HEAD] {
+pub(crate) fn frame_head(kind: u8, ticket: u32, length: usize) -> [u8; FRAME_HEAD] {
     let mut head = [0; FRAME_HEAD];
     head[0] = kind;
     head[4..8].copy_from_slice(&ticket.to_le_bytes());
@@ -45,7 +45,7 @@ pub fn frame_head(kind: u8, ticket: u32, length: usize) -> [u8; FRAME_HEAD] {
 }
 
 /// Encodes a frame as one buffer.
-pub fn frame(kind: u8, ticket: u32, body: &[u8]) -> Bytes {
+pub(crate) fn frame(kind: u8, ticket: u32, body: &[u8]) -> Bytes {
     let mut bytes = BytesMut::with_capacity(FRAME_HEAD + body.len());
     bytes.extend_from_slice(&frame_head(kind, ticket, body.len()));
     bytes.extend_from_slice(body);
@@ -54,7 +54,7 @@ pub fn frame(kind: u8, ticket: u32, body: &[u8]) -> Bytes {
 
 /// Encodes a `T` frame; inputs are JSON texts. The worker parses all inputs at once and, if that fails, line by line, so that an
 /// invalid input does not affect the others.
-pub fn tasks_frame<'a>(map: u32, first: u32, inputs: impl Iterator<Item = &'a Bytes>) -> Bytes {
+pub(crate) fn tasks_frame<'a>(map: u32, first: u32, inputs: impl Iterator<Item = &'a Bytes>) -> Bytes {
     let mut body = format!("[{map},[").into_bytes();
     for (i, input) in inputs.enumerate() {
         body.extend_from_slice(if i > 0 { b",\n" } else { b"\n" });
@@ -71,7 +71,7 @@ pub fn tasks_frame<'a>(map: u32, first: u32, inputs: impl Iterator<Item = &'a By
 }
 
 /// Encodes a frame of parts without copying the parts.
-pub fn parts_frame(kind: u8, ticket: u32, parts: Vec<Bytes>) -> Vec<Bytes> {
+pub(crate) fn parts_frame(kind: u8, ticket: u32, parts: Vec<Bytes>) -> Vec<Bytes> {
     let index = 4 + 8 * parts.len();
     let length = index + parts.iter().map(Bytes::len).sum::<usize>();
     let mut head = BytesMut::with_capacity(FRAME_HEAD + index);

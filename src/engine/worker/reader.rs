@@ -22,7 +22,7 @@ const GATHER_DELAY: Duration = Duration::from_millis(1);
 
 /// Reads until the worker has ended (`wake` is dropped) and its pipe is empty. Kills a worker that sends a malformed record, and
 /// returns the reason. For each message of `sync` it sends [`WorkerEvent::OutputSynced`] after all records that were in the pipe.
-pub async fn read_records(
+pub(super) async fn read_records(
     records: OwnedFd,
     mut wake: oneshot::Receiver<()>,
     mut sync: UnboundedReceiver<()>,

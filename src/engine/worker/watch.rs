@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-pub struct OutputWatch(AsyncFd<WatchedEpoll>);
+pub(crate) struct OutputWatch(AsyncFd<WatchedEpoll>);
 
 struct WatchedEpoll(Epoll);
 
@@ -23,7 +23,7 @@ fn once(number: u64) -> EpollEvent {
 
 impl OutputWatch {
     /// Must be called within a tokio runtime.
-    pub fn new() -> io::Result<OutputWatch> {
+    pub(crate) fn new() -> io::Result<OutputWatch> {
         let watched = WatchedEpoll(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
         #[expect(unsafe_code, reason = "an epoll descriptor is the same file until it is dropped")]
         let registered = unsafe { AsyncFd::register_with_interest(watched, Interest::READABLE) }?;
@@ -31,17 +31,17 @@ impl OutputWatch {
     }
 
     /// Watches a pipe until it is closed.
-    pub fn add(&self, number: u64, pipe: impl AsFd) -> io::Result<()> {
+    pub(crate) fn add(&self, number: u64, pipe: impl AsFd) -> io::Result<()> {
         Ok(self.0.get_ref().0.add(pipe, once(number))?)
     }
 
     /// Rearms a pipe that was reported.
-    pub fn rearm(&self, number: u64, pipe: impl AsFd) {
+    pub(crate) fn rearm(&self, number: u64, pipe: impl AsFd) {
         let _ = self.0.get_ref().0.modify(pipe, &mut once(number));
     }
 
     /// Waits for output; returns the numbers of workers that have written.
-    pub async fn written(&self) -> Vec<u64> {
+    pub(crate) async fn written(&self) -> Vec<u64> {
         // A source that is always ready must not starve other tasks.
         tokio::task::coop::consume_budget().await;
         loop {

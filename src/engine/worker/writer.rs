@@ -11,7 +11,7 @@ use std::sync::{Arc, mpsc};
 /// Maximum number of slices in one call (Linux: `IOV_MAX`).
 const MAX_SLICES: usize = 1024;
 
-pub struct FrameWriter {
+pub(super) struct FrameWriter {
     pipe: File,
     /// Number of batches queued on the thread: later frames must be queued behind them.
     queued: Arc<AtomicUsize>,
@@ -21,7 +21,7 @@ pub struct FrameWriter {
 
 impl FrameWriter {
     /// Wraps the non-blocking write end of a pipe.
-    pub fn new(pipe: File) -> FrameWriter {
+    pub(super) fn new(pipe: File) -> FrameWriter {
         FrameWriter {
             pipe,
             queued: Arc::new(AtomicUsize::new(0)),
@@ -29,11 +29,11 @@ impl FrameWriter {
         }
     }
 
-    pub fn pipe(&self) -> BorrowedFd<'_> {
+    pub(super) fn pipe(&self) -> BorrowedFd<'_> {
         self.pipe.as_fd()
     }
 
-    pub fn send(&mut self, frames: Vec<Bytes>) {
+    pub(super) fn send(&mut self, frames: Vec<Bytes>) {
         let mut frames = VecDeque::from(frames);
         if self.queued.load(Ordering::Acquire) == 0 && !matches!(write(&mut self.pipe, &mut frames), Ok(false)) {
             // Everything is written, or the worker has ended, which its exit event reports.

@@ -2,7 +2,7 @@
 use std::fmt;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CommandLine {
+pub(crate) struct CommandLine {
     pub program: String,
     pub arguments: Vec<String>,
     /// Environment variables set for this command only.
@@ -17,7 +17,7 @@ pub struct CommandLine {
 }
 
 impl CommandLine {
-    pub fn new<T: Into<String>>(program: &str, arguments: impl IntoIterator<Item = T>) -> CommandLine {
+    pub(crate) fn new<T: Into<String>>(program: &str, arguments: impl IntoIterator<Item = T>) -> CommandLine {
         CommandLine {
             program: program.into(),
             arguments: arguments.into_iter().map(Into::into).collect(),
@@ -26,7 +26,7 @@ impl CommandLine {
     }
 
     #[cfg(test)]
-    pub fn with_env(mut self, name: &str, value: &str) -> CommandLine {
+    pub(crate) fn with_env(mut self, name: &str, value: &str) -> CommandLine {
         self.env.push((name.into(), value.into()));
         self
     }
@@ -48,7 +48,7 @@ impl fmt::Display for CommandLine {
 
 /// The output of a command. Invalid UTF-8 is replaced.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CommandOutput {
+pub(crate) struct CommandOutput {
     /// None if a signal ended the command.
     pub code: Option<i32>,
     pub stdout: String,
@@ -56,12 +56,12 @@ pub struct CommandOutput {
 }
 
 impl CommandOutput {
-    pub fn is_success(&self) -> bool {
+    pub(crate) fn is_success(&self) -> bool {
         self.code == Some(0)
     }
 
     /// Stderr, then stdout, without surrounding blank lines.
-    pub fn message(&self) -> String {
+    pub(crate) fn message(&self) -> String {
         let parts = [self.stderr.trim(), self.stdout.trim()];
         let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
         parts.join("\n")

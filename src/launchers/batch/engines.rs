@@ -8,7 +8,7 @@ use crate::profile::config::resources::StartMode;
 /// Each process is a child of the script's shell. The shell forwards the batch system's warning
 /// signals to its children (as SIGTERM if they handle no other) and waits for them. Several engines
 /// run in parallel.
-pub fn lines(request: &JobRequest) -> Vec<String> {
+pub(crate) fn lines(request: &JobRequest) -> Vec<String> {
     let command = shell_words(&request.argv);
     let (count, last) = match request.is_one_job() {
         true => (1, None),
@@ -74,7 +74,7 @@ fn last_job_engines(request: &JobRequest) -> Option<u32> {
 /// `export NAME='value'` for the variables of the settings and of the request (the request wins),
 /// and the two variables that identify the job to an engine. `job` and `element` are shell
 /// expressions.
-pub fn environment(request: &JobRequest, job: &str, element: &str) -> Vec<String> {
+pub(crate) fn environment(request: &JobRequest, job: &str, element: &str) -> Vec<String> {
     let mut all = request.resources.env.clone();
     all.extend(request.env.iter().cloned());
     let mut lines: Vec<String> = all.iter().map(|(name, value)| format!("export {name}={}", shell(value))).collect();
@@ -130,7 +130,7 @@ fn uses_modules(line: &str) -> bool {
 }
 
 /// The one thing that every template must contain.
-pub fn requirement(request: &JobRequest) -> Requirement {
+pub(crate) fn requirement(request: &JobRequest) -> Requirement {
     let (what, names, line): (_, &'static [&'static str], _) = match request.kind {
         JobKind::Controller => ("the command of the controller", &["controller", "command"], "{{ controller }}"),
         // A single command would start a single engine.

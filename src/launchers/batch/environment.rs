@@ -7,18 +7,18 @@
 use super::{BatchSystem, CommandLine};
 
 /// Names of variables; a trailing `*` matches any suffix.
-pub type Names = &'static [&'static str];
+pub(crate) type Names = &'static [&'static str];
 
 /// The variables removed for one kind of command: those in `removed` and not in `kept`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rule {
+pub(crate) struct Rule {
     pub removed: Names,
     pub kept: Names,
 }
 
 /// The variables removed for a system's commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EnvironmentRules {
+pub(crate) struct EnvironmentRules {
     pub submissions: Rule,
     /// Queries, cancellations and history.
     pub queries: Rule,
@@ -28,7 +28,7 @@ pub struct EnvironmentRules {
 
 /// An option of a script (`--time`, `-t`) and the variables that would override or contradict it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ScriptOption {
+pub(crate) struct ScriptOption {
     pub long: &'static str,
     pub short: &'static str,
     pub variables: Names,
@@ -36,7 +36,7 @@ pub struct ScriptOption {
 
 /// Prepares the submission of `script`: removes variables that would override it. The locale stays,
 /// since the job may inherit the environment.
-pub fn for_submission(row: &dyn BatchSystem, mut command: CommandLine, script: &str) -> CommandLine {
+pub(crate) fn for_submission(row: &dyn BatchSystem, mut command: CommandLine, script: &str) -> CommandLine {
     let rules = row.environment();
     let overridden = options_of(script, row.directive_prefix())
         .filter_map(|word| option(rules.options, word))
@@ -49,7 +49,7 @@ pub fn for_submission(row: &dyn BatchSystem, mut command: CommandLine, script: &
 }
 
 /// Prepares a query or cancellation so that the environment does not change its output.
-pub fn for_query(row: &dyn BatchSystem, mut command: CommandLine) -> CommandLine {
+pub(crate) fn for_query(row: &dyn BatchSystem, mut command: CommandLine) -> CommandLine {
     let rule = row.environment().queries;
     command.removed_vars = names(rule.removed);
     command.in_c_locale = true;
@@ -85,7 +85,7 @@ fn option<'a>(options: &'a [ScriptOption], word: &str) -> Option<&'a ScriptOptio
 }
 
 /// Whether this variable is removed, given `removed_vars` and `kept_vars`.
-pub fn is_removed(name: &str, removed_vars: &[&str], kept_vars: &[&str]) -> bool {
+pub(crate) fn is_removed(name: &str, removed_vars: &[&str], kept_vars: &[&str]) -> bool {
     let is_in = |names: &[&str]| {
         names.iter().any(|pattern| match pattern.strip_suffix('*') {
             Some(begin) => name.starts_with(begin),

@@ -4,7 +4,7 @@ use super::command::CommandOutput;
 /// A failed submission. Displays the system's message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct SubmitFailure {
+pub(crate) struct SubmitFailure {
     pub problem: Problem,
     /// The command's output, or a description if it printed nothing.
     pub message: String,
@@ -16,14 +16,14 @@ pub struct SubmitFailure {
 /// Displays the system's message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct QueryFailure {
+pub(crate) struct QueryFailure {
     pub problem: Problem,
     pub message: String,
 }
 
 /// The kind of failure, as far as the output reveals it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Problem {
+pub(crate) enum Problem {
     /// The command is not installed.
     NoCommand,
     NoSuchQueue,
@@ -42,14 +42,14 @@ pub enum Problem {
 
 impl Problem {
     /// Whether the job may have been submitted despite the error.
-    pub fn is_uncertain(self) -> bool {
+    pub(crate) fn is_uncertain(self) -> bool {
         matches!(self, Problem::SchedulerDown | Problem::NoId)
     }
 }
 
 impl SubmitFailure {
     /// The command could not be run at all.
-    pub fn no_command(system: &str, program: &str) -> SubmitFailure {
+    pub(crate) fn no_command(system: &str, program: &str) -> SubmitFailure {
         SubmitFailure {
             problem: Problem::NoCommand,
             message: format!("{program}: command not found"),
@@ -59,7 +59,7 @@ impl SubmitFailure {
         }
     }
 
-    pub fn of(problem: Problem, output: &CommandOutput, hint: Option<String>) -> SubmitFailure {
+    pub(crate) fn of(problem: Problem, output: &CommandOutput, hint: Option<String>) -> SubmitFailure {
         SubmitFailure {
             problem,
             message: message_of(output),
@@ -69,7 +69,7 @@ impl SubmitFailure {
 }
 
 impl QueryFailure {
-    pub fn of(problem: Problem, output: &CommandOutput) -> QueryFailure {
+    pub(crate) fn of(problem: Problem, output: &CommandOutput) -> QueryFailure {
         QueryFailure {
             problem,
             message: message_of(output),
@@ -86,7 +86,7 @@ fn message_of(output: &CommandOutput) -> String {
 }
 
 /// Lower-case text to search for in the output, the problem it indicates, and a hint.
-pub type ErrorPatterns = [(&'static str, Problem, &'static str)];
+pub(crate) type ErrorPatterns = [(&'static str, Problem, &'static str)];
 
 fn classify(output: &CommandOutput, patterns: &ErrorPatterns) -> (Problem, Option<String>) {
     let message = output.message().to_lowercase();
@@ -95,17 +95,17 @@ fn classify(output: &CommandOutput, patterns: &ErrorPatterns) -> (Problem, Optio
 }
 
 /// A submission that the system rejected.
-pub fn of_submit(output: &CommandOutput, patterns: &ErrorPatterns) -> SubmitFailure {
+pub(crate) fn of_submit(output: &CommandOutput, patterns: &ErrorPatterns) -> SubmitFailure {
     let (problem, hint) = classify(output, patterns);
     SubmitFailure::of(problem, output, hint)
 }
 
 /// A submission that succeeded but printed no id.
-pub fn no_id(output: &CommandOutput, hint: &str) -> SubmitFailure {
+pub(crate) fn no_id(output: &CommandOutput, hint: &str) -> SubmitFailure {
     SubmitFailure::of(Problem::NoId, output, Some(hint.into()))
 }
 
 /// A query or cancellation that failed.
-pub fn of_query(output: &CommandOutput, patterns: &ErrorPatterns) -> QueryFailure {
+pub(crate) fn of_query(output: &CommandOutput, patterns: &ErrorPatterns) -> QueryFailure {
     QueryFailure::of(classify(output, patterns).0, output)
 }

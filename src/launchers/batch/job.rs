@@ -6,7 +6,7 @@ use std::fmt;
 /// interprets it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct JobId(pub String);
+pub(crate) struct JobId(pub String);
 
 impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -16,7 +16,7 @@ impl fmt::Display for JobId {
 
 /// A whole submission, or one job of its array.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct JobTarget {
+pub(crate) struct JobTarget {
     pub job: JobId,
     /// Starts at 1; none means the whole array.
     pub element: Option<u32>,
@@ -24,7 +24,7 @@ pub struct JobTarget {
 
 /// One job in a query's output. Each known element of an array has its own row.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct JobRow {
+pub(crate) struct JobRow {
     pub job: JobId,
     /// Starts at 1; none if the job is not an array, or the system reports the array as a whole.
     pub element: Option<u32>,
@@ -42,7 +42,7 @@ pub struct JobRow {
 }
 
 impl JobRow {
-    pub fn new(job: impl Into<String>, element: Option<u32>, status: JobStatus, word: impl Into<String>) -> JobRow {
+    pub(crate) fn new(job: impl Into<String>, element: Option<u32>, status: JobStatus, word: impl Into<String>) -> JobRow {
         JobRow {
             job: JobId(job.into()),
             element,
@@ -65,7 +65,7 @@ impl JobRow {
 /// as neither ended nor failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum JobStatus {
+pub(crate) enum JobStatus {
     /// Waiting in the queue.
     Queued,
     /// A user, an administrator or a dependency prevents the start.
@@ -92,7 +92,7 @@ pub enum JobStatus {
 
 impl JobStatus {
     /// Whether the job has ended, successfully or not, and will not restart by itself.
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         use JobStatus::*;
         matches!(
             self,
@@ -101,13 +101,13 @@ impl JobStatus {
     }
 
     /// Whether the job has not started yet and still may.
-    pub fn is_waiting(&self) -> bool {
+    pub(crate) fn is_waiting(&self) -> bool {
         use JobStatus::*;
         matches!(self, Queued | Held | Stuck | Starting | Requeued)
     }
 
     /// Lower-case text for display.
-    pub fn words(&self) -> &str {
+    pub(crate) fn words(&self) -> &str {
         use JobStatus::*;
         match self {
             Queued => "queued",

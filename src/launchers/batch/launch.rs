@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// Converts an engine launch into one submission. `unique` (a few letters and digits) distinguishes
 /// it from all others of this user. Resolves the interpreter from this process's environment, since
 /// no virtual environment is active on a node.
-pub fn engines(launch: &EnginesLaunch, resources: &Resources, mpi: &MpiConfig, unique: &str) -> Result<JobRequest, LaunchError> {
+pub(crate) fn engines(launch: &EnginesLaunch, resources: &Resources, mpi: &MpiConfig, unique: &str) -> Result<JobRequest, LaunchError> {
     let mut launch = launch.clone();
     if launch.python.is_none() {
         let found = python::resolve(None);
@@ -39,7 +39,7 @@ pub fn engines(launch: &EnginesLaunch, resources: &Resources, mpi: &MpiConfig, u
 
 /// Converts a controller launch into a job. It requests the same resources as the engines, except
 /// those that only tasks use. A named template applies to the engines only.
-pub fn controller(launch: &ControllerLaunch, resources: &Resources, unique: &str) -> JobRequest {
+pub(crate) fn controller(launch: &ControllerLaunch, resources: &Resources, unique: &str) -> JobRequest {
     let resources = &Resources {
         gpus: None,
         nodes: None,

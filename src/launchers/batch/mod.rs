@@ -6,36 +6,36 @@
 //! reported), [`command`] (a command line, an output), [`environment`] (variables to remove),
 //! [`failure`], [`launch`] (converts a launch into a request), [`render`] (renders a template into
 //! a script), [`quote`].
-pub mod command;
-pub mod engines;
-pub mod environment;
-pub mod failure;
-pub mod job;
-pub mod launch;
-pub mod quote;
-pub mod ranges;
-pub mod render;
-pub mod request;
-pub mod slurm_environment;
-pub mod squeue;
-pub mod xml;
+pub(crate) mod command;
+pub(crate) mod engines;
+pub(crate) mod environment;
+pub(crate) mod failure;
+pub(crate) mod job;
+pub(crate) mod launch;
+pub(crate) mod quote;
+pub(crate) mod ranges;
+pub(crate) mod render;
+pub(crate) mod request;
+pub(crate) mod slurm_environment;
+pub(crate) mod squeue;
+pub(crate) mod xml;
 
-pub use command::{CommandLine, CommandOutput};
-pub use environment::EnvironmentRules;
-pub use failure::{Problem, QueryFailure, SubmitFailure};
-pub use job::{JobId, JobRow, JobStatus, JobTarget};
+pub(crate) use command::{CommandLine, CommandOutput};
+pub(crate) use environment::EnvironmentRules;
+pub(crate) use failure::{Problem, QueryFailure, SubmitFailure};
+pub(crate) use job::{JobId, JobRow, JobStatus, JobTarget};
 #[cfg(test)]
-pub use render::render;
-pub use render::{ScriptFile, Template, TemplateError};
-pub use request::{JobKind, JobRequest};
+pub(crate) use render::render;
+pub(crate) use render::{ScriptFile, Template, TemplateError};
+pub(crate) use request::{JobKind, JobRequest};
 
 use std::path::{Path, PathBuf};
 
 /// The names of the batch systems, as on the command line and in the configuration.
-pub const SYSTEMS: [&str; 5] = ["slurm", "sge", "pbs", "lsf", "htcondor"];
+pub(crate) const SYSTEMS: [&str; 5] = ["slurm", "sge", "pbs", "lsf", "htcondor"];
 
 /// The row of a batch system.
-pub fn by_name(name: &str) -> Option<&'static dyn BatchSystem> {
+pub(crate) fn by_name(name: &str) -> Option<&'static dyn BatchSystem> {
     match name {
         "slurm" => Some(&super::slurm::Slurm),
         "sge" => Some(&super::sge::Sge),
@@ -51,7 +51,7 @@ pub fn by_name(name: &str) -> Option<&'static dyn BatchSystem> {
 ///
 /// A job's array has the elements 1 … [`JobRequest::jobs`]. For a single job, a system may not use
 /// an array: then its rows have no element.
-pub trait BatchSystem: Send + Sync {
+pub(crate) trait BatchSystem: Send + Sync {
     /// One of [`SYSTEMS`].
     fn name(&self) -> &'static str;
     /// Display name, including the dialect if there are several: `Slurm`, `OpenPBS`.
@@ -164,7 +164,7 @@ pub trait BatchSystem: Send + Sync {
 
 /// The number of seconds between a batch system's warning and its SIGKILL, if known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KillWait {
+pub(crate) struct KillWait {
     /// After SIGTERM. A site's setting applies to this delay if it is set.
     pub term_s: Option<u32>,
     /// After SIGUSR1 or SIGUSR2.
@@ -173,7 +173,7 @@ pub struct KillWait {
 
 impl KillWait {
     /// Applies the site's setting.
-    pub fn with_site_value(mut self, site_s: Option<u32>) -> KillWait {
+    pub(crate) fn with_site_value(mut self, site_s: Option<u32>) -> KillWait {
         let delay = match (self.term_s, self.user_s) {
             (None, Some(_)) => &mut self.user_s,
             _ => &mut self.term_s,
@@ -185,7 +185,7 @@ impl KillWait {
 
 impl JobRequest {
     /// Applies the site's settings that matter for this job, as far as the system answers.
-    pub fn with_site_settings(self, row: &dyn BatchSystem, ask: impl Fn(CommandLine) -> Option<CommandOutput>) -> JobRequest {
+    pub(crate) fn with_site_settings(self, row: &dyn BatchSystem, ask: impl Fn(CommandLine) -> Option<CommandOutput>) -> JobRequest {
         let output = self.kill_wait_query(row).and_then(&ask);
         let mut request = self.with_kill_wait(row, output.as_ref());
         let amounts = request.resources.memory.is_some() || request.resources.gpus.is_some();
@@ -196,7 +196,7 @@ impl JobRequest {
 
     /// Sets the delays before SIGKILL from the configuration, else from the system's answer
     /// (`output`), else from its manual.
-    pub fn with_kill_wait(mut self, row: &dyn BatchSystem, output: Option<&CommandOutput>) -> JobRequest {
+    pub(crate) fn with_kill_wait(mut self, row: &dyn BatchSystem, output: Option<&CommandOutput>) -> JobRequest {
         if self.kind == JobKind::Engines {
             let reported_s = output.and_then(|output| row.parse_kill_wait(output));
             let wait = row.kill_wait().with_site_value(self.resources.kill_wait_s.or(reported_s));
@@ -206,7 +206,7 @@ impl JobRequest {
     }
 
     /// The query for those delays; none if no query is needed.
-    pub fn kill_wait_query(&self, row: &dyn BatchSystem) -> Option<CommandLine> {
+    pub(crate) fn kill_wait_query(&self, row: &dyn BatchSystem) -> Option<CommandLine> {
         let is_open = self.kind == JobKind::Engines && self.resources.kill_wait_s.is_none();
         row.kill_wait_command().filter(|_| is_open)
     }

@@ -1,7 +1,7 @@
 //! Quoting for the POSIX shell.
 
 /// Quotes one word for `sh`, only if necessary.
-pub fn shell(word: &str) -> String {
+pub(crate) fn shell(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-+=./:,@%^".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_string();
@@ -10,7 +10,7 @@ pub fn shell(word: &str) -> String {
 }
 
 /// Quotes several words for `sh`.
-pub fn shell_words<'a>(words: impl IntoIterator<Item = &'a String>) -> String {
+pub(crate) fn shell_words<'a>(words: impl IntoIterator<Item = &'a String>) -> String {
     let words: Vec<String> = words.into_iter().map(|word| shell(word)).collect();
     words.join(" ")
 }

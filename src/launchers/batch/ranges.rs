@@ -4,7 +4,7 @@
 const MAX_ELEMENTS: usize = 1_000_000;
 
 /// Parses `1`, `7-15:1`, `13,14`, `1-10:3,20`. Skips anything that is not a number.
-pub fn expand(text: &str) -> Vec<u32> {
+pub(crate) fn expand(text: &str) -> Vec<u32> {
     let mut all = Vec::new();
     for part in text.split(',').map(str::trim) {
         let (range, step) = part.split_once(':').unwrap_or((part, "1"));
@@ -19,7 +19,7 @@ pub fn expand(text: &str) -> Vec<u32> {
 }
 
 /// Formats sorted numbers: `1-3,7` for 1, 2, 3, 7.
-pub fn collapse(numbers: &[u32]) -> String {
+pub(crate) fn collapse(numbers: &[u32]) -> String {
     let mut parts: Vec<(u32, u32)> = Vec::new();
     for number in numbers {
         match parts.last_mut() {

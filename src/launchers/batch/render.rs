@@ -14,7 +14,7 @@ use tera::{Context, Delimiters, Tera};
 
 /// A built-in template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Template {
+pub(crate) struct Template {
     /// The file name in `templates/<system>/` and in a profile: `engines.sh.tera`.
     pub name: &'static str,
     pub text: &'static str,
@@ -22,7 +22,7 @@ pub struct Template {
 
 /// A rendered file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ScriptFile {
+pub(crate) struct ScriptFile {
     pub path: PathBuf,
     pub text: String,
     pub executable: bool,
@@ -30,7 +30,7 @@ pub struct ScriptFile {
 
 /// The value of a variable.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum VariableValue {
+pub(crate) enum VariableValue {
     /// Not requested.
     Unset,
     /// One value.
@@ -42,11 +42,11 @@ pub enum VariableValue {
 }
 
 /// Names and values, in the order of [`VARIABLES`].
-pub type Variables = Vec<(&'static str, VariableValue)>;
+pub(crate) type Variables = Vec<(&'static str, VariableValue)>;
 
 /// Something that a template must contain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Requirement {
+pub(crate) struct Requirement {
     pub what: String,
     pub found_by: FoundBy,
     /// A line that satisfies the requirement.
@@ -54,7 +54,7 @@ pub struct Requirement {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FoundBy {
+pub(crate) enum FoundBy {
     /// The template uses one of these variables.
     Variable(&'static [&'static str]),
     /// A directive contains a word with one of these prefixes.
@@ -62,7 +62,7 @@ pub enum FoundBy {
 }
 
 /// All variables that a template may use.
-pub const VARIABLES: &[(&str, &str)] = &[
+pub(crate) const VARIABLES: &[(&str, &str)] = &[
     ("name", "the job's name, which pcluster uses to find it"),
     ("profile", "the profile's name"),
     ("cluster_id", "the cluster id; empty for the profile's default cluster"),
@@ -110,7 +110,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
 
 /// Why a template cannot be rendered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TemplateError {
+pub(crate) enum TemplateError {
     #[error("{template}:{line}: unknown variable `{name}`")]
     UnknownVariable { template: String, line: usize, name: String },
     #[error("{template}:{line}: {message}")]
@@ -141,7 +141,7 @@ pub enum TemplateError {
 
 impl TemplateError {
     /// A suggested action.
-    pub fn hint(&self) -> Option<String> {
+    pub(crate) fn hint(&self) -> Option<String> {
         match self {
             TemplateError::UnknownVariable { .. } => {
                 let names: Vec<&str> = VARIABLES.iter().map(|(name, _)| *name).collect();
@@ -169,12 +169,18 @@ enum LineKind {
 
 /// Renders the script of one job. `name` is the template's (`engines.sh.tera`).
 #[cfg(test)]
-pub fn render(system: &dyn BatchSystem, name: &str, text: &str, request: &JobRequest) -> Result<String, TemplateError> {
+pub(crate) fn render(system: &dyn BatchSystem, name: &str, text: &str, request: &JobRequest) -> Result<String, TemplateError> {
     render_named(system, name, name, text, request)
 }
 
 /// Renders a template that error messages call `shown`.
-pub fn render_named(system: &dyn BatchSystem, name: &str, shown: &str, text: &str, request: &JobRequest) -> Result<String, TemplateError> {
+pub(crate) fn render_named(
+    system: &dyn BatchSystem,
+    name: &str,
+    shown: &str,
+    text: &str,
+    request: &JobRequest,
+) -> Result<String, TemplateError> {
     let variables = system.variables(request)?;
     let is_description = !name.trim_end_matches(".tera").ends_with(".sh") && system.directive_prefix().is_empty();
     let mut script = String::new();
@@ -443,7 +449,7 @@ fn stands_in_quotes(line: &str, name: &str) -> bool {
 
 /// The variables that all batch systems share. The rows add to these and override those that they
 /// format differently.
-pub fn common(request: &JobRequest) -> Variables {
+pub(crate) fn common(request: &JobRequest) -> Variables {
     let resources = &request.resources;
     let text = |value: &Option<String>| value.clone().map_or(VariableValue::Unset, VariableValue::Text);
     let number = |value: u32| VariableValue::Text(value.to_string());
@@ -504,7 +510,7 @@ pub fn common(request: &JobRequest) -> Variables {
 }
 
 /// Sets variables that are listed in [`VARIABLES`].
-pub fn set_variables(variables: &mut Variables, values: impl IntoIterator<Item = (&'static str, VariableValue)>) {
+pub(crate) fn set_variables(variables: &mut Variables, values: impl IntoIterator<Item = (&'static str, VariableValue)>) {
     for (name, value) in values {
         if let Some(entry) = variables.iter_mut().find(|(known, _)| *known == name) {
             entry.1 = value;
@@ -513,7 +519,7 @@ pub fn set_variables(variables: &mut Variables, values: impl IntoIterator<Item =
 }
 
 /// A value that this system's directives cannot represent.
-pub fn invalid_value(system: &'static str, what: &str, value: &str, why: &'static str) -> TemplateError {
+pub(crate) fn invalid_value(system: &'static str, what: &str, value: &str, why: &'static str) -> TemplateError {
     TemplateError::InvalidValue {
         system,
         what: what.into(),
@@ -523,7 +529,7 @@ pub fn invalid_value(system: &'static str, what: &str, value: &str, why: &'stati
 }
 
 /// Rejects settings that this system does not support.
-pub fn unsupported(system: &dyn BatchSystem, _request: &JobRequest, settings: &[(&str, bool)]) -> Result<(), TemplateError> {
+pub(crate) fn unsupported(system: &dyn BatchSystem, _request: &JobRequest, settings: &[(&str, bool)]) -> Result<(), TemplateError> {
     match settings.iter().find(|(_, given)| *given) {
         None => Ok(()),
         Some((key, _)) => Err(TemplateError::Unsupported {
@@ -538,7 +544,7 @@ pub fn unsupported(system: &dyn BatchSystem, _request: &JobRequest, settings: &[
 }
 
 /// A number of nodes requires one job of all engines, selected by `start` (`srun`, `mpiexec`).
-pub fn nodes_are_of_one_job(system: &dyn BatchSystem, request: &JobRequest, start: &str) -> Result<(), TemplateError> {
+pub(crate) fn nodes_are_of_one_job(system: &dyn BatchSystem, request: &JobRequest, start: &str) -> Result<(), TemplateError> {
     if request.resources.nodes.is_none() || request.is_one_job() || request.kind == JobKind::Controller {
         return Ok(());
     }

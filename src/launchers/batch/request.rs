@@ -3,13 +3,13 @@ use crate::profile::config::resources::{Resources, StartMode};
 use std::path::PathBuf;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum JobKind {
+pub(crate) enum JobKind {
     Controller,
     Engines,
 }
 
 impl JobKind {
-    pub fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             JobKind::Controller => "controller",
             JobKind::Engines => "engines",
@@ -19,7 +19,7 @@ impl JobKind {
 
 /// One submission: a controller, or a set of engines.
 #[derive(Clone, Debug, PartialEq)]
-pub struct JobRequest {
+pub(crate) struct JobRequest {
     pub kind: JobKind,
     /// The job's name, used to find it again. [`job_name`] makes one that every system accepts.
     pub name: String,
@@ -56,7 +56,7 @@ pub struct JobRequest {
 
 impl JobRequest {
     /// The number of jobs (array elements) in the submission.
-    pub fn jobs(&self) -> u32 {
+    pub(crate) fn jobs(&self) -> u32 {
         match self.is_one_job() {
             true => 1,
             false => self.n.div_ceil(self.engines_per_job.max(1)),
@@ -64,12 +64,12 @@ impl JobRequest {
     }
 
     /// The number of engines in a full job.
-    pub fn engines_in_a_job(&self) -> u32 {
+    pub(crate) fn engines_in_a_job(&self) -> u32 {
         self.engines_per_job.clamp(1, self.n.max(1))
     }
 
     /// Whether `srun` or `mpiexec` starts all engines inside one job.
-    pub fn is_one_job(&self) -> bool {
+    pub(crate) fn is_one_job(&self) -> bool {
         self.kind == JobKind::Engines && self.resources.start != StartMode::Array
     }
 }
@@ -77,7 +77,7 @@ impl JobRequest {
 /// `pcluster-<profile>-<cluster id>-<unique>`: letters, digits, `-` and `_` only, starting with a
 /// letter, at most 64 characters. Every batch system accepts such a name and prints it in full in
 /// some output. `unique` is never truncated.
-pub fn job_name(profile: &str, cluster_id: &str, unique: &str) -> String {
+pub(crate) fn job_name(profile: &str, cluster_id: &str, unique: &str) -> String {
     let plain = |text: &str| -> String {
         let fits = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' };
         text.chars().map(fits).take(24).collect()

@@ -3,7 +3,7 @@
 use super::environment::{EnvironmentRules, Names, Rule, ScriptOption};
 
 /// sbatch(1): "Environment variables will override any options set in a batch script".
-pub const RULES: EnvironmentRules = EnvironmentRules {
+pub(crate) const RULES: EnvironmentRules = EnvironmentRules {
     submissions: Rule {
         removed: &DECIDED,
         kept: &[
@@ -24,7 +24,7 @@ pub const RULES: EnvironmentRules = EnvironmentRules {
 
 /// The same rules for a job that must not be sent to another cluster: a name in `removed` is
 /// not kept, even if `kept` lists it.
-pub const WITHOUT_CLUSTERS: EnvironmentRules = EnvironmentRules {
+pub(crate) const WITHOUT_CLUSTERS: EnvironmentRules = EnvironmentRules {
     submissions: Rule {
         removed: &join::<12>(&DECIDED, CLUSTERS),
         ..RULES.submissions

@@ -7,7 +7,7 @@ use super::{CommandLine, CommandOutput, JobId, JobRow, JobStatus, JobTarget, Pro
 const FORMAT: &str = "%F|%K|%T|%r|%B|%j";
 
 /// Lower-case text of sbatch's errors and what it indicates.
-pub const FAILURES: &[(&str, Problem, &str)] = &[
+pub(crate) const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "invalid partition",
         Problem::NoSuchQueue,
@@ -127,14 +127,14 @@ pub const FAILURES: &[(&str, Problem, &str)] = &[
 
 /// slurm.conf(5), KillWait: "the interval, in seconds, given to a job's processes between the SIGTERM and SIGKILL signals upon reaching
 /// its time limit … The default value is 30 seconds". scancel(1) and preemption use it too.
-pub const KILL_WAIT_S: u32 = 30;
+pub(crate) const KILL_WAIT_S: u32 = 30;
 
-pub fn kill_wait() -> CommandLine {
+pub(crate) fn kill_wait() -> CommandLine {
     CommandLine::new("scontrol", ["show", "config"])
 }
 
 /// `KillWait                = 30 sec`
-pub fn parse_kill_wait(output: &CommandOutput) -> Option<u32> {
+pub(crate) fn parse_kill_wait(output: &CommandOutput) -> Option<u32> {
     let value = |line: &str| {
         line.strip_prefix("KillWait")?
             .trim_start()
@@ -148,17 +148,17 @@ pub fn parse_kill_wait(output: &CommandOutput) -> Option<u32> {
 }
 
 /// `18;east` is job 18 of the cluster east.
-pub fn cluster_of(job: &JobId) -> &str {
+pub(crate) fn cluster_of(job: &JobId) -> &str {
     job.0.split_once(';').map_or("", |(_, cluster)| cluster)
 }
 
-pub fn number_of(job: &JobId) -> &str {
+pub(crate) fn number_of(job: &JobId) -> &str {
     job.0.split(';').next().unwrap_or_default()
 }
 
 /// All jobs of a user on the cluster of these jobs. Queries by user, because squeue fails for an id
 /// that it no longer knows. Jobs that have ended are shown for MinJobAge (300 s).
-pub fn query(jobs: &[JobId], user: &str) -> CommandLine {
+pub(crate) fn query(jobs: &[JobId], user: &str) -> CommandLine {
     let (user, format) = (format!("--user={user}"), format!("--format={FORMAT}"));
     let mut command = CommandLine::new("squeue", ["--noheader", "--array", "--states=all", &user, &format]);
     command.arguments.extend(jobs.first().and_then(clusters));
@@ -171,25 +171,25 @@ fn clusters(job: &JobId) -> Option<String> {
         .map(|cluster| format!("--clusters={cluster}"))
 }
 
-pub fn find(name: &str, user: &str) -> CommandLine {
+pub(crate) fn find(name: &str, user: &str) -> CommandLine {
     let mut command = query(&[], user);
     command.arguments.push(format!("--name={name}"));
     command
 }
 
-pub fn parse(output: &CommandOutput) -> Result<Vec<JobRow>, QueryFailure> {
+pub(crate) fn parse(output: &CommandOutput) -> Result<Vec<JobRow>, QueryFailure> {
     match output.is_success() {
         true => Ok(rows(&output.stdout)),
         false => Err(failure::of_query(output, FAILURES)),
     }
 }
 
-pub fn cancel(targets: &[JobTarget]) -> CommandLine {
+pub(crate) fn cancel(targets: &[JobTarget]) -> CommandLine {
     let cluster = targets.first().and_then(|target| clusters(&target.job));
     CommandLine::new("scancel", cluster.into_iter().chain(targets.iter().map(target)))
 }
 
-pub fn cancelled(output: &CommandOutput) -> Result<(), QueryFailure> {
+pub(crate) fn cancelled(output: &CommandOutput) -> Result<(), QueryFailure> {
     let message = output.message().to_lowercase();
     if output.is_success() || message.contains("invalid job id") || message.contains("already completing or completed") {
         return Ok(());
@@ -247,7 +247,7 @@ fn row(line: &str) -> Option<JobRow> {
 }
 
 /// squeue(1), "JOB STATE CODES".
-pub fn status(word: &str, reason: Option<&str>) -> JobStatus {
+pub(crate) fn status(word: &str, reason: Option<&str>) -> JobStatus {
     let is_held = reason.is_some_and(|reason| reason.to_ascii_lowercase().contains("held"));
     match word {
         "PENDING" if is_held => JobStatus::Held,

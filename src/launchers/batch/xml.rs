@@ -3,10 +3,10 @@
 
 /// The text between an element's start tag and its end tag.
 #[derive(Clone, Copy, Debug)]
-pub struct Element<'a>(&'a str);
+pub(crate) struct Element<'a>(&'a str);
 
 /// All elements of this name, at any depth. They must not be nested in each other.
-pub fn elements<'a>(text: &'a str, name: &str) -> impl Iterator<Item = Element<'a>> {
+pub(crate) fn elements<'a>(text: &'a str, name: &str) -> impl Iterator<Item = Element<'a>> {
     let (open, close) = (format!("<{name}"), format!("</{name}>"));
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -31,7 +31,7 @@ pub fn elements<'a>(text: &'a str, name: &str) -> impl Iterator<Item = Element<'
 
 impl Element<'_> {
     /// The text of the first child element of this name; none if missing or empty.
-    pub fn text(&self, name: &str) -> Option<String> {
+    pub(crate) fn text(&self, name: &str) -> Option<String> {
         let inner = elements(self.0, name).next()?;
         let text = inner.0.trim();
         let text = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&apos;", "'"), ("&amp;", "&")]

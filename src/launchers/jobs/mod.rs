@@ -23,7 +23,7 @@ use queue::QueueCache;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub struct BatchLauncher {
+pub(crate) struct BatchLauncher {
     system: &'static dyn BatchSystem,
     runner: Arc<dyn Runner>,
     profile: ProfileDir,
@@ -34,12 +34,17 @@ pub struct BatchLauncher {
 }
 
 impl BatchLauncher {
-    pub fn new(system: &'static dyn BatchSystem, profile: &ProfileDir, config: &Config) -> BatchLauncher {
+    pub(crate) fn new(system: &'static dyn BatchSystem, profile: &ProfileDir, config: &Config) -> BatchLauncher {
         BatchLauncher::with_runner(system, profile, config, Arc::new(LocalRunner))
     }
 
     /// Uses another runner for the commands, for example on another host.
-    pub fn with_runner(system: &'static dyn BatchSystem, profile: &ProfileDir, config: &Config, runner: Arc<dyn Runner>) -> BatchLauncher {
+    pub(crate) fn with_runner(
+        system: &'static dyn BatchSystem,
+        profile: &ProfileDir,
+        config: &Config,
+        runner: Arc<dyn Runner>,
+    ) -> BatchLauncher {
         BatchLauncher {
             system,
             queue: QueueCache::new(system, profile, config),
@@ -158,7 +163,7 @@ impl Launcher for BatchLauncher {
 }
 
 /// The launcher of a batch system; none if there is no such system.
-pub fn by_name(name: &str, profile: &ProfileDir, config: &Config) -> Option<BatchLauncher> {
+pub(crate) fn by_name(name: &str, profile: &ProfileDir, config: &Config) -> Option<BatchLauncher> {
     batch::by_name(name).map(|system| BatchLauncher::new(system, profile, config))
 }
 

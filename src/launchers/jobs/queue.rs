@@ -24,7 +24,7 @@ const FIRST_QUERY_DELAY_S: f64 = 1.5;
 /// Maximum number of records of ended jobs.
 const MAX_HISTORY: usize = 5000;
 
-pub struct QueueCache {
+pub(super) struct QueueCache {
     path: PathBuf,
     interval: Duration,
     cached: Mutex<Option<JobSnapshot>>,
@@ -33,7 +33,7 @@ pub struct QueueCache {
 /// One snapshot. Times are seconds since 1970.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct JobSnapshot {
+pub(super) struct JobSnapshot {
     at: f64,
     queried: Vec<JobId>,
     rows: Vec<JobRow>,
@@ -49,28 +49,28 @@ pub struct JobSnapshot {
 /// A query that failed.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct QueryError {
+pub(super) struct QueryError {
     pub command: String,
     pub message: String,
 }
 
 impl JobSnapshot {
-    pub fn at(&self) -> f64 {
+    pub(super) fn at(&self) -> f64 {
         self.at
     }
-    pub fn rows(&self) -> &[JobRow] {
+    pub(super) fn rows(&self) -> &[JobRow] {
         &self.rows
     }
-    pub fn history(&self) -> &[JobRow] {
+    pub(super) fn history(&self) -> &[JobRow] {
         &self.history
     }
-    pub fn reason(&self, job: &JobId) -> Option<&str> {
+    pub(super) fn reason(&self, job: &JobId) -> Option<&str> {
         self.reasons.get(&job.0).map(String::as_str)
     }
-    pub fn failure(&self) -> Option<&QueryError> {
+    pub(super) fn failure(&self) -> Option<&QueryError> {
         self.failure.as_ref()
     }
-    pub fn queried(&self, job: &JobId) -> bool {
+    pub(super) fn queried(&self, job: &JobId) -> bool {
         self.queried.contains(job)
     }
 
@@ -91,7 +91,7 @@ impl JobSnapshot {
 }
 
 impl QueueCache {
-    pub fn new(system: &dyn BatchSystem, profile: &ProfileDir, config: &Config) -> QueueCache {
+    pub(super) fn new(system: &dyn BatchSystem, profile: &ProfileDir, config: &Config) -> QueueCache {
         QueueCache {
             path: profile.batch_dir().join(format!("{}.queue.json", system.name())),
             interval: Duration::from_millis(config.launcher.poll_interval_ms),
@@ -99,18 +99,18 @@ impl QueueCache {
         }
     }
 
-    pub fn interval(&self) -> Duration {
+    pub(super) fn interval(&self) -> Duration {
         self.interval
     }
 
     /// Discards the snapshot, so that the next call queries the system.
-    pub fn invalidate(&self) {
+    pub(super) fn invalidate(&self) {
         *self.cached.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let _ = std::fs::remove_file(&self.path);
     }
 
     /// Returns a snapshot no older than `max_age`; queries the system if necessary.
-    pub fn get(&self, launcher: &BatchLauncher, jobs: &[BatchJob], max_age: Duration) -> JobSnapshot {
+    pub(super) fn get(&self, launcher: &BatchLauncher, jobs: &[BatchJob], max_age: Duration) -> JobSnapshot {
         // One query at a time: concurrent callers share the result.
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         if jobs.is_empty() {

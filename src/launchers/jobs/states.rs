@@ -10,7 +10,7 @@ const VISIBILITY_DELAY_S: f64 = 60.0;
 
 /// One state per element. Without an answer it is unknown; an element that was queried and no
 /// longer appears has ended.
-pub fn element_states(job: &BatchJob, snapshot: &JobSnapshot, now: f64) -> Vec<MemberState> {
+pub(super) fn element_states(job: &BatchJob, snapshot: &JobSnapshot, now: f64) -> Vec<MemberState> {
     let id = JobId(job.id.clone());
     let mut rows: Vec<&JobRow> = snapshot.rows().iter().filter(|row| row.job == id && is_ours(row, job)).collect();
     rows.extend(snapshot.history().iter().filter(|row| row.job == id && is_ours(row, job)));
@@ -31,7 +31,7 @@ pub fn element_states(job: &BatchJob, snapshot: &JobSnapshot, now: f64) -> Vec<M
 /// A message if the job's number has another name in the system: the job may have been renamed, or
 /// the number reused. Since these cases cannot be distinguished, the job is neither cancelled nor
 /// treated as gone.
-pub fn name_conflict(job: &BatchJob, snapshot: &JobSnapshot) -> Option<String> {
+pub(super) fn name_conflict(job: &BatchJob, snapshot: &JobSnapshot) -> Option<String> {
     let is_it = |row: &&JobRow| row.job.0 == job.id && !row.status.is_over();
     let active: Vec<&JobRow> = snapshot.rows().iter().filter(is_it).collect();
     let other = active.iter().find(|row| !is_ours(row, job)).and_then(|row| row.name.as_ref())?;
@@ -40,7 +40,7 @@ pub fn name_conflict(job: &BatchJob, snapshot: &JobSnapshot) -> Option<String> {
 }
 
 /// Compares the name, because job numbers are reused.
-pub fn is_ours(row: &JobRow, job: &BatchJob) -> bool {
+pub(super) fn is_ours(row: &JobRow, job: &BatchJob) -> bool {
     row.name.as_ref().is_none_or(|name| *name == job.name)
 }
 

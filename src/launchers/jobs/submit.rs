@@ -21,7 +21,7 @@ const SCRIPT_RETENTION: Duration = Duration::from_secs(30 * 86_400);
 const ELEMENT_PLACEHOLDER: u32 = 987_654_321;
 
 /// A random suffix that identifies this submission among all of this user's.
-pub fn unique_suffix() -> String {
+pub(super) fn unique_suffix() -> String {
     let (mut text, mut number) = (String::new(), uuid::Uuid::new_v4().as_u128());
     while text.len() < 8 {
         let digit = char::from_digit((number % 36) as u32, 36).unwrap_or('0');

@@ -3,7 +3,7 @@
 use crate::launchers::batch::{JobRow, JobStatus, JobTarget};
 
 /// `19.pbs1`, `19[].pbs1`, `19[3].pbs1`, `5`.
-pub fn is_id(text: &str) -> bool {
+pub(super) fn is_id(text: &str) -> bool {
     let rest = text.trim_start_matches(|c: char| c.is_ascii_digit());
     let rest = match rest.strip_prefix('[') {
         Some(inside) => match inside.split_once(']') {
@@ -26,7 +26,7 @@ fn split(id: &str) -> (String, Option<u32>) {
 }
 
 /// The inverse of `split`.
-pub fn target(target: &JobTarget) -> String {
+pub(super) fn target(target: &JobTarget) -> String {
     match target.element {
         Some(element) => target.job.0.replace("[]", &format!("[{element}]")),
         None => target.job.0.clone(),
@@ -34,7 +34,7 @@ pub fn target(target: &JobTarget) -> String {
 }
 
 /// One row per job; none for an array whose jobs are listed.
-pub fn rows(text: &str) -> Vec<JobRow> {
+pub(super) fn rows(text: &str) -> Vec<JobRow> {
     let mut rows: Vec<JobRow> = Vec::new();
     for block in blocks(text) {
         rows.extend(row(&block));

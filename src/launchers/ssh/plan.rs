@@ -3,7 +3,7 @@ use crate::launchers::LaunchError;
 use crate::profile::config::resources::SshHost;
 
 /// The numbers of the engines of each host that gets any: one for each host in turn, as long as it takes more.
-pub fn plan(hosts: &[SshHost], n: u32, first: u32) -> Result<Vec<(&SshHost, Vec<u32>)>, LaunchError> {
+pub(super) fn plan(hosts: &[SshHost], n: u32, first: u32) -> Result<Vec<(&SshHost, Vec<u32>)>, LaunchError> {
     if hosts.is_empty() {
         return Err(LaunchError::NoHosts);
     }

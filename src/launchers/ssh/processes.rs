@@ -17,7 +17,7 @@ const MOST_LOG: u64 = 1 << 20;
 const KILL_TAKES: u32 = 100;
 
 #[derive(Debug, thiserror::Error)]
-pub enum HostError {
+pub(super) enum HostError {
     #[error("{}", .0.with_hint())]
     Ssh(#[from] SshError),
     #[error("the host that answers is {there}, not {node}")]
@@ -40,7 +40,7 @@ struct Found {
 /// One answer: what was recorded and runs, by index.
 type Running = Vec<(usize, Found)>;
 
-pub async fn states(host: &str, processes: &[(usize, Process)]) -> Result<Vec<MemberState>, HostError> {
+pub(super) async fn states(host: &str, processes: &[(usize, Process)]) -> Result<Vec<MemberState>, HostError> {
     let ssh = connect(host).await?;
     let running = ask(&ssh, processes).await;
     ssh.close().await;
@@ -53,7 +53,7 @@ pub async fn states(host: &str, processes: &[(usize, Process)]) -> Result<Vec<Me
 }
 
 /// SIGTERM, after `grace` SIGKILL, with what is left of their sessions; then their private files go.
-pub async fn end(host: &str, processes: &[(usize, Process)], grace: Duration) -> Result<StopReport, HostError> {
+pub(super) async fn end(host: &str, processes: &[(usize, Process)], grace: Duration) -> Result<StopReport, HostError> {
     let ssh = connect(host).await?;
     let ended = async {
         let running = ask(&ssh, processes).await?;
@@ -76,7 +76,7 @@ pub async fn end(host: &str, processes: &[(usize, Process)], grace: Duration) ->
     ended
 }
 
-pub async fn log_tail(process: &Process, lines: usize) -> Result<String, HostError> {
+pub(super) async fn log_tail(process: &Process, lines: usize) -> Result<String, HostError> {
     let ssh = connect(process.on.as_deref().unwrap_or_default()).await?;
     let path = process.log.to_string_lossy();
     let tail = ssh.run(&["tail", "-n", &lines.to_string(), "--", &path], b"", TIMEOUT).await;
@@ -85,7 +85,7 @@ pub async fn log_tail(process: &Process, lines: usize) -> Result<String, HostErr
 }
 
 /// The ends of the logs of all these, by place; of each at most so many lines, and so many bytes.
-pub async fn log_ends(host: &str, processes: &[(usize, Process)], lines: usize) -> Result<BTreeMap<usize, String>, HostError> {
+pub(super) async fn log_ends(host: &str, processes: &[(usize, Process)], lines: usize) -> Result<BTreeMap<usize, String>, HostError> {
     // What nobody has written into a log.
     let mark = uuid::Uuid::new_v4().simple().to_string();
     let mut script = String::new();
@@ -107,7 +107,7 @@ pub async fn log_ends(host: &str, processes: &[(usize, Process)], lines: usize) 
 }
 
 /// The parents of those of these processes that run there.
-pub async fn parents(host: &str, pids: &[u32]) -> Result<Vec<u32>, HostError> {
+pub(super) async fn parents(host: &str, pids: &[u32]) -> Result<Vec<u32>, HostError> {
     let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
     let script = format!(
         "{PROCESS_FUNCTIONS}for p in {}; do stat_fields $p && {{ set -- $f; echo \"parent $2\"; }}; done\n:",

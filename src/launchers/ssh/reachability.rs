@@ -8,11 +8,11 @@ use std::time::Duration;
 /// All addresses together; they are tried at the same time, for less than this.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// The first word of what `pcluster engine --probe` prints of an address.
-pub const REACHED: &str = "reached";
-pub const FAILED: &str = "failed";
+pub(crate) const REACHED: &str = "reached";
+pub(crate) const FAILED: &str = "failed";
 
 /// The address at which the controller greets the host; or why at none.
-pub async fn probe(ssh: &Ssh, program: &str, node: &str, file: &ConnectionFile) -> Result<String, String> {
+pub(crate) async fn probe(ssh: &Ssh, program: &str, node: &str, file: &ConnectionFile) -> Result<String, String> {
     let Some((keys, port)) = file.pcluster.as_ref().and_then(|keys| Some((keys, keys.engine_port?))) else {
         return Err("the connection file names no address for it".into());
     };

@@ -18,18 +18,18 @@ use std::time::Duration;
 /// Home directories of clusters may be slow, and so may a first Python.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Directories of engines whose host does not see the profile, below the home directory there.
-pub const PRIVATE: &str = ".pcluster/profile_";
+pub(super) const PRIVATE: &str = ".pcluster/profile_";
 
 /// What one host's engines are, each with its number, and how they reach the controller.
 #[derive(Debug)]
-pub struct Started {
+pub(super) struct Started {
     pub engines: Vec<(u32, Process)>,
     pub route: Route,
 }
 
 /// How the engines of a host reach the controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Route {
+pub(super) enum Route {
     /// As the profile says it, without a look.
     Given,
     /// It was tried, at this address.
@@ -39,7 +39,7 @@ pub enum Route {
 }
 
 /// Starts the engines with these numbers; or what is wrong, in the host's own words.
-pub async fn start(host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Started, String> {
+pub(super) async fn start(host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Started, String> {
     let ssh = connect(&host.host).await.map_err(|e| e.with_hint())?;
     let started = on(&ssh, host, mode, launch, numbers).await;
     ssh.close().await;

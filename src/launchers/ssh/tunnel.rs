@@ -17,7 +17,7 @@ const FIRST: Duration = Duration::from_secs(120);
 
 /// A tunnel that is up.
 #[derive(Debug)]
-pub struct Opened {
+pub(crate) struct Opened {
     /// Its state file, by which it is ended.
     pub file: PathBuf,
     /// The ports of the other host's loopback, by channel.
@@ -26,7 +26,7 @@ pub struct Opened {
 
 /// Starts a process that keeps a tunnel from `host` to this cluster's controller, and waits until it leads there. `id` is unlike
 /// that of any other.
-pub async fn open(launch: &EnginesLaunch, host: &str, id: &str, engine_file: &ConnectionFile) -> Result<Opened, TunnelError> {
+pub(crate) async fn open(launch: &EnginesLaunch, host: &str, id: &str, engine_file: &ConnectionFile) -> Result<Opened, TunnelError> {
     let file = launch.profile.reverse_file(id);
     let channels = channels(launch.kind, engine_file);
     let state = TunnelState::new(Direction::Reverse, host, launch.profile.path(), &launch.cluster_id, channels);
@@ -35,7 +35,7 @@ pub async fn open(launch: &EnginesLaunch, host: &str, id: &str, engine_file: &Co
 }
 
 /// The daemon of a reverse tunnel.
-pub async fn serve(file: &Path, state: TunnelState, first: bool) -> Result<(), TunnelError> {
+pub(crate) async fn serve(file: &Path, state: TunnelState, first: bool) -> Result<(), TunnelError> {
     let target = LocalController {
         profile: ProfileDir::at(&state.profile),
         cluster_id: state.cluster_id.clone(),
@@ -75,7 +75,7 @@ impl Target for LocalController {
 }
 
 /// What engines of this kind connect to: ours to one port, an `ipengine` to each of its channels.
-pub fn channels(kind: EngineKind, file: &ConnectionFile) -> Vec<String> {
+pub(crate) fn channels(kind: EngineKind, file: &ConnectionFile) -> Vec<String> {
     match kind {
         EngineKind::Pcluster => vec![NATIVE.to_string()],
         EngineKind::Ipengine => {

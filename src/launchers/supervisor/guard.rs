@@ -28,7 +28,7 @@ fn state() -> MutexGuard<'static, GuardState> {
 
 /// Starts watching the supervisor of this process, if it has one. `supervisor` describes the
 /// supervisor to start as a replacement.
-pub fn start_watching(supervisor: Supervised) {
+pub(crate) fn start_watching(supervisor: Supervised) {
     let (Some((socket, _)), Some(mark)) = (LivenessSocket::inherited(), Mark::of_this_process()) else {
         return;
     };
@@ -43,7 +43,7 @@ pub fn start_watching(supervisor: Supervised) {
 }
 
 /// Announces an orderly exit with this exit code, and with the reason if it failed.
-pub fn exiting(code: u8, reason: &str) {
+pub(crate) fn exiting(code: u8, reason: &str) {
     let mut state = state();
     state.exiting = true;
     if let Some(socket) = &state.socket {
@@ -52,7 +52,7 @@ pub fn exiting(code: u8, reason: &str) {
 }
 
 /// The same for a panicking thread, which may hold the lock: skips the announcement in that case.
-pub fn exiting_by_panic(code: u8) {
+pub(crate) fn exiting_by_panic(code: u8) {
     if let Ok(mut state) = STATE.try_lock() {
         state.exiting = true;
         if let Some(socket) = &state.socket {

@@ -20,14 +20,14 @@ const MAX_REASON_BYTES: usize = 2000;
 
 /// The bytes that a process sent before it exited.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ExitReport(pub Vec<u8>);
+pub(super) struct ExitReport(pub Vec<u8>);
 
 impl ExitReport {
-    pub fn code(&self) -> Option<u8> {
+    pub(super) fn code(&self) -> Option<u8> {
         self.0.last().copied()
     }
 
-    pub fn reason(&self) -> Option<String> {
+    pub(super) fn reason(&self) -> Option<String> {
         let (_, reason) = self.0.split_last()?;
         (!reason.is_empty()).then(|| String::from_utf8_lossy(reason).into_owned())
     }
@@ -35,12 +35,12 @@ impl ExitReport {
 
 /// One end of the socket pair.
 #[derive(Debug)]
-pub struct LivenessSocket(UnixStream);
+pub(super) struct LivenessSocket(UnixStream);
 
 impl LivenessSocket {
     /// Passes the other end to the child that `command` starts. Drop the command afterwards, since
     /// it keeps that end open.
-    pub fn attach(command: &mut Command) -> io::Result<LivenessSocket> {
+    pub(super) fn attach(command: &mut Command) -> io::Result<LivenessSocket> {
         let (ours, theirs) = UnixStream::pair()?;
         command.env(VARIABLE, format!("{} {}", theirs.as_raw_fd(), std::process::id()));
         // SAFETY: only a system call is made between fork and exec.
@@ -53,7 +53,7 @@ impl LivenessSocket {
 
     /// The end that this process inherited, and the pid of the process at the other end. Only the
     /// first call returns it.
-    pub fn inherited() -> Option<(LivenessSocket, u32)> {
+    pub(super) fn inherited() -> Option<(LivenessSocket, u32)> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
         let text = std::env::var(VARIABLE).ok()?;
         let (number, creator) = text.split_once(' ')?;
@@ -79,24 +79,24 @@ impl LivenessSocket {
     }
 
     /// From now on `read` does not block.
-    pub fn set_nonblocking(&self) -> io::Result<()> {
+    pub(super) fn set_nonblocking(&self) -> io::Result<()> {
         self.0.set_nonblocking(true)
     }
 
-    pub fn try_clone(&self) -> io::Result<LivenessSocket> {
+    pub(super) fn try_clone(&self) -> io::Result<LivenessSocket> {
         self.0.try_clone().map(LivenessSocket)
     }
 
     /// Sends the reason, if any, and the exit code as the last byte. The other process may already
     /// be gone.
-    pub fn send_exit_code(&self, code: u8, reason: &str) {
+    pub(super) fn send_exit_code(&self, code: u8, reason: &str) {
         let reason = reason.as_bytes();
         let reason = &reason[..reason.len().min(MAX_REASON_BYTES)];
         let _ = (&self.0).write_all(&[reason, &[code]].concat());
     }
 
     /// Blocks until the other process is gone.
-    pub fn wait(&self) -> ExitReport {
+    pub(super) fn wait(&self) -> ExitReport {
         let mut report = ExitReport::default();
         loop {
             match self.read() {
@@ -108,7 +108,7 @@ impl LivenessSocket {
     }
 
     /// Reads what the other process sends; none if it is gone.
-    pub fn read(&self) -> io::Result<Option<u8>> {
+    pub(super) fn read(&self) -> io::Result<Option<u8>> {
         let mut byte = [0];
         match (&self.0).read(&mut byte) {
             Ok(0) => Ok(None),

@@ -7,7 +7,7 @@
 //!
 //! Modules: `liveness_socket` (notifies each of the two when the other ends), [`guard`] (the
 //! supervised side).
-pub mod guard;
+pub(crate) mod guard;
 mod liveness_socket;
 
 use crate::sys::problem::{Trouble, TroubleFile};
@@ -36,14 +36,14 @@ const MAX_REFUSALS: u32 = 10;
 /// Exit codes of crashes: a bug (cli/error.rs) and a panic.
 const CRASH_EXIT_CODES: [i32; 2] = [70, 101];
 /// The exit code for a temporary failure (sysexits.h: EX_TEMPFAIL): a full disk, an address in use.
-pub const TEMPORARY: u8 = 75;
+pub(crate) const TEMPORARY: u8 = 75;
 
 /// Poll interval while a process that has closed its files exits.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The process to keep running.
 #[derive(Clone, Debug)]
-pub struct Supervised {
+pub(crate) struct Supervised {
     pub program: PathBuf,
     pub arguments: Vec<OsString>,
     /// Further arguments for restarts.
@@ -144,7 +144,7 @@ impl RestartState {
 /// SIGINT. These signals are forwarded, as are SIGUSR1 and SIGUSR2. If this process replaces a
 /// supervisor that is gone, it first adopts the supervised process. Returns the last exit code, or
 /// 128 plus the number of the fatal signal.
-pub fn run(supervised: &Supervised) -> io::Result<u8> {
+pub(crate) fn run(supervised: &Supervised) -> io::Result<u8> {
     let mut mask = SigSet::empty();
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCHLD]
         .into_iter()

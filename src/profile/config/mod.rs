@@ -4,12 +4,13 @@
 //! memory), [`origins`] (the source of each value).
 //!
 //! Merge order: the defaults, the profile's file, `--set key=value` in the order given.
-pub mod amounts;
-pub mod origins;
-pub mod resources;
+pub(crate) mod amounts;
+pub(crate) mod origins;
+pub(crate) mod resources;
 mod sections;
 
-pub use sections::{ControllerConfig, Durability, EngineConfig, EngineKind, LauncherConfig};
+pub use sections::ControllerConfig;
+pub(crate) use sections::{Durability, EngineConfig, EngineKind, LauncherConfig};
 
 use super::ProfileDir;
 use super::error::{ConfigError, of_setting, of_yaml, shortened};

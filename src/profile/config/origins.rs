@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 /// A value and its source.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// Dotted: `launchers.slurm.queue`.
     pub key: String,
     pub value: Value,
@@ -13,7 +13,7 @@ pub struct Entry {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub(crate) enum Origin {
     Default,
     /// The line of `pcluster.yaml`, from 1.
     File(usize),
@@ -23,7 +23,7 @@ pub enum Origin {
 
 /// A setting and the option that set it (`--set`, `--queue`).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Setting {
+pub(crate) struct Setting {
     pub key: String,
     /// YAML.
     pub value: String,
@@ -31,7 +31,7 @@ pub struct Setting {
 }
 
 /// Every value of the configuration from the file's text and the settings, in the order of the sections.
-pub fn explain(text: &str, settings: &[Setting]) -> Result<Vec<Entry>, ConfigError> {
+pub(crate) fn explain(text: &str, settings: &[Setting]) -> Result<Vec<Entry>, ConfigError> {
     let pairs: Vec<(String, String)> = settings.iter().map(|s| (s.key.clone(), s.value.clone())).collect();
     let config = Config::parse(text, &pairs)?;
     let mut entries = Vec::new();

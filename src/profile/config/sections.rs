@@ -169,7 +169,7 @@ impl Default for LauncherConfig {
 }
 
 /// ipyparallel's schemes for assigning balanced tasks.
-pub const TASK_SCHEMES: [&str; 5] = ["leastload", "lru", "plainrandom", "twobin", "weighted"];
+pub(super) const TASK_SCHEMES: [&str; 5] = ["leastload", "lru", "plainrandom", "twobin", "weighted"];
 
 fn task_scheme<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     let scheme = String::deserialize(from)?;

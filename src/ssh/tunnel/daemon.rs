@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// One direction of a tunnel.
-pub trait Tunnel: Send {
+pub(crate) trait Tunnel: Send {
     /// Whether it can be opened again over the same connection.
     const REOPENS: bool;
     /// The delay after a disturbance until it is known whether the connection is lost.
@@ -34,14 +34,14 @@ pub trait Tunnel: Send {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub struct Event {
+pub(crate) struct Event {
     pub disturbed: bool,
     /// This host was suspended.
     pub suspended: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Check {
+pub(crate) enum Check {
     Fine,
     /// The controller is gone, or has moved.
     Moved,
@@ -54,7 +54,7 @@ enum StopReason {
     Moved,
 }
 
-pub struct Daemon<T> {
+pub(crate) struct Daemon<T> {
     tunnel: T,
     state: TunnelState,
     /// The state file; the tunnel is kept as long as this file exists.
@@ -65,7 +65,7 @@ pub struct Daemon<T> {
 
 /// The main function of a daemon's process: runs until SIGTERM or SIGINT, until its state file is gone, or until it is orphaned. `first`:
 /// a failure before the tunnel is established ends the daemon, since a command is waiting for it.
-pub async fn serve<T: Tunnel>(tunnel: T, mut state: TunnelState, file: &Path, first: bool) -> Result<(), TunnelError> {
+pub(crate) async fn serve<T: Tunnel>(tunnel: T, mut state: TunnelState, file: &Path, first: bool) -> Result<(), TunnelError> {
     let (Ok(mut terminated), Ok(mut interrupted)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
         return Err(TunnelError::Internal("no signals can be received".into()));
     };
@@ -91,7 +91,7 @@ pub async fn serve<T: Tunnel>(tunnel: T, mut state: TunnelState, file: &Path, fi
 }
 
 impl<T: Tunnel> Daemon<T> {
-    pub fn new(tunnel: T, state: TunnelState, file: Option<PathBuf>) -> Daemon<T> {
+    pub(crate) fn new(tunnel: T, state: TunnelState, file: Option<PathBuf>) -> Daemon<T> {
         Daemon {
             tunnel,
             state,
@@ -100,7 +100,7 @@ impl<T: Tunnel> Daemon<T> {
         }
     }
 
-    pub async fn run(&mut self, first: bool) -> Result<(), TunnelError> {
+    pub(crate) async fn run(&mut self, first: bool) -> Result<(), TunnelError> {
         let mut backoff = Backoff::default();
         while is_wanted(self.file.as_deref()) {
             let (begun, ups) = (Instant::now(), self.ups);

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
-pub enum TunnelError {
+pub(crate) enum TunnelError {
     #[error(transparent)]
     Ssh(#[from] SshError),
     /// Reported by the code that locates the controller, or by the tunnel's daemon.
@@ -40,7 +40,7 @@ pub enum TunnelError {
 
 impl TunnelError {
     /// Suggests what to do next.
-    pub fn hints(&self) -> Vec<String> {
+    pub(crate) fn hints(&self) -> Vec<String> {
         match self {
             TunnelError::Ssh(error) => error.hint().into_iter().collect(),
             TunnelError::Reported { hints, .. } | TunnelError::NoAnswer { hints, .. } => hints.clone(),
@@ -50,17 +50,17 @@ impl TunnelError {
     }
 
     /// The message with its hints, for a message without a separate field for them.
-    pub fn with_hints(&self) -> String {
+    pub(crate) fn with_hints(&self) -> String {
         let hints = self.hints();
         std::iter::once(self.to_string()).chain(hints).collect::<Vec<_>>().join("\n  ")
     }
 
-    pub fn is_missing(&self) -> bool {
+    pub(crate) fn is_missing(&self) -> bool {
         matches!(self, TunnelError::Reported { missing: true, .. })
     }
 
     /// Whether a retry may help without an action of the user.
-    pub fn may_pass(&self) -> bool {
+    pub(crate) fn may_pass(&self) -> bool {
         !matches!(self, TunnelError::Ssh(error) if !error.may_pass())
     }
 }

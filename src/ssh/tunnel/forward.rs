@@ -14,7 +14,7 @@ const GREETS: Duration = Duration::from_secs(6);
 /// A tunnel without a controller ends after this time.
 const ORPHANED: Duration = Duration::from_secs(24 * 3600);
 
-pub struct Forward<T> {
+pub(crate) struct Forward<T> {
     target: T,
     ports: Ports,
     /// The interval at which the controller is located without a disturbance; none: never.
@@ -29,7 +29,7 @@ pub struct Forward<T> {
 
 impl<T: Target> Forward<T> {
     /// Listens on the ports of `state`, or on others if these are taken, and records them in it.
-    pub async fn bind(target: T, state: &mut TunnelState, checks_every: Option<Duration>) -> Result<Forward<T>, TunnelError> {
+    pub(crate) async fn bind(target: T, state: &mut TunnelState, checks_every: Option<Duration>) -> Result<Forward<T>, TunnelError> {
         let channels: Vec<&str> = state.channels.iter().map(String::as_str).collect();
         let (ports, moved) = Ports::bind(&channels, &state.ports).await.map_err(TunnelError::Listen)?;
         if !moved.is_empty() {

@@ -3,14 +3,14 @@
 //!
 //! Parts: [`daemon`] (the loop that keeps a tunnel open), its two directions [`forward`] and [`reverse`], [`state`] (the recorded state),
 //! [`process`] (starts, waits for and ends a daemon's process), [`error`]. A [`Target`] locates the controller.
-pub mod daemon;
-pub mod error;
-pub mod forward;
-pub mod process;
-pub mod reverse;
-pub mod state;
-pub mod target;
+pub(crate) mod daemon;
+pub(crate) mod error;
+pub(crate) mod forward;
+pub(crate) mod process;
+pub(crate) mod reverse;
+pub(crate) mod state;
+pub(crate) mod target;
 
-pub use error::TunnelError;
-pub use state::{Direction, LeadsTo, Phase, TunnelState};
-pub use target::{Endpoint, Target};
+pub(crate) use error::TunnelError;
+pub(crate) use state::{Direction, LeadsTo, Phase, TunnelState};
+pub(crate) use target::{Endpoint, Target};

@@ -15,7 +15,7 @@ const CHECKS_EVERY: Duration = Duration::from_millis(25);
 const LOG_LINES: usize = 6;
 
 /// Starts a daemon, and waits until its tunnel is up. If that fails, or the wait is canceled (Ctrl-C), the daemon is ended.
-pub async fn start(program: &Path, state: &TunnelState, file: &Path, timeout: Duration) -> Result<TunnelState, TunnelError> {
+pub(crate) async fn start(program: &Path, state: &TunnelState, file: &Path, timeout: Duration) -> Result<TunnelState, TunnelError> {
     state.write(file)?;
     let mut undo = Undo {
         file,
@@ -30,7 +30,7 @@ pub async fn start(program: &Path, state: &TunnelState, file: &Path, timeout: Du
 
 /// Restarts the daemon of a tunnel if it is gone, for example after a reboot of this host: engines know its ports. Does not wait until it is up.
 /// Returns whether it was gone.
-pub fn restart(program: &Path, file: &Path) -> Result<bool, TunnelError> {
+pub(crate) fn restart(program: &Path, file: &Path) -> Result<bool, TunnelError> {
     let Some(state) = TunnelState::read(file)?.filter(|state| state.runs() == Some(false)) else {
         return Ok(false);
     };
@@ -83,7 +83,7 @@ impl Drop for Undo<'_> {
 }
 
 /// Waits until the tunnel is up. `child`: its daemon, if this process has started it.
-pub async fn wait(file: &Path, timeout: Duration, mut child: Option<&mut Child>) -> Result<TunnelState, TunnelError> {
+pub(crate) async fn wait(file: &Path, timeout: Duration, mut child: Option<&mut Child>) -> Result<TunnelState, TunnelError> {
     let begun = Instant::now();
     loop {
         // Checked before the state is read, so that the last state that it wrote is read.
@@ -127,12 +127,12 @@ fn log_tail(log: &Path) -> String {
 
 /// Ends a tunnel and removes its local files, also those of one that is gone. A daemon on another host notices that its
 /// state file is gone, and exits.
-pub fn end(file: &Path) {
+pub(crate) fn end(file: &Path) {
     end_with(file, &mut None);
 }
 
 /// Ends all reverse tunnels of a cluster, also those of a start that was killed.
-pub fn end_reverse(profile: &ProfileDir, cluster_id: &str) {
+pub(crate) fn end_reverse(profile: &ProfileDir, cluster_id: &str) {
     let files: Vec<PathBuf> = profile.reverse_files();
     let is_of_it = |file: &&PathBuf| matches!(TunnelState::read(file), Ok(Some(state)) if state.cluster_id == cluster_id);
     files.iter().filter(is_of_it).for_each(|file| end(file));

@@ -29,7 +29,7 @@ const TRIES: u32 = 20;
 /// The first port to try; below the range that systems assign automatically, so that no process gets one by chance while the tunnel is down.
 const PORTS: std::ops::Range<u16> = 10_000..32_000;
 
-pub struct Reverse<T> {
+pub(crate) struct Reverse<T> {
     target: T,
     relay: Relay,
     listening: Vec<Listening>,
@@ -44,7 +44,7 @@ pub struct Reverse<T> {
 }
 
 impl<T: Target> Reverse<T> {
-    pub fn new(target: T) -> Reverse<T> {
+    pub(crate) fn new(target: T) -> Reverse<T> {
         Reverse {
             target,
             relay: Relay::default(),

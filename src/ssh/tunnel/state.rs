@@ -14,7 +14,7 @@ const VERSION: u32 = 1;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Direction {
+pub(crate) enum Direction {
     #[default]
     /// Ports of this host are forwarded to a controller that the other host can reach.
     Forward,
@@ -23,7 +23,7 @@ pub enum Direction {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct TunnelState {
+pub(crate) struct TunnelState {
     pub version: u32,
     pub direction: Direction,
     /// The other host, as passed to ssh.
@@ -75,7 +75,7 @@ pub struct TunnelState {
 
 /// A controller.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct LeadsTo {
+pub(crate) struct LeadsTo {
     /// Its cluster's profile and id on its own host.
     pub profile: String,
     pub cluster_id: String,
@@ -90,7 +90,7 @@ pub struct LeadsTo {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Phase {
+pub(crate) enum Phase {
     #[default]
     /// Connecting for the first time.
     Connecting,
@@ -105,7 +105,7 @@ pub enum Phase {
 }
 
 impl TunnelState {
-    pub fn new(direction: Direction, destination: &str, profile: &Path, cluster_id: &str, channels: Vec<String>) -> TunnelState {
+    pub(crate) fn new(direction: Direction, destination: &str, profile: &Path, cluster_id: &str, channels: Vec<String>) -> TunnelState {
         TunnelState {
             version: VERSION,
             direction,
@@ -120,7 +120,7 @@ impl TunnelState {
     }
 
     /// None if there is no such tunnel on record.
-    pub fn read(path: &Path) -> Result<Option<TunnelState>, TunnelError> {
+    pub(crate) fn read(path: &Path) -> Result<Option<TunnelState>, TunnelError> {
         let failed = |why: String| TunnelError::State {
             doing: "read",
             path: path.into(),
@@ -133,7 +133,7 @@ impl TunnelState {
         }
     }
 
-    pub fn write(&self, path: &Path) -> Result<(), TunnelError> {
+    pub(crate) fn write(&self, path: &Path) -> Result<(), TunnelError> {
         let written = serde_json::to_vec_pretty(self)
             .map_err(io::Error::from)
             .and_then(|text| private_file::write(path, &text));
@@ -145,7 +145,7 @@ impl TunnelState {
     }
 
     /// Whether any of its processes is running; none if that cannot be determined on this host.
-    pub fn runs(&self) -> Option<bool> {
+    pub(crate) fn runs(&self) -> Option<bool> {
         if self.host != process::host() {
             return None;
         }
@@ -157,12 +157,12 @@ impl TunnelState {
     }
 
     /// The supervisor first.
-    pub fn processes(&self) -> impl Iterator<Item = &ProcessId> {
+    pub(crate) fn processes(&self) -> impl Iterator<Item = &ProcessId> {
         self.supervisor.iter().chain(&self.daemon)
     }
 
     /// Profile and cluster id on the other host: of the cluster that was found, else of the one that was asked for.
-    pub fn remote_names(&self) -> (Option<&str>, Option<&str>) {
+    pub(crate) fn remote_names(&self) -> (Option<&str>, Option<&str>) {
         match &self.leads_to {
             Some(found) => (Some(&found.profile), Some(&found.cluster_id)),
             None => (self.remote_profile.as_deref(), self.remote_cluster_id.as_deref()),
@@ -170,7 +170,7 @@ impl TunnelState {
     }
 
     /// The log of its daemon.
-    pub fn log(&self) -> PathBuf {
+    pub(crate) fn log(&self) -> PathBuf {
         let profile = ProfileDir::at(&self.profile);
         match self.direction {
             Direction::Forward => profile.tunnel_log(&self.cluster_id),
@@ -179,7 +179,7 @@ impl TunnelState {
     }
 
     /// A one-line description for people.
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let to = &self.destination;
         let problem = self.problem.as_ref().and_then(|p| p.lines().next());
         let problem = problem.map(|p| format!(": {p}")).unwrap_or_default();

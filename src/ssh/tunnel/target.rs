@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 /// The location of a controller.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Endpoint {
+pub(crate) struct Endpoint {
     /// Without its address, which is found by trying.
     pub leads_to: LeadsTo,
     /// The addresses at which it may be reached, best first.
@@ -18,7 +18,7 @@ pub struct Endpoint {
 }
 
 /// Locates the controller, and is notified of changes of the tunnel.
-pub trait Target: Send {
+pub(crate) trait Target: Send {
     /// Finds the controller; over `ssh`, if the other host must be queried.
     fn locate(&mut self, ssh: &Ssh) -> impl Future<Output = Result<Endpoint, TunnelError>> + Send;
 

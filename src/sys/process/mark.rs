@@ -3,11 +3,11 @@ use super::{ProcessId, processes_in_sessions};
 use std::fs;
 
 /// The environment variable that names a process's supervisor.
-pub const SUPERVISOR: &str = "PCLUSTER_SUPERVISOR";
+pub(crate) const SUPERVISOR: &str = "PCLUSTER_SUPERVISOR";
 
 /// The value of the variable: the first supervisor, whose session the processes belong to. A replacement supervisor is marked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
+pub(crate) struct Mark {
     pub pid: u32,
     pub ticks: u64,
     /// Set for a supervisor itself.
@@ -16,7 +16,7 @@ pub struct Mark {
 
 impl Mark {
     /// The mark for a process that this process is about to start as its supervisor.
-    pub fn for_supervised() -> Mark {
+    pub(crate) fn for_supervised() -> Mark {
         let own = ProcessId::own();
         let first = Mark::of_this_process().filter(|mark| mark.is_supervisor);
         Mark {
@@ -29,11 +29,11 @@ impl Mark {
         }
     }
 
-    pub fn of_this_process() -> Option<Mark> {
+    pub(crate) fn of_this_process() -> Option<Mark> {
         Mark::parse(&std::env::var(SUPERVISOR).ok()?)
     }
 
-    pub fn parse(text: &str) -> Option<Mark> {
+    pub(crate) fn parse(text: &str) -> Option<Mark> {
         let mut words = text.split(' ');
         let (pid, ticks) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
         Some(Mark {
@@ -44,7 +44,7 @@ impl Mark {
     }
 
     /// Returns whether the mark names this supervisor. Both must be of the same host.
-    pub fn is_of(&self, process: &ProcessId) -> bool {
+    pub(crate) fn is_of(&self, process: &ProcessId) -> bool {
         self.pid == process.pid && Some(self.ticks) == process.ticks
     }
 }
@@ -58,14 +58,14 @@ impl std::fmt::Display for Mark {
 
 /// A remaining process of a supervisor that has ended.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Orphan {
+pub(crate) struct Orphan {
     /// Index of its supervisor.
     pub of: usize,
     pub process: ProcessId,
 }
 
 /// Remaining processes of supervisors that have ended: for each its replacement supervisor, or otherwise the processes that it supervised.
-pub fn orphans_of(supervisors: &[ProcessId]) -> Vec<Orphan> {
+pub(crate) fn orphans_of(supervisors: &[ProcessId]) -> Vec<Orphan> {
     let sessions: Vec<u32> = supervisors.iter().map(|process| process.pid).collect();
     let marked = |pid: u32| {
         let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;

@@ -5,7 +5,7 @@ use super::start_ticks;
 use std::fs;
 
 /// The session of a process, identified by its leader; None if the process does not exist or has ended.
-pub fn session_of(pid: u32) -> Option<u32> {
+pub(crate) fn session_of(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     start_ticks(&stat)?;
     // state, parent, process group, session
@@ -13,7 +13,7 @@ pub fn session_of(pid: u32) -> Option<u32> {
 }
 
 /// The descendants of these processes.
-pub fn descendants_of(processes: &[u32]) -> Vec<u32> {
+pub(crate) fn descendants_of(processes: &[u32]) -> Vec<u32> {
     let all = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let parents: Vec<(u32, u32)> = pids.filter_map(|pid| Some((pid, parent_of(pid)?))).collect();
@@ -28,7 +28,7 @@ pub fn descendants_of(processes: &[u32]) -> Vec<u32> {
 
 /// Other processes whose stdin and stdout are pipes of these processes, such as a ProxyCommand of ssh, which is no longer ssh's child
 /// after ssh went into the background.
-pub fn processes_at_pipes_of(processes: &[u32]) -> Vec<u32> {
+pub(crate) fn processes_at_pipes_of(processes: &[u32]) -> Vec<u32> {
     let pipe = |path: std::path::PathBuf| {
         let link = fs::read_link(path).ok()?.into_os_string().into_string().ok()?;
         link.starts_with("pipe:").then_some(link)
@@ -55,7 +55,7 @@ pub fn processes_at_pipes_of(processes: &[u32]) -> Vec<u32> {
 
 /// The children of one process, without scanning all processes. Empty if the kernel does not support it (`CONFIG_PROC_CHILDREN`,
 /// proc(5)).
-pub fn children_of(pid: u32) -> Vec<u32> {
+pub(crate) fn children_of(pid: u32) -> Vec<u32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
     let pids = |list: String| {
@@ -67,7 +67,7 @@ pub fn children_of(pid: u32) -> Vec<u32> {
 }
 
 /// Returns whether the process is stopped by SIGSTOP or a debugger.
-pub fn is_stopped(pid: u32) -> bool {
+pub(crate) fn is_stopped(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat.rsplit_once(')').map_or("", |(_, rest)| rest.trim_start());
     state.starts_with(['T', 't'])
@@ -81,7 +81,7 @@ fn parent_of(pid: u32) -> Option<u32> {
 }
 
 /// The processes in the sessions of these leaders, which may have ended.
-pub fn processes_in_sessions(leaders: &[u32]) -> Vec<u32> {
+pub(crate) fn processes_in_sessions(leaders: &[u32]) -> Vec<u32> {
     let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
     let member = |pid: u32| leaders.contains(&session_of(pid)?).then_some(pid);
     all.filter_map(|entry| member(entry.ok()?.file_name().to_str()?.parse().ok()?))

@@ -17,7 +17,7 @@ use std::io::{self, Write};
 
 /// Selects engines and limits the run time.
 #[derive(Clone, Debug, clap::Args)]
-pub struct EngineOptions {
+pub(crate) struct EngineOptions {
     /// Run on these engines: all, or a list such as 0,3,5-8
     #[arg(long, value_name = "ENGINES", default_value = "all")]
     pub targets: Targets,
@@ -33,13 +33,13 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 /// The results, in the order of the engines.
-pub struct Answers {
+pub(crate) struct Answers {
     pub map: MapId,
     pub rows: Vec<(EngineId, TaskRow)>,
 }
 
 /// Runs `work` once on each engine with its input from `inputs`. None if interrupted, which has been reported.
-pub fn run(
+pub(crate) fn run(
     context: &Context,
     options: &EngineOptions,
     work: Work,
@@ -117,7 +117,7 @@ fn no_engines(context: &Context) -> CommandError {
 
 /// Which values are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Show {
+pub(crate) enum Show {
     Always,
     /// Unless it is None.
     NotNone,
@@ -126,7 +126,7 @@ pub enum Show {
 
 impl Answers {
     /// Prints output and values prefixed with the engine, `[0] …`, and stderr, errors and their number to stderr; or everything as JSON.
-    pub fn show(&self, context: &Context, show: Show) -> Result<Exit, CommandError> {
+    pub(crate) fn show(&self, context: &Context, show: Show) -> Result<Exit, CommandError> {
         if context.json {
             output::stdout(|out| {
                 let mut list = output::json::List::begin(out, "results")?;
@@ -147,7 +147,7 @@ impl Answers {
     }
 
     /// Reports how many failed.
-    pub fn exit(&self, context: &Context) -> Exit {
+    pub(crate) fn exit(&self, context: &Context) -> Exit {
         let failed = self.rows.iter().filter(|(_, row)| row.state.is_failed()).count();
         if failed == 0 {
             return Exit::Fine;
@@ -162,7 +162,7 @@ impl Answers {
     }
 
     /// An error if it failed on any engine, for commands that need all results.
-    pub fn require_success(&self, context: &Context, what: &str) -> Result<(), CommandError> {
+    pub(crate) fn require_success(&self, context: &Context, what: &str) -> Result<(), CommandError> {
         let Some((engine, row)) = self.rows.iter().find(|(_, row)| row.state.is_failed()) else {
             return Ok(());
         };

@@ -23,7 +23,7 @@ const CONTROLLER_TIMEOUT: Duration = Duration::from_secs(120);
 const SECOND: Duration = Duration::from_millis(1500);
 
 /// A running map.
-pub struct Job<'a> {
+pub(crate) struct Job<'a> {
     pub context: &'a Context,
     pub client: Client,
     pub map: MapId,
@@ -41,7 +41,7 @@ pub struct Job<'a> {
 
 /// How to handle task output that is too long to be part of its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LongOutputs {
+pub(crate) enum LongOutputs {
     /// Ignore it.
     Left,
     /// Fetch it into the row.
@@ -51,17 +51,17 @@ pub enum LongOutputs {
 }
 
 /// Results, in input order.
-pub enum Taken {
+pub(crate) enum Taken {
     Rows(Vec<TaskRow>),
     /// A chunk of the output of the next row's task.
     Piece(Stream, Bytes),
 }
 
 /// Receives results.
-pub type Take<'a> = dyn FnMut(&Progress, Taken) -> Result<(), CommandError> + 'a;
+pub(crate) type Take<'a> = dyn FnMut(&Progress, Taken) -> Result<(), CommandError> + 'a;
 
 /// Why results were not passed on.
-pub enum NotTaken {
+pub(crate) enum NotTaken {
     Fetching(ClientError),
     Taking(CommandError),
 }
@@ -76,7 +76,7 @@ impl From<NotTaken> for CommandError {
 }
 
 /// Fetches a long value into its row.
-pub async fn fetch_value(client: &Client, row: &mut TaskRow) -> Result<(), NotTaken> {
+pub(crate) async fn fetch_value(client: &Client, row: &mut TaskRow) -> Result<(), NotTaken> {
     let Some(size) = row.value_size else { return Ok(()) };
     let mut value = LongValue::new(row.task, size).map_err(NotTaken::Taking)?;
     while let Some(start) = value.missing() {
@@ -138,7 +138,7 @@ async fn hand_on(
     Ok(())
 }
 
-pub struct Feed {
+pub(crate) struct Feed {
     pub task: JoinHandle<Result<u32, ClientError>>,
     pub feeding: Feeding,
     /// Cancelled by Ctrl-C.
@@ -146,7 +146,7 @@ pub struct Feed {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub(crate) enum Ended {
     Complete,
     /// The map continues.
     Detached,
@@ -155,7 +155,7 @@ pub enum Ended {
 
 impl Job<'_> {
     /// Passes every result to `take`, in input order, until the map is complete or the user interrupts.
-    pub async fn follow(
+    pub(crate) async fn follow(
         mut self,
         interrupts: &mut Interrupts,
         progress: &mut Progress,
@@ -366,7 +366,7 @@ impl Job<'_> {
 }
 
 /// How to return to a map.
-pub fn return_hints(map: MapId, options: &str) -> String {
+pub(crate) fn return_hints(map: MapId, options: &str) -> String {
     format!(
         "wait for it:  pcluster wait{options} {map}\nsee results:  pcluster results{options} {map}\ncancel it:    pcluster cancel{options} {map}"
     )

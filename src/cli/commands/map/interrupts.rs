@@ -2,7 +2,7 @@
 use crate::cli::CommandError;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-pub struct Interrupts {
+pub(crate) struct Interrupts {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
@@ -10,7 +10,7 @@ pub struct Interrupts {
 
 impl Interrupts {
     /// Must be called within the runtime.
-    pub fn listen() -> Result<Interrupts, CommandError> {
+    pub(crate) fn listen() -> Result<Interrupts, CommandError> {
         let on = |kind| signal(kind).map_err(|e| CommandError::environment(format!("cannot listen for signals: {e}")));
         Ok(Interrupts {
             interrupt: on(SignalKind::interrupt())?,
@@ -20,7 +20,7 @@ impl Interrupts {
     }
 
     /// Waits for the next signal.
-    pub async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             Some(()) = self.interrupt.recv() => {}
             Some(()) = self.terminate.recv() => {}
@@ -30,7 +30,7 @@ impl Interrupts {
     }
 
     /// Waits for the next Ctrl-C.
-    pub async fn next_interrupt(&mut self) {
+    pub(crate) async fn next_interrupt(&mut self) {
         if self.interrupt.recv().await.is_none() {
             std::future::pending().await
         }

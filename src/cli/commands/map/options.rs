@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Tasks")]
-pub struct TaskOptions {
+pub(crate) struct TaskOptions {
     /// Stop a task that runs longer than DURATION (90, 90s, 10m, 2h)
     #[arg(long, value_name = "DURATION", value_parser = seconds)]
     pub timeout: Option<f64>,
@@ -37,7 +37,7 @@ pub struct TaskOptions {
 }
 
 impl TaskOptions {
-    pub fn to_map_options(&self) -> MapOptions {
+    pub(crate) fn to_map_options(&self) -> MapOptions {
         MapOptions {
             name: self.name.clone(),
             label: self.label.clone(),
@@ -64,7 +64,7 @@ fn absolute(directory: &str) -> String {
 }
 
 /// The current directory, if its name is UTF-8.
-pub fn current_directory() -> Option<String> {
+pub(crate) fn current_directory() -> Option<String> {
     std::env::current_dir().ok()?.into_os_string().into_string().ok()
 }
 

@@ -7,7 +7,7 @@ use crate::cluster::{self, Condition, StartOptions};
 use crate::model::MapId;
 
 /// Runs `work` with a cluster: the running one, or a temporary one of `n` engines. Passes whether the cluster keeps running.
-pub fn with_cluster(
+pub(crate) fn with_cluster(
     n: Option<u32>,
     context: &Context,
     work: impl FnOnce(bool) -> Result<Exit, CommandError>,

@@ -61,23 +61,23 @@ impl Item {
 
 /// Values in input order.
 #[derive(Debug, Default)]
-pub struct Values(Vec<Item>);
+pub(crate) struct Values(Vec<Item>);
 
 impl Values {
     /// Adds a result; skips failed tasks.
-    pub fn add(&mut self, row: TaskRow) {
+    pub(crate) fn add(&mut self, row: TaskRow) {
         if !row.state.is_failed() {
             self.0.push(Item::new(row.task, row.task, &row));
         }
     }
 }
 
-pub enum Reduced {
+pub(crate) enum Reduced {
     Value(Box<TaskRow>),
     Interrupted,
 }
 
-pub struct Reduction<'a> {
+pub(crate) struct Reduction<'a> {
     pub context: &'a Context,
     pub client: &'a Client,
     pub function: Work,
@@ -89,7 +89,7 @@ pub struct Reduction<'a> {
 }
 
 impl Reduction<'_> {
-    pub async fn run(self, values: Values, interrupts: &mut Interrupts) -> Result<Reduced, CommandError> {
+    pub(crate) async fn run(self, values: Values, interrupts: &mut Interrupts) -> Result<Reduced, CommandError> {
         let values = values.0;
         if values.is_empty() {
             return Err(CommandError::failed(format!("map {} has no values to reduce", self.of)));
@@ -185,7 +185,7 @@ impl Reduction<'_> {
     }
 
     /// Checks on an engine, before the map runs, that the function loads and takes two values. None if interrupted.
-    pub async fn check(&self, interrupts: &mut Interrupts) -> Result<Option<()>, CommandError> {
+    pub(crate) async fn check(&self, interrupts: &mut Interrupts) -> Result<Option<()>, CommandError> {
         let name = format!("check of the function that reduces map {}", self.of);
         let map = self.client.begin(self.definition(name.clone())).await?.map;
         self.client.feed(map, [Ok(Bytes::from_static(b"[]"))], Feeding::default()).await?;
@@ -307,7 +307,7 @@ fn groups(values: &[Item], largest: usize, bytes: usize) -> Vec<&[Item]> {
 }
 
 /// Adds the map's own files, which define the classes of the values, to the reducing function.
-pub fn bring_code(mut function: Work, work: &Work) -> Work {
+pub(crate) fn bring_code(mut function: Work, work: &Work) -> Work {
     if let (Some(own), Some(other)) = (function.bundle_mut(), work.bundle())
         && own.hash != other.hash
     {
@@ -317,7 +317,7 @@ pub fn bring_code(mut function: Work, work: &Work) -> Work {
 }
 
 /// `--with` applies to the reducing function as well, if it is in a file.
-pub fn code_of(function: &str, code: &CodeArgs) -> CodeArgs {
+pub(crate) fn code_of(function: &str, code: &CodeArgs) -> CodeArgs {
     match function.contains(".py:") || function.contains('/') {
         true => code.clone(),
         false => CodeArgs::default(),

@@ -11,7 +11,7 @@ const SHOWN: usize = 5;
 const WIDTH: usize = 200;
 
 /// Collects failures from the results as they arrive.
-pub struct Report {
+pub(crate) struct Report {
     map: MapId,
     /// Distinct failures, each with its count.
     failures: Vec<Failure>,
@@ -32,7 +32,7 @@ struct Failure {
 }
 
 impl Report {
-    pub fn new(map: MapId) -> Report {
+    pub(crate) fn new(map: MapId) -> Report {
         Report {
             map,
             failures: Vec::new(),
@@ -43,7 +43,7 @@ impl Report {
         }
     }
 
-    pub fn add(&mut self, row: &TaskRow) {
+    pub(crate) fn add(&mut self, row: &TaskRow) {
         if row.pickled.is_some() {
             self.pickled += 1;
         }
@@ -74,7 +74,7 @@ impl Report {
     }
 
     /// Prints the report to stderr.
-    pub fn print(&self, context: &Context, counts: &Counts, took: Duration) {
+    pub(crate) fn print(&self, context: &Context, counts: &Counts, took: Duration) {
         let text = self.text(counts, &context.options(), context.verbose > 0);
         if !text.is_empty() && !context.quiet {
             output::stderr_text(&output::visible::visible(&text));

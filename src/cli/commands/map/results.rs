@@ -13,7 +13,7 @@ use std::path::PathBuf;
 /// Options for the output of results.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Results")]
-pub struct ResultOptions {
+pub(crate) struct ResultOptions {
     /// Write results in this format
     #[arg(long, value_enum)]
     pub format: Option<Format>,
@@ -31,7 +31,7 @@ pub struct ResultOptions {
     pub skip_failed: bool,
 }
 
-pub struct Results {
+pub(crate) struct Results {
     pub sink: Sink,
     style: Style,
     /// stdout is a terminal: the progress bar is hidden while writing.
@@ -42,7 +42,7 @@ pub struct Results {
 
 impl Results {
     /// Opens the output, before anything is submitted.
-    pub fn open(options: &ResultOptions, command: bool, json: bool, terminal: bool) -> Result<Results, CommandError> {
+    pub(crate) fn open(options: &ResultOptions, command: bool, json: bool, terminal: bool) -> Result<Results, CommandError> {
         if options.reduce.is_some() && options.format == Some(Format::Csv) {
             return Err(
                 CommandError::usage("--reduce writes a single value, which cannot be CSV").hint("use --format jsonl or --format pickle")
@@ -63,23 +63,23 @@ impl Results {
     }
 
     /// Whether results are written to a file.
-    pub fn is_file(&self) -> bool {
+    pub(crate) fn is_file(&self) -> bool {
         !self.sink.is_stdout() && !self.sink.is_discarded()
     }
 
     /// Whether values that JSON cannot represent exactly are written as a rendering.
-    pub fn shows_readable(&self) -> bool {
+    pub(crate) fn shows_readable(&self) -> bool {
         !self.sink.is_discarded() && !matches!(self.style, Style::Pickle { .. })
     }
 
-    pub fn begin(&mut self) -> Result<(), CommandError> {
+    pub(crate) fn begin(&mut self) -> Result<(), CommandError> {
         match self.fold {
             Some(_) => Ok(()),
             None => self.sink.write(|out| self.style.begin(out)),
         }
     }
 
-    pub fn take(&mut self, progress: &Progress, rows: Vec<TaskRow>) -> Result<(), CommandError> {
+    pub(crate) fn take(&mut self, progress: &Progress, rows: Vec<TaskRow>) -> Result<(), CommandError> {
         if let Some(values) = &mut self.fold {
             rows.into_iter().for_each(|row| values.add(row));
             return Ok(());
@@ -98,7 +98,7 @@ impl Results {
     }
 
     /// How to handle outputs that are too long to be part of their rows.
-    pub fn long_outputs(&self) -> LongOutputs {
+    pub(crate) fn long_outputs(&self) -> LongOutputs {
         match self.style {
             _ if self.fold.is_some() || self.sink.is_discarded() => LongOutputs::Left,
             Style::Output => LongOutputs::Streamed,
@@ -108,12 +108,12 @@ impl Results {
     }
 
     /// Whether long values are written.
-    pub fn wants_values(&self) -> bool {
+    pub(crate) fn wants_values(&self) -> bool {
         self.fold.is_none() && !self.sink.is_discarded()
     }
 
     /// Writes a chunk of a command's output.
-    pub fn take_piece(&mut self, progress: &Progress, stream: Stream, bytes: &[u8]) -> Result<(), CommandError> {
+    pub(crate) fn take_piece(&mut self, progress: &Progress, stream: Stream, bytes: &[u8]) -> Result<(), CommandError> {
         progress.suspend(|| match stream {
             Stream::Stdout => self.sink.write(|out| out.write_all(bytes)),
             Stream::Stderr | Stream::Value => {
@@ -124,7 +124,7 @@ impl Results {
     }
 
     /// Writes the reduced value.
-    pub fn write_reduced(mut self, row: &TaskRow) -> Result<(), CommandError> {
+    pub(crate) fn write_reduced(mut self, row: &TaskRow) -> Result<(), CommandError> {
         let style = self.style;
         self.sink.write(|out| match style {
             Style::Pickle { .. } => lone_pickle(row, out),
@@ -133,7 +133,7 @@ impl Results {
         self.sink.finish()
     }
 
-    pub fn end(mut self) -> Result<(), CommandError> {
+    pub(crate) fn end(mut self) -> Result<(), CommandError> {
         self.sink.write(|out| self.style.end(out))?;
         self.sink.finish()
     }

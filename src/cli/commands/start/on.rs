@@ -8,7 +8,7 @@ use crate::cluster::remote::{ConnectOptions, RemoteError, install};
 use crate::cluster::{ClusterError, StartProgress};
 use std::sync::Mutex;
 
-pub fn start(destination: &str, may_install: bool, context: &Context) -> Result<(), CommandError> {
+pub(super) fn start(destination: &str, may_install: bool, context: &Context) -> Result<(), CommandError> {
     let profile = context.profile_dir()?;
     if let Some(cluster) = crate::cluster::status(&profile, &context.cluster_id)
         && let crate::cluster::Condition::Running | crate::cluster::Condition::Connected = cluster.state

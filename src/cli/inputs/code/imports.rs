@@ -5,7 +5,7 @@
 
 /// `import module`, or `from module import names`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Import {
+pub(super) struct Import {
     /// Number of leading dots: 0 for an absolute import.
     pub level: usize,
     /// `a.b`; empty for `from . import x`.
@@ -26,7 +26,7 @@ enum Token {
 }
 
 /// The imports of a source in their order.
-pub fn imports(source: &[u8]) -> Vec<Import> {
+pub(super) fn imports(source: &[u8]) -> Vec<Import> {
     let mut tokens = Tokens {
         source: source.strip_prefix(b"\xef\xbb\xbf").unwrap_or(source),
         at: 0,
@@ -49,7 +49,7 @@ pub fn imports(source: &[u8]) -> Vec<Import> {
 }
 
 /// The encoding declared in the first two lines (PEP 263).
-pub fn declared_encoding(source: &[u8]) -> Option<String> {
+pub(crate) fn declared_encoding(source: &[u8]) -> Option<String> {
     source.split(|byte| *byte == b'\n').take(2).find_map(|line| {
         let line = String::from_utf8_lossy(line);
         let comment = line

@@ -12,7 +12,7 @@ use std::collections::HashSet;
 
 const CHANNELS: [ClientChannel; 3] = [ClientChannel::Mux, ClientChannel::Task, ClientChannel::Control];
 
-pub struct TestClient {
+pub(super) struct TestClient {
     name: &'static str,
     /// Without one it cannot be known again.
     key: Option<String>,
@@ -26,7 +26,7 @@ pub struct TestClient {
 }
 
 impl TestClient {
-    pub fn three() -> [TestClient; 3] {
+    pub(super) fn three() -> [TestClient; 3] {
         ["x", "y", "stranger"].map(|name| TestClient {
             name,
             key: (name != "stranger").then(|| format!("the key of {name}")),
@@ -50,7 +50,7 @@ impl TestClient {
     }
 
     /// Its connections stand, whatever becomes of the controller meanwhile.
-    pub fn come(&mut self, w: &mut Harness) {
+    pub(super) fn come(&mut self, w: &mut Harness) {
         while !self.left && !self.is_connected(w) {
             self.connections += 1;
             for channel in CHANNELS {
@@ -63,7 +63,7 @@ impl TestClient {
     }
 
     /// Breaks its connections; the controller may learn of it late. Rarely it does not reconnect.
-    pub fn leave(&mut self, w: &mut Harness, rng: &mut Rng) {
+    pub(super) fn leave(&mut self, w: &mut Harness, rng: &mut Rng) {
         self.left |= rng.roll(20) == 0;
         for channel in CHANNELS {
             let identity = self.identity();
@@ -74,7 +74,7 @@ impl TestClient {
         }
     }
 
-    pub fn step<'a>(&mut self, w: &mut Harness, rng: &mut Rng, others: impl Iterator<Item = &'a TestClient>) {
+    pub(super) fn step<'a>(&mut self, w: &mut Harness, rng: &mut Rng, others: impl Iterator<Item = &'a TestClient>) {
         self.come(w);
         if self.left {
             return;
@@ -118,7 +118,7 @@ impl TestClient {
     }
 
     /// Takes what has come for it.
-    pub fn read(&mut self, w: &Harness) {
+    pub(super) fn read(&mut self, w: &Harness) {
         let mine = format!("{} ", self.name);
         for (_, route, message) in &w.to_clients {
             let Some(parent) = message.parent().filter(|_| route[0].starts_with(mine.as_bytes())) else {
@@ -130,7 +130,7 @@ impl TestClient {
     }
 
     /// An identifiable client that has not left has received the reply to every recorded request.
-    pub fn assert_answered(&self, w: &Harness) {
+    pub(super) fn assert_answered(&self, w: &Harness) {
         if self.key.is_none() || self.left {
             return;
         }

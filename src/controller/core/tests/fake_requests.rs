@@ -16,7 +16,7 @@ struct FakeRequest {
 }
 
 #[derive(Default)]
-pub struct Serving {
+pub(super) struct Serving {
     queue: Vec<FakeRequest>,
     /// All received messages: an identical message is a replay, and rejected.
     seen: HashSet<(String, Bytes)>,
@@ -45,21 +45,21 @@ fn message_event(name: &str, reply: &FakeRequest) -> Event {
 }
 
 impl Serving {
-    pub fn held(&self) -> Vec<String> {
+    pub(super) fn held(&self) -> Vec<String> {
         self.queue.iter().chain(&self.replies).map(id_of).collect()
     }
 
-    pub fn forget(&mut self, msg_ids: &[String]) {
+    pub(super) fn forget(&mut self, msg_ids: &[String]) {
         self.replies.retain(|reply| !msg_ids.contains(&id_of(reply)));
     }
 
-    pub fn replies_of(&self, name: &str) -> Vec<Event> {
+    pub(super) fn replies_of(&self, name: &str) -> Vec<Event> {
         self.replies.iter().map(|reply| message_event(name, reply)).collect()
     }
 }
 
 impl Harness {
-    pub fn engine_is_asked(&mut self, name: &str, channel: Channel, client: Bytes, message: Message) {
+    pub(super) fn engine_is_asked(&mut self, name: &str, channel: Channel, client: Bytes, message: Message) {
         let Some(engine) = self.engines.get_mut(name).filter(|e| !e.cut) else {
             return;
         };
@@ -104,7 +104,7 @@ impl Harness {
     }
 
     /// The engine answers the first of its requests, if it has one.
-    pub fn answer_one(&mut self, name: &str, luck: u64) -> bool {
+    pub(super) fn answer_one(&mut self, name: &str, luck: u64) -> bool {
         let Some(engine) = self.engines.get_mut(name).filter(|e| !e.fake_requests.queue.is_empty()) else {
             return false;
         };
@@ -129,7 +129,7 @@ impl Harness {
     }
 
     /// Returns unstarted balanced requests. A report sent while the engine is cut off is lost, and repeated when it registers.
-    pub fn give_requests_back(&mut self, name: &str, most: usize) {
+    pub(super) fn give_requests_back(&mut self, name: &str, most: usize) {
         let fake_requests = &mut self.engines.get_mut(name).unwrap().fake_requests;
         let mut back = engine::Returned::default();
         for at in (1..fake_requests.queue.len()).rev() {

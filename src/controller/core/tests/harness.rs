@@ -23,7 +23,7 @@ use std::time::Duration;
 
 /// The state of all tasks according to the records alone.
 #[derive(Default)]
-pub struct Ledger {
+pub(super) struct Ledger {
     pub tasks: BTreeMap<TaskId, (TaskState, u32)>,
     /// The number of times each task finished.
     pub finished: HashMap<TaskId, u32>,
@@ -55,7 +55,7 @@ pub struct Ledger {
 }
 
 /// The output of a run of a task.
-pub fn output_of(task: TaskId, run: u32) -> Vec<u8> {
+pub(super) fn output_of(task: TaskId, run: u32) -> Vec<u8> {
     let seed = task
         .index
         .wrapping_mul(31)
@@ -105,7 +105,7 @@ impl Ledger {
         self.maps.iter().find(|(_, map)| map.key == key).map(|(id, _)| *id)
     }
 
-    pub fn story_of(&self, task: TaskId) -> String {
+    pub(super) fn story_of(&self, task: TaskId) -> String {
         let word = format!("{task} ");
         self.story
             .iter()
@@ -116,7 +116,7 @@ impl Ledger {
     }
 
     /// The state that a controller restores from these records.
-    pub fn restored(&self) -> Restored {
+    pub(super) fn restored(&self) -> Restored {
         let mut restored = Restored {
             next_map: self.maps.keys().last().map_or(1, |m| m.0 + 1),
             next_engine: self.next_engine,
@@ -387,7 +387,7 @@ impl Ledger {
 
 /// A fake engine with its unanswered tasks.
 #[derive(Default)]
-pub struct FakeEngine {
+pub(super) struct FakeEngine {
     pub queue: Vec<Held>,
     pub definitions: Vec<MapId>,
     /// Every definition that it was sent, those that it was to forget too.
@@ -408,7 +408,7 @@ pub struct FakeEngine {
     pub fake_requests: Serving,
 }
 
-pub struct Harness {
+pub(super) struct Harness {
     pub core: Core,
     pub now: Duration,
     pub ledger: Ledger,
@@ -436,13 +436,13 @@ pub struct Harness {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dies {
+pub(super) enum Dies {
     BeforeCommit,
     /// Recorded, but not sent.
     BeforeSend,
 }
 
-pub fn config() -> ControllerConfig {
+pub(super) fn config() -> ControllerConfig {
     ControllerConfig {
         lease_ms: 10_000,
         ..ControllerConfig::default()
@@ -450,11 +450,11 @@ pub fn config() -> ControllerConfig {
 }
 
 impl Harness {
-    pub fn new() -> Harness {
+    pub(super) fn new() -> Harness {
         Harness::with(config())
     }
 
-    pub fn with(config: ControllerConfig) -> Harness {
+    pub(super) fn with(config: ControllerConfig) -> Harness {
         Harness {
             core: Harness::start(&config, Duration::ZERO),
             config,
@@ -495,7 +495,7 @@ impl Harness {
         }
     }
 
-    pub fn event(&mut self, event: Event) {
+    pub(super) fn event(&mut self, event: Event) {
         let mut effects = Vec::new();
         self.core.handle(Harness::time(self.now), event, &mut effects);
         self.events += 1;
@@ -528,7 +528,7 @@ impl Harness {
     }
 
     /// Another controller on the same records. Engines have to find it.
-    pub fn restart(&mut self) {
+    pub(super) fn restart(&mut self) {
         self.ledger.story.push("the controller dies and starts again".into());
         self.engines.values_mut().for_each(|e| e.cut = true);
         self.connected.iter_mut().for_each(HashSet::clear);
@@ -673,7 +673,7 @@ impl Harness {
     }
 
     /// Lets time pass, with every reminder on its way.
-    pub fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         while let Some(wake) = self.core.next_wake().filter(|wake| *wake <= end) {
             self.now = self.now.max(wake);
@@ -685,11 +685,11 @@ impl Harness {
 
     // ---- engines
 
-    pub fn engine_sends<T: Serialize>(&mut self, name: &str, msg_type: &str, content: &T) {
+    pub(super) fn engine_sends<T: Serialize>(&mut self, name: &str, msg_type: &str, content: &T) {
         self.engine_sends_with(name, msg_type, content, Vec::new());
     }
 
-    pub fn engine_sends_with<T: Serialize>(&mut self, name: &str, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
+    pub(super) fn engine_sends_with<T: Serialize>(&mut self, name: &str, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
         if self.engines.get(name).is_some_and(|e| e.cut) {
             return;
         }
@@ -705,12 +705,12 @@ impl Harness {
         });
     }
 
-    pub fn register(&mut self, name: &str) {
+    pub(super) fn register(&mut self, name: &str) {
         self.register_as(name, None);
     }
 
     /// With the reason why it cannot run Python, if it cannot.
-    pub fn register_as(&mut self, name: &str, unavailable: Option<&str>) {
+    pub(super) fn register_as(&mut self, name: &str, unavailable: Option<&str>) {
         let engine = self.engines.entry(name.to_string()).or_default();
         engine.cut = false;
         engine.definitions.clear();
@@ -743,7 +743,7 @@ impl Harness {
     }
 
     /// The engine ends the first of its tasks.
-    pub fn finish_one(&mut self, name: &str, outcome: Outcome) -> Option<TaskId> {
+    pub(super) fn finish_one(&mut self, name: &str, outcome: Outcome) -> Option<TaskId> {
         let engine = self.engines.get_mut(name)?;
         if engine.queue.is_empty() {
             return None;
@@ -782,18 +782,18 @@ impl Harness {
         Some(TaskId::new(map, index))
     }
 
-    pub fn ok(&self) -> Outcome {
+    pub(super) fn ok(&self) -> Outcome {
         let mut outcome = self.failed(TaskState::Ok);
         outcome.error = None;
         outcome
     }
 
-    pub fn failed(&self, status: TaskState) -> Outcome {
+    pub(super) fn failed(&self, status: TaskState) -> Outcome {
         let at = UnixTime(1e9 + self.now.as_secs_f64());
         Outcome::failure(status, "ValueError", "no", at, at)
     }
 
-    pub fn crashed(&self) -> Outcome {
+    pub(super) fn crashed(&self) -> Outcome {
         Outcome {
             crashed: true,
             ..self.failed(TaskState::Lost)
@@ -802,7 +802,7 @@ impl Harness {
 
     // ---- clients
 
-    pub fn ask<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
+    pub(super) fn ask<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
         self.send_request(msg_type, content, buffers, false);
     }
 
@@ -818,12 +818,12 @@ impl Harness {
     }
 
     /// Asks, and the reply to just this; none when it was lost.
-    pub fn try_ask<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>) -> Option<Value> {
+    pub(super) fn try_ask<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>) -> Option<Value> {
         self.try_ask_again(msg_type, content, buffers, false)
     }
 
     /// The same for a request that may have been sent before.
-    pub fn try_ask_again<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>, again: bool) -> Option<Value> {
+    pub(super) fn try_ask_again<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>, again: bool) -> Option<Value> {
         let before = self.to_clients.len();
         self.send_request(msg_type, content, buffers, again);
         self.to_clients[before..]
@@ -833,18 +833,18 @@ impl Harness {
     }
 
     /// The content of the last reply to a client.
-    pub fn reply(&self) -> Value {
+    pub(super) fn reply(&self) -> Value {
         self.to_clients.last().map(|(_, _, m)| m.content().unwrap()).unwrap_or_default()
     }
 
     /// Submits a map of `count` tasks.
-    pub fn submit(&mut self, count: u32, options: MapOptions) -> MapId {
+    pub(super) fn submit(&mut self, count: u32, options: MapOptions) -> MapId {
         let map = self.open_map(options);
         self.inputs(map, 0, count, true);
         map
     }
 
-    pub fn open_map(&mut self, options: MapOptions) -> MapId {
+    pub(super) fn open_map(&mut self, options: MapOptions) -> MapId {
         let work = Work::Call {
             from: CallSource::Module { module: "m".into() },
             function: "f".into(),
@@ -852,7 +852,7 @@ impl Harness {
         self.open_map_of(work, options)
     }
 
-    pub fn open_map_of(&mut self, work: Work, options: MapOptions) -> MapId {
+    pub(super) fn open_map_of(&mut self, work: Work, options: MapOptions) -> MapId {
         let key = format!("key {}", self.session.next_id());
         self.ask(
             client::MAP,
@@ -870,7 +870,7 @@ impl Harness {
         MapId(reply["map"].as_u64().unwrap() as u32)
     }
 
-    pub fn inputs(&mut self, map: MapId, first: u32, count: u32, last: bool) {
+    pub(super) fn inputs(&mut self, map: MapId, first: u32, count: u32, last: bool) {
         let lines: Vec<String> = (first..first + count).map(|i| format!("[{i}]")).collect();
         self.ask(
             client::INPUTS,
@@ -884,12 +884,12 @@ impl Harness {
         );
     }
 
-    pub fn select(&mut self, msg_type: &str, selection: client::Selection) {
+    pub(super) fn select(&mut self, msg_type: &str, selection: client::Selection) {
         self.ask(msg_type, &client::SelectionRequest { selection }, vec![]);
     }
 
     /// The records' answer to a client that wants these tasks of an open map run again.
-    pub fn resubmit(&mut self, map: MapId, tasks: &[u32], state: TaskState) {
+    pub(super) fn resubmit(&mut self, map: MapId, tasks: &[u32], state: TaskState) {
         let task = |index: &u32| FoundTask {
             index: *index,
             run: 1,
@@ -925,12 +925,12 @@ impl Harness {
         });
     }
 
-    pub fn state(&self, map: MapId, index: u32) -> TaskState {
+    pub(super) fn state(&self, map: MapId, index: u32) -> TaskState {
         self.ledger.tasks[&TaskId::new(map, index)].0
     }
 
     /// Everything is done, each task once.
-    pub fn assert_all_done(&self) {
+    pub(super) fn assert_all_done(&self) {
         for (task, (state, _)) in &self.ledger.tasks {
             assert!(state.is_done(), "{task} is {state}\n{}", self.ledger.story_of(*task));
             assert_eq!(
@@ -943,6 +943,6 @@ impl Harness {
     }
 }
 
-pub fn engine(id: u32) -> EngineId {
+pub(super) fn engine(id: u32) -> EngineId {
     EngineId(id)
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-pub fn stock(w: &mut Harness, name: &str) {
+pub(super) fn stock(w: &mut Harness, name: &str) {
     let message = w.session.message("", "registration_request", None, &json!({"uuid": name}));
     w.event(Event::RegistrantMessage {
         identity: Bytes::copy_from_slice(name.as_bytes()),
@@ -19,7 +19,7 @@ pub fn stock(w: &mut Harness, name: &str) {
     w.event(Event::PongReceived { engine: name.into() });
 }
 
-pub fn request(w: &mut Harness, channel: ClientChannel, target: Option<&str>, metadata: Value) -> String {
+pub(super) fn request(w: &mut Harness, channel: ClientChannel, target: Option<&str>, metadata: Value) -> String {
     let mut message = w.session.message("2026-11-20T00:00:00Z", "apply_request", None, &json!({}));
     message.metadata_json = to_json(&metadata);
     message.identities = vec![Bytes::from_static(b"client")];
@@ -30,7 +30,7 @@ pub fn request(w: &mut Harness, channel: ClientChannel, target: Option<&str>, me
 }
 
 /// Requests sent to engines since the last look: engine, id.
-pub fn sent(w: &mut Harness) -> Vec<(String, Message)> {
+pub(super) fn sent(w: &mut Harness) -> Vec<(String, Message)> {
     let effects = std::mem::take(&mut w.other);
     effects
         .into_iter()
@@ -46,7 +46,7 @@ pub fn sent(w: &mut Harness) -> Vec<(String, Message)> {
         .collect()
 }
 
-pub fn reply(w: &mut Harness, engine: &str, channel: Channel, request: &Message, content: Value, metadata: Value) {
+pub(super) fn reply(w: &mut Harness, engine: &str, channel: Channel, request: &Message, content: Value, metadata: Value) {
     let mut message = w.session.message("", "apply_reply", Some(&request.header_json), &content);
     message.metadata_json = to_json(&metadata);
     let engine = EngineUuid::from(engine);
@@ -59,7 +59,7 @@ pub fn reply(w: &mut Harness, engine: &str, channel: Channel, request: &Message,
     });
 }
 
-pub fn ok() -> Value {
+pub(super) fn ok() -> Value {
     json!({"status": "ok"})
 }
 
