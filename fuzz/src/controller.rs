@@ -14,11 +14,11 @@ use pcluster::testing::wire::{Header, Message};
 use std::collections::HashMap;
 use std::time::Duration;
 
-const MOST_LINES: usize = 200;
+const MAX_LINES: usize = 200;
 
 pub fn run(input: &[u8]) {
     let mut world = World::new();
-    for line in input.split(|b| *b == b'\n').take(MOST_LINES) {
+    for line in input.split(|b| *b == b'\n').take(MAX_LINES) {
         let fields: Vec<&[u8]> = line.split(|b| *b == b'\t').collect();
         if let Some(event) = world.event(&fields) {
             world.handle(event);

@@ -17,11 +17,11 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const MOST_LINES: usize = 200;
+const MAX_LINES: usize = 200;
 
 pub fn run(input: &[u8]) {
     let mut world = World::new();
-    for line in input.split(|b| *b == b'\n').take(MOST_LINES) {
+    for line in input.split(|b| *b == b'\n').take(MAX_LINES) {
         let line = String::from_utf8_lossy(line);
         let mut words = line.split_whitespace();
         let Some(word) = words.next() else { continue };

@@ -60,9 +60,9 @@ pub const TARGETS: &[Target] = &[
 fn wire(input: &[u8]) {
     let frames: Frames = input.split(|b| *b == b'\n').map(Bytes::copy_from_slice).collect();
     let count = frames.len();
-    // Nobody can guess a signature.
+    // Signatures cannot be guessed.
     assert!(
-        Session::new(b"a key nobody has", "a", "b").open(frames.clone()).is_err(),
+        Session::new(b"an unknown key", "a", "b").open(frames.clone()).is_err(),
         "opened without the key"
     );
     let Ok(message) = Session::new(b"", "a", "b").open(frames) else {

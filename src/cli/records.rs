@@ -36,7 +36,7 @@ impl<'a> Records<'a> {
             Ok(client) => return Ok(Records::Running { context, client }),
             Err(error) => error,
         };
-        // Only if no controller is running: then nobody else uses the file.
+        // Only if no controller is running: then no other process uses the file.
         if running.kind != ErrorKind::NotFound {
             return Err(running);
         }

@@ -40,7 +40,7 @@ def test_engines_on_two_nodes(net):
     # The home directory is shared: nothing is copied, and the logs are here.
     assert not (net.cluster_home / ".pcluster").exists()
     assert "engine" in net.pcluster("login", "logs", "engines", "7", "--profile", "two")
-    # Whoever started them may be long gone; nothing of ssh is left.
+    # The process that started them may have ended; no ssh process is left.
     assert not [c for host in ("login", "node1", "node2") for c in net.pids(host).values() if c.startswith("ssh ") or "sshd-session" in c]
     net.pcluster("login", "engines", "add", "2", "--host", "node1", "--profile", "two")
     listed = json.loads(net.pcluster("login", "list", "--json"))["clusters"]

@@ -225,7 +225,7 @@ def test_a_controller_started_anew_behind_the_tunnel(net):
     net.pcluster("laptop", "connect", "login", "--profile", "anew")
     before = json.loads(net.client_file("anew").read_text())
     net.pcluster("login", "stop", "--profile", "anew")
-    # Nobody can take the file for one that leads somewhere.
+    # The file cannot be mistaken for one of an established tunnel.
     wait_until("the connection file to go", lambda: not net.client_file("anew").exists())
     wait_until("the tunnel to wait", lambda: net.tunnel("anew")["phase"] == "waiting")
     code, err = net.fails("laptop", "map", "--profile", "anew", "math:sqrt", "--range", "4..5")
@@ -275,7 +275,7 @@ def test_hosts_that_will_not_fail_in_their_own_words(net, on_node):
         silent.kill()
         silent.communicate()
 
-    # One that wants a password, which nobody is asked for.
+    # A host that requires a password, which is never asked for.
     config = net.state / "etc/password.sshd_config"
     config.write_text(
         "Port 2297\nHostKey {0}/etc/login.key\nPidFile none\nAuthorizedKeysFile none\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication yes\n".format(net.state)

@@ -1,6 +1,6 @@
 //! `cargo xtask wheel`: the Python package of `python/`, with the program in it, as a wheel in `target/wheels/`.
 //!
-//! A release build by default. Tests install one of the development build that is there already.
+//! A release build by default. Tests install one of the existing development build.
 use crate::Places;
 use crate::python;
 use crate::run::{captured, echo, program, status};

@@ -166,7 +166,7 @@ mod tests {
             Cell::new("1.11"),
             Cell::new("error").tone(Tone::Bad),
             Cell::new(12345),
-            Cell::new("[\"a file with a very long name indeed, such as nobody types.txt\"]"),
+            Cell::new("[\"a file with a very long name indeed, such as no one types.txt\"]"),
             Cell::new("ValueError: two lines\nand a bell\x07"),
         ]);
         table
@@ -177,7 +177,7 @@ mod tests {
         insta::assert_snapshot!(sample().render(&Terminal::NONE), @r#"
         TASK  STATE   SIZE  INPUT                                                              ERROR
         1.0   ok         7  ["a.txt"]                                                          -
-        1.11  error  12345  ["a file with a very long name indeed, such as nobody types.txt"]  ValueError: two lines\nand a bell\u{7}
+        1.11  error  12345  ["a file with a very long name indeed, such as no one types.txt"]  ValueError: two lines\nand a bell\u{7}
         "#);
     }
 

@@ -43,7 +43,7 @@ fn a_long_map_is_gone_at_once_and_its_rows_bit_by_bit_also_after_a_restart() {
     db.add_map(2, 10);
     assert!(!db.writer.is_untidy());
     db.apply(&[purged(Purge::Map(MapId(1)))]);
-    // Nobody sees it any more; its rows are there.
+    // It is no longer visible; its rows still exist.
     assert_eq!(db.reader().maps(&MapQuery::default()).unwrap().len(), 1);
     assert_eq!(db.reader().tasks(&TaskQuery::default()).unwrap().1, 10);
     assert_eq!(rows(&db, "task"), 4010);

@@ -101,7 +101,7 @@ fn what_a_crash_leaves_is_swept_away_and_other_files_are_not() {
     let db = Db { directory, writer };
     assert_eq!(files(&db).len(), 3);
     assert!(folder.join("notes.txt").exists());
-    // One that somebody has removed is no error.
+    // A file that was removed is no error.
     files(&db).iter().for_each(|file| std::fs::remove_file(file).unwrap());
     assert!(requests::one(&db, "a").buffers.is_empty());
 }

@@ -317,7 +317,7 @@ fn maps_newest_last() {
     assert_eq!(reader.map_definition(MapId(2)).unwrap(), Some(definition().with_bundle()));
     assert_eq!(reader.map_definition(MapId(3)).unwrap(), None);
     assert_eq!(reader.map_of_client("client").unwrap(), Some(MapId(2)));
-    assert_eq!(reader.map_of_client("nobody").unwrap(), None);
+    assert_eq!(reader.map_of_client("unknown").unwrap(), None);
 }
 
 #[test]

@@ -100,7 +100,7 @@ pub(super) fn clients() -> Db {
 }
 
 pub(super) fn one(db: &Db, msg_id: &str) -> RequestRecord {
-    db.reader().requests(&[msg_id.to_string(), "nobody".into()]).unwrap().remove(0)
+    db.reader().requests(&[msg_id.to_string(), "unknown".into()]).unwrap().remove(0)
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn what_is_unknown_is_passed_over_and_the_rest_recorded() {
         tasks_added(1, 0, 1, TaskState::Ready),
         finished(1, 7, 1, 0, ok("1")),
         Change::RequestFinished {
-            msg_id: "nobody".into(),
+            msg_id: "unknown".into(),
             reply: Box::new(requests::reply()),
         },
         Change::MapCompleted { map: MapId(9), at: None },

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Of one log, bytes.
-const MOST_LOG: u64 = 1 << 20;
+const MAX_LOG: u64 = 1 << 20;
 /// How long SIGKILL may take, in tenths of a second.
 const KILL_TAKES: u32 = 100;
 
@@ -86,13 +86,13 @@ pub(super) async fn log_tail(process: &Process, lines: usize) -> Result<String, 
 
 /// The ends of the logs of all these, by place; of each at most so many lines, and so many bytes.
 pub(super) async fn log_ends(host: &str, processes: &[(usize, Process)], lines: usize) -> Result<BTreeMap<usize, String>, HostError> {
-    // What nobody has written into a log.
+    // Bytes that were never part of a log.
     let mark = uuid::Uuid::new_v4().simple().to_string();
     let mut script = String::new();
     for (place, process) in processes {
         let path = quoted(&process.log.to_string_lossy());
         script.push_str(&format!(
-            "echo; echo '{mark} {place}'; tail -c {MOST_LOG} -- {path} 2>&1 | tail -n {lines}\n"
+            "echo; echo '{mark} {place}'; tail -c {MAX_LOG} -- {path} 2>&1 | tail -n {lines}\n"
         ));
     }
     let ssh = connect(host).await?;
@@ -211,7 +211,7 @@ fn targets(running: &Running) -> String {
     all.join(" ")
 }
 
-/// Private directories, and nothing that only somebody else can have written into the state file.
+/// Private directories, and nothing that only another user can have written into the state file.
 fn directories(processes: &[(usize, Process)]) -> Vec<String> {
     let is_ours = |path: &Path| {
         let text = path.to_string_lossy();

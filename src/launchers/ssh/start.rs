@@ -123,7 +123,7 @@ async fn open_tunnel(launch: &EnginesLaunch, host: &str, id: &str, file: &Connec
     })
 }
 
-/// Ends the tunnel of engines that were not started, also when nobody waits any more.
+/// Ends the tunnel of engines that were not started, even if the caller no longer waits.
 struct EndsTunnel(Option<PathBuf>);
 
 impl EndsTunnel {

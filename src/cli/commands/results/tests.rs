@@ -282,7 +282,7 @@ fn one_task_in_full() {
             })
             .unwrap();
         let text = tables::task(&rows[0], &records.details(task).unwrap(), at(8000.0));
-        // Points in time are shown in the zone of whoever looks.
+        // Points in time are shown in the zone of the reader.
         text.lines()
             .filter(|l| !l.contains(" ago)"))
             .map(|l| format!("{l}\n"))
