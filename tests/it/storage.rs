@@ -193,7 +193,7 @@ fn a_full_disk_pauses_everything_until_space_is_available() {
     let log = cluster.path().join("log/controller.log");
     wait_until("the controller to say it", || {
         let text = fs::read_to_string(&log).unwrap_or_default();
-        (text.contains("the records cannot be written") && text.contains("df -h")).then_some(())
+        (text.contains("cannot write the records") && text.contains("df -h")).then_some(())
     });
     fs::remove_file(ballast).unwrap();
     let expected: String = lines.lines().map(|line| format!("{}\n", line.len())).collect();
@@ -240,7 +240,7 @@ fn a_full_disk_holds_up_and_loses_nothing(home: Home, disk: SmallDisk) {
     cluster.ok(&["stop"]);
     // What was to be logged meanwhile either found room in the last block, or is counted.
     let log = fs::read_to_string(cluster.profile().join("log/controller.log")).unwrap();
-    let is_logged = ["the records cannot be written", "lines of the log could not be written"];
+    let is_logged = ["cannot write the records", "lines of the log were dropped"];
     assert!(is_logged.iter().any(|words| log.contains(words)), "{log}");
     with_sqlite(
         &database(&cluster),
