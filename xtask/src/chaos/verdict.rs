@@ -174,7 +174,7 @@ fn given_up(chaos: &Chaos) -> BTreeSet<u32> {
     let log = String::from_utf8_lossy(&log);
     let silent = log.lines().filter(|line| line.contains("engine gone") && line.contains("lease"));
     let logged = silent.filter_map(|line| line.split_once(" pid=")?.1.split(' ').next()?.parse().ok());
-    let is_incomplete = log.contains("lines of the log could not be written");
+    let is_incomplete = log.contains("lines of the log were dropped");
     logged
         .chain(is_incomplete.then_some(&chaos.stopped_long).into_iter().flatten().copied())
         .collect()
