@@ -45,6 +45,8 @@ def test_the_commands_of_the_guide_work(net):
             printed[step] = done.stdout + done.stderr
     finally:
         net.run("login", PCLUSTER, "stop", "--profile", "guide")
+        # Other tests expect a login host without pcluster.
+        net.run("login", "rm", "-f", ".local/bin/pcluster")
     assert "[0,0,0," in printed[STEPS[4]]
     shown = re.search(r"^    (profile `hpc` connected .*)$", PAGE, flags=re.MULTILINE).group(1)
     shown = shown.replace("hpc", "guide").replace("me@login.cluster", "login").replace("node7", "login").replace("64", "2")

@@ -60,7 +60,7 @@ def test_engines_tunnel_to_the_controller_themselves(net, own):
     (engine,) = [pid for pid, c in net.pids("node1").items() if " engine " in c and "profile_through" in c and "--supervise" not in c]
     (left,) = [pid for pid, c in net.pids("node1").items() if c.startswith("ssh ")]
     os.kill(engine, signal.SIGKILL)
-    wait_until("another engine", lambda: own[0].read_text().count("is reached through login") == 2)
+    wait_until("another engine", lambda: own[0].read_text().count("through login; a direct connection failed") == 2)
     assert left not in net.pids("node1")
     assert len([c for c in net.pids("node1").values() if c.startswith("ssh ")]) == 1
     wait_until("both engines", lambda: engines(net) == ["node1", "node2"])
