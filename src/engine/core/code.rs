@@ -1,5 +1,5 @@
-//! Handles map code that this host cannot store. That is the engine's fault: it returns the tasks without counting an attempt,
-//! reports that it is unavailable, and retries.
+//! Handles code and values of maps that this host cannot store. That is the engine's fault: it returns the tasks without counting an
+//! attempt, reports that it is unavailable, and retries.
 use super::Core;
 use super::event::{Effect, Now};
 use super::unit::worker_of;
@@ -47,15 +47,26 @@ impl Core {
             }
             self.code.hash = hash;
         }
+        self.storage_failed(now, format!("the code of maps cannot be stored: {reason}"));
+    }
+
+    pub(super) fn storage_failed(&mut self, now: Now, reason: String) {
         let retry_at = self.code.deadline().unwrap_or_else(|| {
             let delay = retry_delay(self.code.failures);
             self.code.failures += 1;
             now.instant + delay
         });
         self.code.failure = Some(CodeFailure {
-            reason: format!("the code of maps cannot be stored: {reason}"),
+            reason,
             retry_at: Some(retry_at),
         });
+    }
+
+    /// Values were stored, which resets the backoff unless a bundle could not be.
+    pub(super) fn storage_works(&mut self) {
+        if self.code.hash.is_empty() {
+            self.code.failures = 0;
+        }
     }
 
     pub(super) fn code_written(&mut self, hash: &str) {

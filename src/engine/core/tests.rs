@@ -898,6 +898,52 @@ fn storing_code_is_retried_with_backoff_and_then_everything_is_requested() {
 }
 
 #[test]
+fn a_reduction_whose_values_cannot_be_stored_is_returned_and_the_reason_reported() {
+    let mut sim = Simulation::new();
+    sim.event(Event::WorkerReady);
+    let (only_here, held) = (MapId(61), |map| Held { map, index: 0, run: 1 });
+    let here = crate::model::targets::Targets::Some(vec![crate::model::EngineId(0)]);
+    for (map, targets) in [(MapId(60), None), (only_here, Some(here))] {
+        let mut definition = (*bundled(targets)).clone();
+        definition.options.reduces = Some(crate::model::definition::Reduces {
+            map: MapId(1),
+            work: definition.work.clone(),
+        });
+        let definition = Arc::new(definition);
+        sim.event(Event::Defined { map, definition });
+    }
+    let send = |sim: &mut Simulation, map| {
+        let tasks = vec![(0, 1, bytes::Bytes::from_static(b"{\"values\":[\"1.0\"]}"))];
+        let effects = sim.core.handle(sim.now, Event::TasksReceived { map, tasks });
+        assert!(effects.iter().any(|effect| matches!(effect, Effect::SendValuesRequest(_))), "{effects:?}");
+        let held = held(map);
+        let file = Err("/tmp/x: no space".to_string());
+        sim.core.handle(sim.now, Event::ValuesStored { held, file })
+    };
+    // Only this engine may run it: it fails, and others are not affected.
+    let effects = send(&mut sim, only_here);
+    let failed = effects.iter().any(
+        |effect| matches!(effect, Effect::SendResults(results) if results.results[0].outcome.error.as_ref().is_some_and(|e| e.ename == "ValueUnavailable")),
+    );
+    assert!(failed && !effects.iter().any(|effect| matches!(effect, Effect::ReportAvailability { .. })), "{effects:?}");
+    // Otherwise other engines get it, after the controller knows that this one is unavailable.
+    let mut delays = Vec::new();
+    for _ in 0..2 {
+        let effects = send(&mut sim, MapId(60));
+        let [Effect::DeleteValues { .. }, Effect::ReportAvailability { reason: Some(reason) }, Effect::SendReturned(back), ..] = &effects[..] else {
+            panic!("{effects:?}");
+        };
+        assert_eq!((reason.as_str(), back.tasks.len()), ("the values of a reduction cannot be stored: /tmp/x: no space", 1));
+        let at = sim.core.next_deadline().unwrap();
+        delays.push((at - sim.now.instant).as_secs());
+        sim.now.instant = at;
+        sim.core.handle(sim.now, Event::Tick);
+        sim.core.handle(sim.now, Event::CodeUsable);
+    }
+    assert_eq!(delays, [1, 2]);
+}
+
+#[test]
 fn removed_code_is_sent_to_its_worker_again() {
     let mut sim = Simulation::new();
     sim.event(Event::WorkerReady);

@@ -176,15 +176,9 @@ impl Core {
         };
         let file = match file {
             Ok(file) => file,
-            Err(reason) => {
-                return self.value_fetch_failed(
-                    now,
-                    held,
-                    format!("the values cannot be stored on the engine's host: {reason}"),
-                    effects,
-                );
-            }
+            Err(reason) => return self.values_not_stored(now, held, reason, effects),
         };
+        self.storage_works();
         let source = fetch.sources.iter().map(|(_, source)| source);
         let values: Vec<(&String, u64, bool)> = source
             .zip(&fetch.received)
@@ -195,6 +189,22 @@ impl Core {
             *input = ready;
         }
         self.fetches.files.insert(held);
+    }
+
+    /// The fault of this host: the task is returned without an attempt, or fails with the reason if only this engine may run it.
+    fn values_not_stored(&mut self, now: Now, held: Held, reason: String, effects: &mut Vec<Effect>) {
+        let reason = format!("the values of a reduction cannot be stored: {reason}");
+        let options = self.maps.get(&held.map).map(|state| &state.definition.options);
+        if options.is_some_and(|options| options.targets.is_some()) {
+            return self.value_fetch_failed(now, held, reason, effects);
+        }
+        effects.push(Effect::DeleteValues { held });
+        self.storage_failed(now, reason);
+        self.report_availability(effects);
+        if let Some(at) = self.queue.iter().position(|unit| unit.held() == Some(held)) {
+            let unit = self.queue.remove(at);
+            self.return_units(unit, effects);
+        }
     }
 
     fn value_fetch_failed(&mut self, now: Now, held: Held, reason: String, effects: &mut Vec<Effect>) {
