@@ -202,7 +202,7 @@ impl Context {
 
     /// A controller whose supervisor lives has not come back.
     fn not_back(&self, profile: &ProfileDir, error: ConnectionError) -> CommandError {
-        match cluster::controller_trouble(profile, &self.cluster_id) {
+        match cluster::controller_problem(profile, &self.cluster_id) {
             Some(problem) => CommandError::refused(format!("{}: {problem}", self.cluster_in_words())).hint(format!(
                 "fix the cause, and it restarts with its tasks; or stop it: pcluster stop{}",
                 self.options()

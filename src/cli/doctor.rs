@@ -142,7 +142,7 @@ fn interpreter(python: &str) -> Check {
         format!("{found}, without {}", missing.join(" and ")),
         format!(
             "only ipyparallel's clients (notebooks, ipp.Client) need it: {} -m pip install ipyparallel",
-            shell::word(path)
+            shell::quoted(path)
         ),
     )
 }
@@ -171,7 +171,7 @@ fn directory(profile: &ProfileDir) -> Check {
         return Check::fail(
             name,
             format!("cannot write in {}: {e}", path.display()),
-            format!("check its permissions (ls -ld {}) and your quota", shell::word(path.display())),
+            format!("check its permissions (ls -ld {}) and your quota", shell::quoted(path.display())),
         );
     }
     let security = profile.security_dir();
@@ -179,7 +179,10 @@ fn directory(profile: &ProfileDir) -> Check {
         Ok(mode) if mode & 0o077 != 0 => Check::warn(
             name,
             format!("{} is readable by other users (mode {mode:03o})", security.display()),
-            format!("it holds the keys of your clusters: chmod 700 {}", shell::word(security.display())),
+            format!(
+                "it holds the keys of your clusters: chmod 700 {}",
+                shell::quoted(security.display())
+            ),
         ),
         _ => Check::ok(name, path.display().to_string()),
     }

@@ -5,6 +5,7 @@ use crate::connection::ConnectionError;
 use crate::launchers::LaunchError;
 use crate::profile::{ConfigError, ProfileError};
 use crate::ssh::SshError;
+use crate::ssh::error::lines;
 use crate::ssh::tunnel::TunnelError;
 use crate::sys::process::ProcessId;
 use std::path::PathBuf;
@@ -131,10 +132,6 @@ fn quoted(tail: &str) -> String {
         return "; its log is empty".into();
     }
     format!("; the end of its log:{}", lines(tail))
-}
-
-fn lines(tail: &str) -> String {
-    tail.lines().map(|line| format!("\n  | {line}")).collect()
 }
 
 /// `clean` without a profile cleans all profiles.

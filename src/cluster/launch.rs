@@ -162,8 +162,8 @@ pub(super) struct Target {
     pub total_timeout: Option<Duration>,
 }
 
-/// Waits until enough engines have registered, and returns their number. Fails if the controller exits, or if so many of the
-/// members in `new` exit that too few remain.
+/// Waits until enough engines have registered, and returns their number. Fails if the controller exits, or if too few of
+/// the members in `new` are still running.
 pub(super) async fn registered(
     client: &Client,
     target: Target,

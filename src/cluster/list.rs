@@ -228,8 +228,8 @@ fn why_unseen(process: &ProcessId, shared: bool) -> Option<String> {
 }
 
 /// Why the controller of a cluster does not run at present, although its supervisor does.
-pub(crate) fn controller_trouble(profile: &ProfileDir, cluster_id: &str) -> Option<String> {
-    let problem = problem::read(&profile.trouble_file(cluster_id))?;
+pub(crate) fn controller_problem(profile: &ProfileDir, cluster_id: &str) -> Option<String> {
+    let problem = problem::read(&profile.problem_file(cluster_id))?;
     Some(format!("the controller is not running: {}", problem.in_words()))
 }
 
@@ -292,7 +292,7 @@ pub(crate) fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSu
         database,
         problem: standing
             .problem
-            .or_else(|| controller_trouble(profile, cluster_id).filter(|_| standing.condition == Condition::Running))
+            .or_else(|| controller_problem(profile, cluster_id).filter(|_| standing.condition == Condition::Running))
             .or_else(|| keeper.as_ref()?.problem.clone()),
         tunnel: standing.tunnel,
         keeper,

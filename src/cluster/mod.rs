@@ -24,7 +24,7 @@ pub(crate) mod walltime_restart;
 
 pub(crate) use engines::{AddOptions, add_engines};
 pub(crate) use error::ClusterError;
-pub(crate) use list::{ClusterSummary, Condition, controller_trouble, is_supervised, list, list_profile, status};
+pub(crate) use list::{ClusterSummary, Condition, controller_problem, is_supervised, list, list_profile, status};
 pub(crate) use scale::{Removed, Scaled, Which, remove_engines, scale};
 pub(crate) use start::{StartOptions, StartProgress, Started, Wait, start};
 pub(crate) use state_file::ClusterState;

@@ -72,7 +72,7 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
         database = %database.display(),
         "controller ready"
     );
-    problem::clear(&settings.profile.trouble_file(&settings.cluster_id));
+    problem::clear(&settings.profile.problem_file(&settings.cluster_id));
     let memory = tokio::spawn(crate::memory::release_unused());
     let result = driver.serve(arrivals, replies, events).await;
     memory.abort();

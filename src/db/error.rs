@@ -82,8 +82,8 @@ impl DbError {
 
     /// Returns advice for the user, if any.
     pub(crate) fn hint(&self) -> Option<String> {
-        let path = shell::word(self.path.display());
-        let directory = shell::word(self.path.parent().unwrap_or(&self.path).display());
+        let path = shell::quoted(self.path.display());
+        let directory = shell::quoted(self.path.parent().unwrap_or(&self.path).display());
         match self.kind {
             DbErrorKind::Missing => Some("nothing has been recorded yet: the file is made when the cluster is first started".into()),
             DbErrorKind::Directory => Some(format!("create the directory {directory}")),

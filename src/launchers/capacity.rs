@@ -53,11 +53,11 @@ impl Host {
         let used = all
             .as_deref()
             .and_then(|text| text.split(' ').nth(3)?.split_once('/')?.1.parse().ok());
-        let most = [number("/proc/sys/kernel/threads-max"), number("/proc/sys/kernel/pid_max")];
+        let maxima = [number("/proc/sys/kernel/threads-max"), number("/proc/sys/kernel/pid_max")];
         Host {
             user_tasks: user_tasks(),
             group_tasks: groups.iter().filter_map(|group| group_tasks(group)).collect(),
-            all_tasks: most.into_iter().flatten().min().zip(used),
+            all_tasks: maxima.into_iter().flatten().min().zip(used),
             memory: fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text)),
             group_memory: groups.iter().filter_map(|group| group_memory(group)).collect(),
             files: getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard),

@@ -59,10 +59,10 @@ pub(crate) enum LaunchError {
     NoRoom { engines: u32, fits: u64, limit: String },
     #[error("the launcher {launcher} cannot start a controller")]
     OnlyEngines { launcher: &'static str },
-    #[error("only {started} of {wanted} engines started over ssh, and were stopped again{}", list(troubles))]
-    Hosts { started: u32, wanted: u32, troubles: Vec<String> },
-    #[error("cannot {doing} all engines{}", list(troubles))]
-    OverSsh { doing: &'static str, troubles: Vec<String> },
+    #[error("only {started} of {wanted} engines started over ssh, and were stopped again{}", list(problems))]
+    Hosts { started: u32, wanted: u32, problems: Vec<String> },
+    #[error("cannot {doing} all engines{}", list(problems))]
+    OverSsh { doing: &'static str, problems: Vec<String> },
     #[error("cannot set up ssh: {why}")]
     NoRuntime { why: String },
     #[error("process {pid} still exists after SIGKILL")]
@@ -104,8 +104,8 @@ impl LaunchError {
     }
 }
 
-fn list(troubles: &[String]) -> String {
-    troubles
+fn list(problems: &[String]) -> String {
+    problems
         .iter()
         .map(|problem| format!("\n  {}", problem.replace('\n', "\n  ")))
         .collect()

@@ -10,8 +10,9 @@ use super::batch::render::{
 };
 use super::batch::{
     BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobTarget, KillWait, Problem,
-    QueryFailure, SubmitFailure, Template, TemplateError, engines, failure, quote, slurm_environment, squeue,
+    QueryFailure, SubmitFailure, Template, TemplateError, engines, failure, slurm_environment, squeue,
 };
+use crate::model::shell;
 use crate::profile::config::resources::StartMode;
 use std::path::{Path, PathBuf};
 
@@ -334,7 +335,7 @@ impl BatchSystem for Pbs {
         if let Some(walltime) = request.resources.walltime {
             arguments.extend(["-l".into(), format!("walltime={walltime}")]);
         }
-        arguments.push(quote::shell(&script));
+        arguments.push(shell::quoted(&script));
         CommandLine::new("qsub", arguments)
     }
 

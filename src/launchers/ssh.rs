@@ -151,14 +151,14 @@ impl Launcher for OverSsh {
         launched.processes = started.into_iter().map(|(_, process)| process).collect();
         let there = launched.processes.len() as u32;
         if there < self.config.min_engines.unwrap_or(launch.n).min(launch.n) {
-            let mut troubles = std::mem::take(&mut launched.problem);
+            let mut problems = std::mem::take(&mut launched.problem);
             if let Err(e) = self.stop(&launched, Duration::from_secs(5)) {
-                troubles.push(e.to_string());
+                problems.push(e.to_string());
             }
             return Err(LaunchError::Hosts {
                 started: there,
                 wanted: launch.n,
-                troubles,
+                problems,
             });
         }
         Ok(launched)
@@ -299,16 +299,16 @@ impl RemoteHosts for OverSsh {
 
 /// What each host gave, if all gave something; else what the others say.
 fn told<T>(doing: &'static str, answers: Vec<Result<T, String>>) -> Result<Vec<T>, LaunchError> {
-    let (mut fine, mut troubles) = (Vec::new(), Vec::new());
+    let (mut fine, mut problems) = (Vec::new(), Vec::new());
     for answer in answers {
         match answer {
             Ok(value) => fine.push(value),
-            Err(why) => troubles.push(why),
+            Err(why) => problems.push(why),
         }
     }
-    match troubles.is_empty() {
+    match problems.is_empty() {
         true => Ok(fine),
-        false => Err(LaunchError::OverSsh { doing, troubles }),
+        false => Err(LaunchError::OverSsh { doing, problems }),
     }
 }
 

@@ -252,7 +252,7 @@ impl ProfileDir {
         self.pid_dir().join(format!("{}.lock", with_id("controller", cluster_id)))
     }
     /// Why the controller does not run at present ([`crate::sys::problem`]).
-    pub fn trouble_file(&self, cluster_id: &str) -> PathBuf {
+    pub fn problem_file(&self, cluster_id: &str) -> PathBuf {
         self.pid_dir().join(format!("{}.problem", with_id("controller", cluster_id)))
     }
     pub fn controller_log(&self, cluster_id: &str) -> PathBuf {

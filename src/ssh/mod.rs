@@ -20,4 +20,3 @@ pub(crate) mod tunnel;
 pub(crate) use destination::Destination;
 pub(crate) use error::SshError;
 pub(crate) use session::{Output, Ssh};
-pub(crate) use shell::quoted;

@@ -1,7 +1,7 @@
 //! Probes another host for its system and programs, by a POSIX shell script, so that it works where pcluster is not installed.
 use super::error::SshError;
 use super::session::Ssh;
-use super::shell::quoted;
+use crate::model::shell::{quoted, quoted_words};
 use std::time::Duration;
 
 /// Home directories of clusters may be slow, and so may a first Python.
@@ -41,7 +41,6 @@ pub(crate) struct Host {
 
 /// Programs run by the script must not read the rest of the script from stdin.
 fn script(request: &Request) -> String {
-    let words = |words: &[String]| words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
     let directory = request.directory.as_ref().map_or_else(String::new, |directory| {
         format!("(cd {} 2>/dev/null && echo \"directory=$PWD\")\n", quoted(directory))
     });
@@ -53,7 +52,7 @@ fn script(request: &Request) -> String {
   echo "python=$p=$("$p" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>&1 </dev/null | tail -n 1)"
 done
 "#,
-            words(&request.pythons)
+            quoted_words(&request.pythons)
         ),
     };
     format!(

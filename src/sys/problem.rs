@@ -10,7 +10,7 @@ const BLOCK: usize = 4096;
 const MAX_REASON: usize = 1000;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Trouble {
+pub(crate) struct StartProblem {
     pub reason: String,
     /// Number of consecutive failed starts.
     pub attempts: u32,
@@ -18,7 +18,7 @@ pub(crate) struct Trouble {
     pub since: f64,
 }
 
-impl Trouble {
+impl StartProblem {
     pub(crate) fn in_words(&self) -> String {
         let starts = match self.attempts {
             1 => "1 failed start".to_string(),
@@ -29,7 +29,7 @@ impl Trouble {
 }
 
 /// None if the process is running normally.
-pub(crate) fn read(path: &Path) -> Option<Trouble> {
+pub(crate) fn read(path: &Path) -> Option<StartProblem> {
     let mut text = String::new();
     let file = File::open(path).ok()?;
     file.take(BLOCK as u64).read_to_string(&mut text).ok()?;
@@ -54,20 +54,20 @@ fn write(file: &File, text: &str) -> io::Result<()> {
 
 /// The supervisor's side. The file is removed when dropped.
 #[derive(Debug)]
-pub(crate) struct TroubleFile(PathBuf);
+pub(crate) struct ProblemFile(PathBuf);
 
-impl TroubleFile {
-    pub(crate) fn prepare(path: &Path) -> TroubleFile {
-        let file = TroubleFile(path.into());
+impl ProblemFile {
+    pub(crate) fn prepare(path: &Path) -> ProblemFile {
+        let file = ProblemFile(path.into());
         if let Err(error) = file.set("") {
             tracing::debug!(path = %path.display(), "not prepared: {error}");
         }
         file
     }
 
-    pub(crate) fn note(&self, problem: &Trouble) {
+    pub(crate) fn note(&self, problem: &StartProblem) {
         let cut = |reason: &str| reason.chars().filter(|c| !c.is_control()).take(MAX_REASON / 4).collect();
-        let problem = Trouble {
+        let problem = StartProblem {
             reason: cut(&problem.reason),
             ..problem.clone()
         };
@@ -84,7 +84,7 @@ impl TroubleFile {
     }
 }
 
-impl Drop for TroubleFile {
+impl Drop for ProblemFile {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
     }
@@ -123,9 +123,9 @@ mod tests {
     fn the_file_is_written_in_place_and_removed_with_its_supervisor() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("problem");
-        let file = TroubleFile::prepare(&path);
+        let file = ProblemFile::prepare(&path);
         assert_eq!((read(&path), path.metadata().unwrap().len()), (None, BLOCK as u64));
-        let problem = |reason: &str| Trouble {
+        let problem = |reason: &str| StartProblem {
             reason: reason.into(),
             attempts: 3,
             since: 5.5,

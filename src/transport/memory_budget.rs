@@ -191,7 +191,7 @@ mod tests {
     use tokio::sync::mpsc::unbounded_channel;
 
     #[test]
-    fn the_peer_with_the_most_unsent_bytes_is_disconnected_first_and_a_single_message_may_exceed_the_limit() {
+    fn the_slowest_peer_is_disconnected_first_and_a_single_message_may_exceed_the_limit() {
         let budget = MemoryBudget::new(100);
         let (sender, mut disconnect) = unbounded_channel();
         let socket = budget.join(sender);

@@ -1,5 +1,5 @@
 //! Disks that are full, databases that are not ours or broken, and two controllers that want the same one.
-use super::support::{Cluster, Home, skip, wait_until};
+use super::support::{Cluster, Home, Running, skip, wait_until};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -186,17 +186,13 @@ fn a_full_disk_pauses_everything_until_space_is_available() {
     let cluster = Cluster::start_in(home, 2, &[]);
     assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "0..2"]), "0.0\n1.0\n");
     let ballast = disk.fill();
-    let words = "x".repeat(200);
-    let lines: String = (0..20_000).map(|n| format!("{n} {words}\n")).collect();
-    cluster.file("lines", &lines);
-    let running = cluster.spawn(&["map", "builtins:len", "lines"]);
+    let (running, expected) = long_lines(&cluster);
     let log = cluster.path().join("log/controller.log");
     wait_until("the controller to say it", || {
         let text = fs::read_to_string(&log).unwrap_or_default();
         (text.contains("cannot write the records") && text.contains("df -h")).then_some(())
     });
     fs::remove_file(ballast).unwrap();
-    let expected: String = lines.lines().map(|line| format!("{}\n", line.len())).collect();
     assert!(running.end().ok() == expected, "all values, in order");
     let maps = cluster.json(&["results"]);
     assert_eq!(maps["maps"].as_array().unwrap().len(), 2, "{maps:#}");
@@ -207,6 +203,15 @@ fn a_full_disk_pauses_everything_until_space_is_available() {
         "assert c.execute('PRAGMA quick_check').fetchall() == [('ok',)]",
     );
     drop(disk);
+}
+
+/// A map whose inputs do not fit on a full disk, and its output.
+fn long_lines(cluster: &Cluster) -> (Running, String) {
+    let words = "x".repeat(200);
+    let lines: String = (0..20_000).map(|n| format!("{n} {words}\n")).collect();
+    cluster.file("lines", &lines);
+    let expected = lines.lines().map(|line| format!("{}\n", line.len())).collect();
+    (cluster.spawn(&["map", "builtins:len", "lines"]), expected)
 }
 
 /// Whether the controller gives no answer: it answers nothing that it cannot record.
@@ -227,13 +232,9 @@ fn a_full_disk_holds_up_and_loses_nothing(home: Home, disk: SmallDisk) {
     let cluster = Cluster::start_in(home, 2, &[]);
     assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "0..2"]), "0.0\n1.0\n");
     let ballast = disk.fill();
-    let words = "x".repeat(200);
-    let lines: String = (0..20_000).map(|n| format!("{n} {words}\n")).collect();
-    cluster.file("lines", &lines);
-    let running = cluster.spawn(&["map", "builtins:len", "lines"]);
+    let (running, expected) = long_lines(&cluster);
     wait_until("the controller to wait for room", || is_silent(&cluster).then_some(()));
     fs::remove_file(ballast).unwrap();
-    let expected: String = lines.lines().map(|line| format!("{}\n", line.len())).collect();
     assert!(running.end().ok() == expected, "all values, in order");
     assert_eq!(cluster.json(&["results"])["maps"][1]["ok"], 20_000);
     assert_eq!(cluster.engine_pids().len(), 2);

@@ -132,7 +132,7 @@ const POLICY: SupervisionPolicy = SupervisionPolicy {
 };
 
 /// None where the options are wrong, which the process that is supervised reports.
-fn trouble_file(args: &Args, context: &Context) -> Option<PathBuf> {
+fn problem_file(args: &Args, context: &Context) -> Option<PathBuf> {
     let words = ControllerWords::of(&args.ipcontroller.traits()).ok()?;
     let place = Place::find(
         &words.common,
@@ -141,13 +141,13 @@ fn trouble_file(args: &Args, context: &Context) -> Option<PathBuf> {
         context,
     )
     .ok()?;
-    Some(place.profile.trouble_file(&place.cluster_id))
+    Some(place.profile.problem_file(&place.cluster_id))
 }
 
 pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if args.supervise {
         logging::start(context.log_level(args.log_level.as_deref().unwrap_or("info")));
-        return supervise(&POLICY, trouble_file(&args, context));
+        return supervise(&POLICY, problem_file(&args, context));
     }
     watch_supervisor(&POLICY)?;
     let mut words = ControllerWords::of(&args.ipcontroller.traits()).map_err(CommandError::usage)?;

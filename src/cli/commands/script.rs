@@ -7,6 +7,7 @@ use crate::cluster::ClusterError;
 use crate::launchers::batch::{self, BatchSystem, JobRequest, ScriptFile, environment};
 use crate::launchers::command::{LocalRunner, Runner};
 use crate::launchers::{ControllerLaunch, EnginesLaunch, templates};
+use crate::model::shell;
 use crate::profile::config::EngineKind;
 use crate::profile::{Config, ProfileDir};
 use std::time::Duration;
@@ -157,7 +158,7 @@ fn show(system: &dyn BatchSystem, request: &JobRequest, files: &[ScriptFile], co
     }
     output::print(&text)?;
     let from = if command.stdin.is_some() {
-        format!(" < {}", batch::quote::shell(&first.path.to_string_lossy()))
+        format!(" < {}", shell::quoted(first.path.display()))
     } else {
         String::new()
     };

@@ -70,8 +70,8 @@ impl RemoteError {
             RemoteError::NoCluster { to, others, profile, .. } => match others.is_empty() {
                 true => vec![format!(
                     "start one on that host: pcluster start --on {} --profile {} -n 4",
-                    shell::word(to),
-                    shell::word(profile)
+                    shell::quoted(to),
+                    shell::quoted(profile)
                 )],
                 false => fixed(&["select one: --remote-profile NAME and --remote-cluster-id ID"]),
             },

@@ -1,7 +1,8 @@
 //! Finds the clusters that run on another host, by their connection files and processes.
 use crate::connection::ConnectionFile;
+use crate::model::shell::quoted;
 use crate::ssh::probe::Host;
-use crate::ssh::{Ssh, SshError, quoted};
+use crate::ssh::{Ssh, SshError};
 use crate::sys::process::ProcessId;
 use std::path::Path;
 use std::time::Duration;

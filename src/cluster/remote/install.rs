@@ -3,8 +3,9 @@
 use super::error::RemoteError;
 use crate::cluster::ClusterError;
 use crate::model::VERSION;
+use crate::model::shell::quoted;
+use crate::ssh::Ssh;
 use crate::ssh::probe::Host;
-use crate::ssh::{Ssh, quoted};
 use sha2::{Digest, Sha256};
 use std::time::Duration;
 

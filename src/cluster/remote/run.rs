@@ -1,8 +1,9 @@
 //! Runs pcluster commands on another host with its own pcluster, so that the same code runs locally and remotely.
 use super::error::RemoteError;
 use crate::cluster::{ClusterError, StartProgress};
+use crate::model::shell::quoted;
 use crate::ssh::probe::Host;
-use crate::ssh::{Destination, Output, Ssh, quoted, shell};
+use crate::ssh::{Destination, Output, Ssh, shell};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};

@@ -915,7 +915,10 @@ fn a_reduction_whose_values_cannot_be_stored_is_returned_and_the_reason_reported
     let send = |sim: &mut Simulation, map| {
         let tasks = vec![(0, 1, bytes::Bytes::from_static(b"{\"values\":[\"1.0\"]}"))];
         let effects = sim.core.handle(sim.now, Event::TasksReceived { map, tasks });
-        assert!(effects.iter().any(|effect| matches!(effect, Effect::SendValuesRequest(_))), "{effects:?}");
+        assert!(
+            effects.iter().any(|effect| matches!(effect, Effect::SendValuesRequest(_))),
+            "{effects:?}"
+        );
         let held = held(map);
         let file = Err("/tmp/x: no space".to_string());
         sim.core.handle(sim.now, Event::ValuesStored { held, file })
@@ -925,15 +928,27 @@ fn a_reduction_whose_values_cannot_be_stored_is_returned_and_the_reason_reported
     let failed = effects.iter().any(
         |effect| matches!(effect, Effect::SendResults(results) if results.results[0].outcome.error.as_ref().is_some_and(|e| e.ename == "ValueUnavailable")),
     );
-    assert!(failed && !effects.iter().any(|effect| matches!(effect, Effect::ReportAvailability { .. })), "{effects:?}");
+    assert!(
+        failed && !effects.iter().any(|effect| matches!(effect, Effect::ReportAvailability { .. })),
+        "{effects:?}"
+    );
     // Otherwise other engines get it, after the controller knows that this one is unavailable.
     let mut delays = Vec::new();
     for _ in 0..2 {
         let effects = send(&mut sim, MapId(60));
-        let [Effect::DeleteValues { .. }, Effect::ReportAvailability { reason: Some(reason) }, Effect::SendReturned(back), ..] = &effects[..] else {
+        let [
+            Effect::DeleteValues { .. },
+            Effect::ReportAvailability { reason: Some(reason) },
+            Effect::SendReturned(back),
+            ..,
+        ] = &effects[..]
+        else {
             panic!("{effects:?}");
         };
-        assert_eq!((reason.as_str(), back.tasks.len()), ("the values of a reduction cannot be stored: /tmp/x: no space", 1));
+        assert_eq!(
+            (reason.as_str(), back.tasks.len()),
+            ("the values of a reduction cannot be stored: /tmp/x: no space", 1)
+        );
         let at = sim.core.next_deadline().unwrap();
         delays.push((at - sim.now.instant).as_secs());
         sim.now.instant = at;

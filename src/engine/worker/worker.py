@@ -19,7 +19,7 @@ def ended_with(error, ticket, started):
 
 def run_tasks(units):
     """Runs a batch of one map's tasks, or the rest of it.
-    
+
     The per-task cost of this loop was measured (docs/adr/0009-map-workers.md). After the report, the state may still say that the
     end of the task is unreported: the engine ignores a duplicate."""
     global running, leaving

@@ -1,4 +1,5 @@
 //! A command line and its output, as plain data. The caller runs the command.
+use crate::model::shell;
 use std::fmt;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,11 +37,11 @@ impl CommandLine {
 impl fmt::Display for CommandLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, value) in &self.env {
-            write!(f, "{name}={} ", super::quote::shell(value))?;
+            write!(f, "{name}={} ", shell::quoted(value))?;
         }
-        f.write_str(&super::quote::shell(&self.program))?;
+        f.write_str(&shell::quoted(&self.program))?;
         for argument in &self.arguments {
-            write!(f, " {}", super::quote::shell(argument))?;
+            write!(f, " {}", shell::quoted(argument))?;
         }
         Ok(())
     }

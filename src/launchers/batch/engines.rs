@@ -1,15 +1,15 @@
 //! Generates the shell lines that start the job's engines or its controller.
 use super::JobKind;
-use super::quote::{shell, shell_words};
 use super::render::{FoundBy, Requirement};
 use super::request::JobRequest;
+use crate::model::shell::{quoted, quoted_words};
 use crate::profile::config::resources::StartMode;
 
 /// Each process is a child of the script's shell. The shell forwards the batch system's warning
 /// signals to its children (as SIGTERM if they handle no other) and waits for them. Several engines
 /// run in parallel.
 pub(crate) fn lines(request: &JobRequest) -> Vec<String> {
-    let command = shell_words(&request.argv);
+    let command = quoted_words(&request.argv);
     let (count, last) = match request.is_one_job() {
         true => (1, None),
         false => (request.engines_in_a_job(), last_job_engines(request)),
@@ -18,7 +18,7 @@ pub(crate) fn lines(request: &JobRequest) -> Vec<String> {
         StartMode::Array => command,
         _ if !request.is_one_job() => command,
         StartMode::Srun => format!("srun --ntasks={} --export=ALL --kill-on-bad-exit=0 --wait=0 {command}", request.n),
-        StartMode::Mpiexec => format!("{} -n {} {command}", shell_words(&request.mpiexec), request.n),
+        StartMode::Mpiexec => format!("{} -n {} {command}", quoted_words(&request.mpiexec), request.n),
     };
     let mut lines = vec![
         DISARM.to_string(),
@@ -77,7 +77,7 @@ fn last_job_engines(request: &JobRequest) -> Option<u32> {
 pub(crate) fn environment(request: &JobRequest, job: &str, element: &str) -> Vec<String> {
     let mut all = request.resources.env.clone();
     all.extend(request.env.iter().cloned());
-    let mut lines: Vec<String> = all.iter().map(|(name, value)| format!("export {name}={}", shell(value))).collect();
+    let mut lines: Vec<String> = all.iter().map(|(name, value)| format!("export {name}={}", quoted(value))).collect();
     lines.push(format!("export PCLUSTER_JOB=\"{job}\" PCLUSTER_ELEMENT=\"{element}\""));
     if let Some(walltime) = request.resources.walltime {
         // Engines leave before the limit, including replacements started in the same job.

@@ -12,7 +12,6 @@ pub(crate) mod environment;
 pub(crate) mod failure;
 pub(crate) mod job;
 pub(crate) mod launch;
-pub(crate) mod quote;
 pub(crate) mod ranges;
 pub(crate) mod render;
 pub(crate) mod request;

@@ -5,9 +5,9 @@
 //! and the value of a variable depends on its line: in a directive (`#SBATCH …`) it is quoted for
 //! the batch system, elsewhere for the shell. A directive whose variable has no value is omitted;
 //! one whose variable is a list is repeated for each item.
-use super::quote;
 use super::request::JobRequest;
 use super::{BatchSystem, JobKind};
+use crate::model::shell;
 use std::borrow::Cow;
 use std::path::PathBuf;
 use tera::{Context, Delimiters, Tera};
@@ -341,8 +341,8 @@ impl TemplateLine<'_> {
                 VariableValue::Unset if self.kind == LineKind::Directive || self.is_alone(&name) => return Ok(Vec::new()),
                 VariableValue::Unset => context.insert(name.clone(), if self.kind == LineKind::Shell { "''" } else { "" }),
                 VariableValue::Text(text) => context.insert(name.clone(), &self.quoted(&name, text)?),
-                VariableValue::Words(words) if self.kind == LineKind::Shell => context.insert(name.clone(), &quote::shell_words(words)),
-                VariableValue::Words(words) => context.insert(name.clone(), &self.quoted(&name, &quote::shell_words(words))?),
+                VariableValue::Words(words) if self.kind == LineKind::Shell => context.insert(name.clone(), &shell::quoted_words(words)),
+                VariableValue::Words(words) => context.insert(name.clone(), &self.quoted(&name, &shell::quoted_words(words))?),
                 VariableValue::Lines(lines) => many = Some((name.clone(), lines.clone())),
             }
             used.push(name);
@@ -369,7 +369,7 @@ impl TemplateLine<'_> {
                 self.system.quote_directive(name, value)
             }
             LineKind::Shell => {
-                let quoted = quote::shell(value);
+                let quoted = shell::quoted(value);
                 if quoted != value && stands_in_quotes(self.text, name) {
                     return Err(TemplateError::InQuotes {
                         template: self.template.into(),
@@ -457,7 +457,7 @@ pub(crate) fn common(request: &JobRequest) -> Variables {
     let modules = resources
         .modules
         .iter()
-        .map(|module| format!("module load {}", quote::shell(module)));
+        .map(|module| format!("module load {}", shell::quoted(module)));
     let engines = super::engines::lines(request);
     let is_controller = request.kind == JobKind::Controller;
     let values = vec![

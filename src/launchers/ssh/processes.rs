@@ -3,8 +3,9 @@
 use super::connect;
 use super::start::PRIVATE;
 use crate::launchers::{MemberState, Process, StopReport};
+use crate::model::shell::quoted;
 use crate::ssh::shell::PROCESS_FUNCTIONS;
-use crate::ssh::{Ssh, SshError, quoted};
+use crate::ssh::{Ssh, SshError};
 use crate::sys::process::{self, Mark, ProcessId, Unseen};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -90,7 +91,7 @@ pub(super) async fn log_ends(host: &str, processes: &[(usize, Process)], lines: 
     let mark = uuid::Uuid::new_v4().simple().to_string();
     let mut script = String::new();
     for (place, process) in processes {
-        let path = quoted(&process.log.to_string_lossy());
+        let path = quoted(process.log.to_string_lossy());
         script.push_str(&format!(
             "echo; echo '{mark} {place}'; tail -c {MAX_LOG} -- {path} 2>&1 | tail -n {lines}\n"
         ));
@@ -221,7 +222,7 @@ fn directories(processes: &[(usize, Process)]) -> Vec<String> {
     let named = processes.iter().filter_map(|(_, process)| process.directory.as_deref());
     let mut all: Vec<String> = named
         .filter(|path| is_ours(path))
-        .map(|path| quoted(&path.to_string_lossy()))
+        .map(|path| quoted(path.to_string_lossy()))
         .collect();
     all.sort();
     all.dedup();

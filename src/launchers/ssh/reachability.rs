@@ -1,7 +1,8 @@
 //! Whether a host's engines reach the controller by themselves: tried there, by the pcluster that is there.
 use crate::connection::ConnectionFile;
 use crate::connection::addresses::is_loopback;
-use crate::ssh::{Ssh, quoted};
+use crate::model::shell::quoted;
+use crate::ssh::Ssh;
 use crate::sys::process;
 use std::time::Duration;
 
@@ -25,8 +26,8 @@ pub(crate) async fn probe(ssh: &Ssh, program: &str, node: &str, file: &Connectio
     let words: Vec<String> = addresses
         .iter()
         .map(|address| match address.contains(':') {
-            true => format!("--probe {}", quoted(&format!("[{address}]:{port}"))),
-            false => format!("--probe {}", quoted(&format!("{address}:{port}"))),
+            true => format!("--probe {}", quoted(format!("[{address}]:{port}"))),
+            false => format!("--probe {}", quoted(format!("{address}:{port}"))),
         })
         .collect();
     let script = format!("{} engine {} 2>&1 </dev/null", quoted(program), words.join(" "));

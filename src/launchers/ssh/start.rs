@@ -6,11 +6,12 @@ use crate::launchers::engine::engine_command;
 use crate::launchers::python;
 use crate::launchers::{EnginesLaunch, Process};
 use crate::model::VERSION;
+use crate::model::shell::quoted;
 use crate::profile::ProfileDir;
 use crate::profile::config::resources::{SshHost, TunnelMode};
+use crate::ssh::Ssh;
 use crate::ssh::probe::{Host, Request};
 use crate::ssh::tunnel::{TunnelError, process};
-use crate::ssh::{Ssh, quoted};
 use crate::sys::process::ProcessId;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -104,7 +105,7 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
         Err(e) => Err(format!("{}; what has been started there ends with the controller", e.with_hint())),
     };
     if let (Err(_), Some(private)) = (&result, &private) {
-        let remove = format!("rm -rf -- {}", quoted(&private.to_string_lossy()));
+        let remove = format!("rm -rf -- {}", quoted(private.to_string_lossy()));
         let _ = ssh.script(&remove, TIMEOUT).await;
     }
     let mut engines = result?;
@@ -142,7 +143,7 @@ impl Drop for EndsTunnel {
 
 /// Whether the host has the same file at the same place.
 async fn sees(ssh: &Ssh, path: &Path, file: &ConnectionFile) -> Result<bool, String> {
-    let script = format!("cat {} 2>/dev/null", quoted(&path.to_string_lossy()));
+    let script = format!("cat {} 2>/dev/null", quoted(path.to_string_lossy()));
     let theirs = ssh.ask(&script, TIMEOUT).await.map_err(|e| e.with_hint())?;
     Ok(ConnectionFile::parse(&theirs, path).is_ok_and(|theirs| theirs == *file))
 }
@@ -203,7 +204,7 @@ async fn copy(ssh: &Ssh, home: &str, id: &str, launch: &EnginesLaunch, file: &Co
     match put.await {
         Ok(()) => Ok(directory),
         Err(e) => {
-            let remove = format!("rm -rf -- {}", quoted(&directory.to_string_lossy()));
+            let remove = format!("rm -rf -- {}", quoted(directory.to_string_lossy()));
             let _ = ssh.script(&remove, TIMEOUT).await;
             Err(e.with_hint())
         }
@@ -213,23 +214,23 @@ async fn copy(ssh: &Ssh, home: &str, id: &str, launch: &EnginesLaunch, file: &Co
 /// The script that starts the engines. In a shell without job control `setsid` becomes what it starts: `$!` is the engine's.
 fn script(host: &SshHost, there: &EnginesLaunch, numbers: &[u32], directory: &str) -> Result<String, crate::launchers::LaunchError> {
     let (program, arguments) = engine_command(there)?;
-    let mut command = quoted(&program.to_string_lossy());
+    let mut command = quoted(program.to_string_lossy());
     for argument in arguments {
-        command.push_str(&format!(" {}", quoted(&argument.to_string_lossy())));
+        command.push_str(&format!(" {}", quoted(argument.to_string_lossy())));
     }
     let mut script = format!("umask 077\ncd {} || exit 1\n", quoted(directory));
     for (name, value) in &host.env {
         script.push_str(&format!("export {name}={}\n", quoted(value)));
     }
     let logs = there.profile.log_dir();
-    script.push_str(&format!("mkdir -p {} || exit 1\n", quoted(&logs.to_string_lossy())));
+    script.push_str(&format!("mkdir -p {} || exit 1\n", quoted(logs.to_string_lossy())));
     script.push_str(ProcessId::ABOUT);
     for number in numbers {
         let log = there.profile.engine_log(&there.cluster_id, *number);
         script.push_str(&format!(
             "l={}\n: >>\"$l\" || exit 1\nb=$(wc -c <\"$l\")\nsetsid {command} </dev/null >>\"$l\" 2>&1 &\np=$!\ns=\n\
              {{ read -r s </proc/$p/stat; }} 2>/dev/null\necho \"engine {number} $p $((b)) $s\"\n",
-            quoted(&log.to_string_lossy())
+            quoted(log.to_string_lossy())
         ));
     }
     Ok(script)

@@ -10,7 +10,7 @@
 pub(crate) mod guard;
 mod liveness_socket;
 
-use crate::sys::problem::{Trouble, TroubleFile};
+use crate::sys::problem::{ProblemFile, StartProblem};
 use crate::sys::process::{self, Mark, ProcessId};
 use liveness_socket::{ExitReport, LivenessSocket};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -93,11 +93,11 @@ impl RestartState {
     }
 
     /// Records a failed start. A killed process does not count as failed.
-    fn record_failure(&mut self, reason: String, file: Option<&TroubleFile>) {
+    fn record_failure(&mut self, reason: String, file: Option<&ProblemFile>) {
         let since = *self.since.get_or_insert_with(SystemTime::now);
         self.failures += 1;
         if let Some(file) = file {
-            file.note(&Trouble {
+            file.note(&StartProblem {
                 reason,
                 attempts: self.failures,
                 since: since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
@@ -156,7 +156,7 @@ pub(crate) fn run(supervised: &Supervised) -> io::Result<u8> {
     };
     let mut record = RestartState::new(supervised.retries_refusals);
     let mut adopted = AdoptedProcess::inherited()?;
-    let problem = supervised.problem.as_deref().map(TroubleFile::prepare);
+    let problem = supervised.problem.as_deref().map(ProblemFile::prepare);
     loop {
         record.starts += 1;
         let running = match adopted.take() {

@@ -29,7 +29,7 @@ pub(crate) trait Tunnel: Send {
     fn close(&mut self);
     /// The tunnel has no target any more.
     fn lost(&mut self);
-    /// Whether the tunnel has had no controller for so long that it ends.
+    /// Whether the tunnel has been without a controller beyond its timeout, and ends.
     fn is_orphaned(&self, error: &TunnelError) -> bool;
 }
 
