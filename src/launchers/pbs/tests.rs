@@ -75,7 +75,7 @@ fn each_dialect_has_its_own_directives() {
     // It passes its words through its own shell.
     assert_eq!(
         command(&SLURM),
-        r#"qsub -j oe -o /dev/null -t 1-15 -l walltime=1:30:00 ''\''/home/ada/my scripts/p.sh'\'''"#
+        r#"qsub -j oe -o /dev/null -t 1-15 -l walltime=1:30:00 "'/home/ada/my scripts/p.sh'""#
     );
 }
 
