@@ -4,6 +4,7 @@
 //! [`private_file`] (files that only their owner can read), [`private_dir`] (directories that only their owner can access),
 //! [`directory_id`] (identity of directories), [`network_fs`] (detection of shared file systems),
 //! [`problem`] (why a supervised process is not running).
+pub(crate) mod cgroup;
 pub(crate) mod clock;
 pub(crate) mod directory_id;
 pub(crate) mod lock;
