@@ -171,7 +171,10 @@ impl Filter {
 impl Test {
     fn new(field: Field, operator: Operator, value: &Value) -> Result<Test, String> {
         let expected = |what: &str| {
-            let name = Operator::NAMES.iter().find(|(_, known)| *known == operator).map_or("", |(name, _)| name);
+            let name = Operator::NAMES
+                .iter()
+                .find(|(_, known)| *known == operator)
+                .map_or("", |(name, _)| name);
             Err(format!("{name} of {} takes {what}, not {value}", field.name()))
         };
         match (operator, value) {

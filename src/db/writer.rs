@@ -169,9 +169,7 @@ impl Writer {
     pub(super) fn limit_pages(&self, max: Option<u32>) {
         let max = max.unwrap_or(u32::MAX - 1);
         let connection = lock(&self.connection);
-        connection
-            .pragma_update_and_check(None, "max_page_count", max, |_| Ok(()))
-            .unwrap();
+        connection.pragma_update_and_check(None, "max_page_count", max, |_| Ok(())).unwrap();
     }
 
     /// For tests: limits the size of rows.

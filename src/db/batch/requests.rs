@@ -45,10 +45,12 @@ impl Batch<'_> {
         };
         let state = engine.map_or(TaskState::Ready, |_| TaskState::Assigned);
         let add = "INSERT OR IGNORE INTO task (id, state, submitted, engine) VALUES (?1, ?2, ?3, ?4)";
-        let added =
-            self.connection
-                .prepare_cached(add)?
-                .execute(params![task.row_id(), state.as_str(), request.submitted.0, engine.map(|e| e.0)])?;
+        let added = self.connection.prepare_cached(add)?.execute(params![
+            task.row_id(),
+            state.as_str(),
+            request.submitted.0,
+            engine.map(|e| e.0)
+        ])?;
         if added == 0 {
             tracing::warn!(%task, msg_id = request.msg_id, "RequestAdded not recorded: the task is another request's");
             return Ok(());

@@ -341,6 +341,7 @@ fn value_columns<'a>(outcome: &'a Outcome, long: &'a Option<[Option<Vec<u8>>; 2]
 }
 
 pub(crate) fn state_of(state: &str) -> rusqlite::Result<TaskState> {
-    state.parse()
+    state
+        .parse()
         .map_err(|error: String| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into()))
 }

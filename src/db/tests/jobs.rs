@@ -29,7 +29,10 @@ fn a_job_has_its_latest_state_and_the_time_when_that_was_first_seen() {
     let mut db = Db::new();
     assert_eq!(db.reader().jobs().unwrap(), []);
     let (first, second) = (seen(1, "queued", false, 1001.0), seen(2, "queued", false, 1001.0));
-    assert_eq!(record(&mut db, vec![second.clone(), first.clone()]), [first.clone(), second.clone()]);
+    assert_eq!(
+        record(&mut db, vec![second.clone(), first.clone()]),
+        [first.clone(), second.clone()]
+    );
     assert_eq!(record(&mut db, vec![seen(1, "queued", false, 1002.0)])[0], first, "unchanged");
     let ended = seen(1, "timed out (TIMEOUT)", true, 1060.0);
     assert_eq!(record(&mut db, vec![ended.clone()]), [ended, second]);

@@ -1,8 +1,8 @@
 //! Tests on real files. Here what they share; by subject: `steps` (a task's life), `queries`, `requests`, `restart`,
 //! `expiry`, `jobs`, `files` (unusable ones), `large` (buffers), `outputs` (output of tasks), `agreement` (random changes against a plain model), `versions` (old files, the views, the documentation).
 mod agreement;
-mod files;
 mod expiry;
+mod files;
 mod jobs;
 mod large;
 mod outputs;
