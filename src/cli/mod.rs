@@ -11,6 +11,7 @@ pub(crate) mod ids;
 pub(crate) mod inputs;
 pub(crate) mod ipyparallel;
 pub(crate) mod logging;
+pub(crate) mod nodes;
 pub(crate) mod output;
 pub(crate) mod progress;
 pub(crate) mod records;

@@ -72,7 +72,9 @@ impl FromStr for Memory {
 impl fmt::Display for Memory {
     /// Exact, and parses again: `4G`, `512M`, `1536M`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let exact = UNITS.into_iter().find(|(_, shift)| self.bytes % (1 << shift) == 0 && self.bytes > 0);
+        let exact = UNITS
+            .into_iter()
+            .find(|(_, shift)| self.bytes % (1 << shift) == 0 && self.bytes > 0);
         let (unit, shift) = exact.unwrap_or(UNITS[UNITS.len() - 1]);
         write!(f, "{}{unit}", self.bytes >> shift)
     }
@@ -127,7 +129,9 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Memory>(), Ok(Memory { bytes }), "{text}");
         }
-        for text in ["", "0G", "0", "G", "4X", "-1G", "1..5G", "9999999T", "inf", "nan", "4BB", "4IB", "é", "4 G G"] {
+        for text in [
+            "", "0G", "0", "G", "4X", "-1G", "1..5G", "9999999T", "inf", "nan", "4BB", "4IB", "é", "4 G G",
+        ] {
             assert!(text.parse::<Memory>().is_err(), "{text}");
         }
         insta::assert_snapshot!("500".parse::<Memory>().unwrap_err(), @r#""500" has no unit: write 500M for MiB, or 500G for GiB"#);

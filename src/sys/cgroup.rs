@@ -15,7 +15,11 @@ pub(crate) fn directories(root: &Path, controllers: &[&str]) -> Vec<PathBuf> {
         };
         let tops: Vec<PathBuf> = match names {
             "" => vec![mount.clone()],
-            _ => names.split(',').filter(|name| controllers.contains(name)).map(|name| mount.join(name)).collect(),
+            _ => names
+                .split(',')
+                .filter(|name| controllers.contains(name))
+                .map(|name| mount.join(name))
+                .collect(),
         };
         for top in tops {
             let own = top.join(path.trim_start_matches('/'));

@@ -9,8 +9,6 @@ mod gpus;
 use crate::model::node::NodeFacts;
 use crate::profile::config::node::NodeResources;
 use crate::sys::cgroup;
-use nix::sched::{CpuSet, sched_getaffinity};
-use nix::unistd::Pid;
 use std::fs;
 use std::path::Path;
 
@@ -37,15 +35,11 @@ fn detect(host: &str) -> NodeFacts {
         root: Path::new("/"),
         variable: &variable,
         host,
-        affinity: affinity(),
+        affinity: std::thread::available_parallelism()
+            .ok()
+            .and_then(|count| u32::try_from(count.get()).ok()),
     };
     surroundings.node()
-}
-
-fn affinity() -> Option<u32> {
-    let set = sched_getaffinity(Pid::from_raw(0)).ok()?;
-    let count = (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).count();
-    u32::try_from(count).ok().filter(|count| *count > 0)
 }
 
 impl Surroundings<'_> {
@@ -53,9 +47,15 @@ impl Surroundings<'_> {
         let groups = cgroup::directories(self.root, &["cpu", "memory"]);
         let share = self.share();
         // A part of a processor is not enough for a task of its own.
-        let quotas = groups.iter().filter_map(|group| cgroup::cpu_limit(group)).map(|cpus| cpus.max(1.0) as u32);
+        let quotas = groups
+            .iter()
+            .filter_map(|group| cgroup::cpu_limit(group))
+            .map(|cpus| cpus.max(1.0) as u32);
         let cpus = self.affinity.into_iter().chain(share.cpus).chain(quotas).min();
-        let limits = groups.iter().filter_map(|group| cgroup::memory_limit(group)).map(|(limit, _)| limit);
+        let limits = groups
+            .iter()
+            .filter_map(|group| cgroup::memory_limit(group))
+            .map(|(limit, _)| limit);
         let memory = self.total_memory().into_iter().chain(share.mem_bytes).chain(limits).min();
         NodeFacts {
             cpus: cpus.unwrap_or_default(),

@@ -94,15 +94,20 @@ fn a_job_has_the_share_that_its_batch_system_gave_it() {
     assert_eq!(whole.shown(), "8 cpus, 64G");
     let sge = job(&[("SGE_TASK_ID", "undefined"), ("NSLOTS", "2"), ("NHOSTS", "1")]);
     assert_eq!(sge.shown(), "2 cpus, 64G");
-    let spread = job(&[("SGE_TASK_ID", "3"), ("NSLOTS", "9"), ("NHOSTS", "2"), ("PE_HOSTFILE", "/spool/hosts")])
-        .with("spool/hosts", "n0.cluster 4 all.q@n0 UNDEFINED\nn1.cluster 5 all.q@n1 UNDEFINED\n");
+    let spread = job(&[
+        ("SGE_TASK_ID", "3"),
+        ("NSLOTS", "9"),
+        ("NHOSTS", "2"),
+        ("PE_HOSTFILE", "/spool/hosts"),
+    ])
+    .with("spool/hosts", "n0.cluster 4 all.q@n0 UNDEFINED\nn1.cluster 5 all.q@n1 UNDEFINED\n");
     assert_eq!(spread.shown(), "5 cpus, 64G");
     let pbs = job(&[("PBS_JOBID", "7.s"), ("NCPUS", "6")]);
     assert_eq!(pbs.shown(), "6 cpus, 64G");
     let lsf = job(&[("LSB_JOBID", "7"), ("LSB_MCPU_HOSTS", "n0 4 n1 3 ")]);
     assert_eq!(lsf.shown(), "3 cpus, 64G");
-    let condor =
-        job(&[("_CONDOR_MACHINE_AD", "/scratch/.machine.ad")]).with("scratch/.machine.ad", "Activity = \"Idle\"\nCpus = 2\nMemory = 2048\n");
+    let condor = job(&[("_CONDOR_MACHINE_AD", "/scratch/.machine.ad")])
+        .with("scratch/.machine.ad", "Activity = \"Idle\"\nCpus = 2\nMemory = 2048\n");
     assert_eq!(condor.shown(), "2 cpus, 2G");
     // Without a job, leftovers of one say nothing.
     assert_eq!(job(&[("NSLOTS", "2"), ("SLURM_CPUS_ON_NODE", "1")]).shown(), "8 cpus, 64G");
@@ -140,7 +145,10 @@ fn gpus_of_amd_have_a_variable_of_their_own() {
         .with(&format!("{}/name", node(1)), "aldebaran\n")
         .with("dev/dri/renderD128", "");
     let [gpu] = &host.node().gpus[..] else { panic!() };
-    assert_eq!((gpu.vendor.variable(), gpu.name.as_str(), gpu.model.as_str()), ("ROCR_VISIBLE_DEVICES", "0", "aldebaran"));
+    assert_eq!(
+        (gpu.vendor.variable(), gpu.name.as_str(), gpu.model.as_str()),
+        ("ROCR_VISIBLE_DEVICES", "0", "aldebaran")
+    );
     assert_eq!(host.set(&[("ROCR_VISIBLE_DEVICES", "")]).gpu_names(), [""; 0]);
 }
 

@@ -95,7 +95,7 @@ fn an_unknown_key_is_shown_with_the_nearest_one() {
     pcluster.yaml:2:3: engine: unknown key `quux`
       2 |   quux: 1
         |   ^
-    hint: known keys: kind, python, ipengine, interrupt_timeout_ms, terminate_timeout_ms, grace_period_ms, env, cwd
+    hint: known keys: kind, python, ipengine, interrupt_timeout_ms, terminate_timeout_ms, grace_period_ms, env, cwd, resources
     "#);
 }
 
