@@ -204,7 +204,7 @@ fn work_name(work: &Work) -> String {
 /// The beginning of a task's output, and how to get the rest.
 fn push_output(text: &mut String, (task, run): (TaskId, Option<u32>), outputs: [&Output; 2]) {
     for (stream, output) in Stream::OUTPUTS.into_iter().zip(outputs) {
-        let name = stream.word();
+        let name = stream.as_str();
         let (shown, more) = shown::shown(output);
         push_block(text, name, &shown);
         if more > 0 {

@@ -172,8 +172,8 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
 fn write_output(args: &Args, query: &TaskQuery, stream: Stream, context: &Context) -> Result<Exit, CommandError> {
     let (true, [task]) = (query.maps.is_empty() && !context.json, query.tasks.as_slice()) else {
         return Err(
-            CommandError::usage(format!("--{} writes the output of exactly one task", stream.word()))
-                .hint(format!("select one: pcluster results 1.3 --{} > FILE", stream.word())),
+            CommandError::usage(format!("--{} writes the output of exactly one task", stream.as_str()))
+                .hint(format!("select one: pcluster results 1.3 --{} > FILE", stream.as_str())),
         );
     };
     let records = Records::open(context)?;

@@ -67,7 +67,7 @@ pub(crate) fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> 
             queued: status.queued,
             running: status.running,
             finished: status.finished,
-            cut_off: status.cut_off,
+            cut_off: status.disconnected_peers,
             replaced: monitor.as_ref().map(|monitor| monitor.replaced),
         })?;
     } else {
@@ -124,8 +124,8 @@ fn text(status: &StatusReply, cluster: &str, directory: &Path, now: UnixTime) ->
     ];
     let mut text: String = lines.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect();
     text = visible(&text).into_owned();
-    if status.cut_off > 0 {
-        let peers = counted(status.cut_off, "peer");
+    if status.disconnected_peers > 0 {
+        let peers = counted(status.disconnected_peers, "peer");
         text.push_str(&format!("{:<12}{peers} that did not read (see pcluster logs)\n", "dropped"));
     }
     text
@@ -148,7 +148,7 @@ mod tests {
         }))
         .unwrap();
         let dropped = StatusReply {
-            cut_off: 2,
+            disconnected_peers: 2,
             ..status.clone()
         };
         let text_of = |status| text(status, "x", Path::new("/"), UnixTime(1075.0));

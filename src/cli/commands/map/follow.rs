@@ -124,7 +124,7 @@ async fn hand_on(
                 }
                 let (_, bytes) = client.output(task, Some(run), stream, start).await.map_err(NotTaken::Fetching)?;
                 if bytes.is_empty() {
-                    let what = format!("the {} of task {task} is truncated at {start} of {size} bytes", stream.word());
+                    let what = format!("the {} of task {task} is truncated at {start} of {size} bytes", stream.as_str());
                     return Err(NotTaken::Taking(CommandError::internal(what)));
                 }
                 piece = Output::whole(bytes);
