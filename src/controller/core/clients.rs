@@ -440,7 +440,7 @@ impl Core {
             queued: (ready + in_flight - begun) as u64,
             running: begun as u64,
             finished: self.finished_tasks,
-            cut_off: self.cut_off,
+            disconnected_peers: self.cut_off,
             notes: self.maps_without_time().into_iter().chain(self.requests_without_python()).collect(),
         };
         self.out.answer(context, &reply);

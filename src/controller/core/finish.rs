@@ -51,7 +51,7 @@ fn with_output(mut outcome: Outcome, written: Written, now: UnixTime) -> Outcome
         let Some(rest) = rest else {
             let what = format!(
                 "{written} bytes of the task's {} are recorded, but its engine sent the bytes after the first {} of {}",
-                stream.word(),
+                stream.as_str(),
                 output.start,
                 output.size
             );
