@@ -32,7 +32,7 @@ impl Memory {
             .find(|(_, shift)| self.bytes >= 1 << shift)
             .unwrap_or(UNITS[UNITS.len() - 1]);
         let amount = self.bytes as f64 / (1u64 << shift) as f64;
-        match amount < 99.95 && self.bytes % (1 << shift) != 0 {
+        match amount < 99.95 && !self.bytes.is_multiple_of(1 << shift) {
             true => format!("{amount:.1}{unit}"),
             false => format!("{amount:.0}{unit}"),
         }
@@ -62,7 +62,7 @@ impl FromStr for Memory {
         };
         let shift = UNITS.iter().find(|(name, _)| Some(*name) == letter).ok_or_else(invalid)?.1;
         let bytes = (amount * (1u64 << shift) as f64).round();
-        match bytes >= 1.0 && bytes < MAX {
+        match (1.0..MAX).contains(&bytes) {
             true => Ok(Memory { bytes: bytes as u64 }),
             false => Err(invalid()),
         }
@@ -74,7 +74,7 @@ impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let exact = UNITS
             .into_iter()
-            .find(|(_, shift)| self.bytes % (1 << shift) == 0 && self.bytes > 0);
+            .find(|(_, shift)| self.bytes > 0 && self.bytes.is_multiple_of(1 << shift));
         let (unit, shift) = exact.unwrap_or(UNITS[UNITS.len() - 1]);
         write!(f, "{}{unit}", self.bytes >> shift)
     }
