@@ -4,7 +4,7 @@
 //! code), [`stdlib`] (Python's modules), [`task`] (states and outcomes), [`change`] (what is
 //! recorded), [`buffer_file`] (where large buffers are stored), [`output`] (what tasks write), [`pickled`]
 //! (values that JSON cannot represent), [`query`] (queries of the records), [`engine`], [`node`] (the owner of resources), [`job`],
-//! [`memory`] (amounts with units).
+//! [`resources`] (what tasks ask for), [`memory`] (amounts with units).
 pub(crate) mod buffer_file;
 pub(crate) mod bundle;
 pub(crate) mod change;
@@ -17,6 +17,7 @@ pub(crate) mod node;
 pub(crate) mod output;
 pub(crate) mod pickled;
 pub(crate) mod query;
+pub(crate) mod resources;
 pub(crate) mod shell;
 pub(crate) mod stdlib;
 pub(crate) mod targets;

@@ -27,7 +27,7 @@ impl Core {
             .engines
             .by_load()
             .take_while(|(_, e)| hwm == 0 || e.load() < hwm)
-            .filter(|(uuid, _)| may(uuid));
+            .filter(|(uuid, e)| self.engines.admits(e, None) && may(uuid));
         if self.config.task_scheme == "leastload" {
             return with_room.map(|(uuid, _)| uuid.clone()).next();
         }

@@ -29,6 +29,7 @@ pub use unit::Request;
 pub(crate) use unit::{Unit, WorkerKey};
 
 use crate::model::definition::MapDefinition;
+use crate::model::resources::Allocation;
 use crate::model::task::Outcome;
 use crate::model::{MapId, UnixTime};
 use crate::wire::content::engine::{Held, OutputRecorded, Part, Progress, Returned};
@@ -57,7 +58,11 @@ pub struct CoreSettings {
 
 #[derive(Debug)]
 struct MapState {
+    /// With the environment of the allocation.
     definition: Arc<MapDefinition>,
+    /// As the controller sent it.
+    sent: Arc<MapDefinition>,
+    allocation: Option<Allocation>,
     /// Its worker has received the definition.
     in_worker: bool,
     forgotten: bool,
@@ -234,19 +239,22 @@ impl Core {
             }
             Event::Defined { map, definition } => {
                 let state = MapState {
+                    sent: definition.clone(),
                     definition,
+                    allocation: None,
                     in_worker: false,
                     forgotten: false,
                     mean: None,
                 };
                 match self.maps.get_mut(&map) {
                     // Sent again, unchanged.
-                    Some(known) if known.definition == state.definition => known.forgotten = false,
+                    Some(known) if known.sent == state.sent => known.forgotten = false,
                     _ => {
                         self.maps.insert(map, state);
                     }
                 }
             }
+            Event::Allocated { map, allocation, env } => self.allocated(map, allocation, env, effects),
             Event::MapForgotten { map } => {
                 if let Some(state) = self.maps.get_mut(&map) {
                     state.forgotten = true;

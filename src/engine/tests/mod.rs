@@ -169,6 +169,7 @@ impl TestController {
         self.native(
             TASKS,
             &Tasks {
+                allocation: None,
                 map: MapId(map),
                 definition: None,
                 tasks,
