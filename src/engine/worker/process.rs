@@ -6,7 +6,7 @@ use super::reader::read_records;
 use super::writer::FrameWriter;
 use crate::engine::orphans::ProcessOwner;
 use bytes::Bytes;
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use std::io::{self, Read, Write};
@@ -378,14 +378,4 @@ fn pipe() -> nix::Result<(OwnedFd, OwnedFd)> {
 fn reopened(pipe: &std::fs::File) -> io::Result<std::fs::File> {
     let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
     Ok(open(path.as_str(), OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())?.into())
-}
-
-/// Clears close-on-exec, so that a child process inherits these files.
-pub(crate) fn keep_open(fds: &[RawFd]) -> io::Result<()> {
-    for fd in fds {
-        #[expect(unsafe_code, reason = "the files are open for as long as the child is being started")]
-        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) };
-        fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
-    }
-    Ok(())
 }
