@@ -95,7 +95,7 @@ impl Style {
                             out,
                             &[
                                 task.as_bytes(),
-                                row.state.word().as_bytes(),
+                                row.state.as_str().as_bytes(),
                                 input.as_bytes(),
                                 code.as_bytes(),
                                 &row.stdout.bytes,
@@ -110,7 +110,7 @@ impl Style {
                             cell(&value_line(row))
                         };
                         let error = row.error.as_ref().map(in_words).unwrap_or_default();
-                        csv_record(out, &[&task, row.state.word(), &input, &value, &error])
+                        csv_record(out, &[&task, row.state.as_str(), &input, &value, &error])
                     }
                 }
             }

@@ -1,11 +1,11 @@
 //! A list of byte strings as one blob: their number, then each one's length (both unsigned 64-bit little-endian), then
 //! the bytes one after the other. An empty list is NULL in the database.
 //!
-//! In a file the highest bit of the number is set, and each byte string begins at a multiple of [`ALIGNMENT`]: a worker maps the file,
-//! and what is in it are arrays.
+//! In a file the highest bit of the number is set, and each byte string begins at a multiple of [`ALIGNMENT`]: a worker maps the file
+//! and uses its content as arrays.
 use bytes::{Buf, BufMut, Bytes};
 
-/// A cache line; what vector instructions want is less.
+/// A cache line, more than vector instructions require.
 const ALIGNMENT: usize = 64;
 const ALIGNED: u64 = 1 << 63;
 
@@ -21,7 +21,7 @@ pub(super) fn encode(buffers: &[Bytes]) -> Option<Vec<u8>> {
     Some(blob)
 }
 
-/// What a file of them has, piece by piece.
+/// The content of their file, in pieces.
 pub(super) fn laid_out(buffers: &[Bytes]) -> Vec<Bytes> {
     static NOTHING: [u8; ALIGNMENT] = [0; ALIGNMENT];
     let head = Bytes::from(head(buffers, buffers.len() as u64 | ALIGNED));
@@ -36,7 +36,7 @@ pub(super) fn laid_out(buffers: &[Bytes]) -> Vec<Bytes> {
     pieces
 }
 
-/// What stands in front of the bytes.
+/// The header.
 fn head(buffers: &[Bytes], number: u64) -> Vec<u8> {
     let mut head = Vec::with_capacity(8 * (1 + buffers.len()));
     head.put_u64_le(number);
@@ -46,7 +46,7 @@ fn head(buffers: &[Bytes], number: u64) -> Vec<u8> {
     head
 }
 
-/// The buffers share `blob`'s memory. None if it was not written by [`encode`], nor what [`laid_out`] has.
+/// The buffers share `blob`'s memory. None if it was not written by [`encode`], nor [`laid_out`].
 pub(super) fn decode(blob: Bytes) -> Option<Vec<Bytes>> {
     let mut head = blob.clone();
     let number = head.try_get_u64_le().ok()?;

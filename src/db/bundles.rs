@@ -11,10 +11,10 @@ use std::sync::Arc;
 const OPERATION: &str = "read the code of a map from";
 
 impl Reader {
-    /// The content of a bundle; None where there is none, or its file has gone.
+    /// The content of a bundle; None if it or its file does not exist.
     pub(crate) fn bundle(&self, hash: &str) -> Result<Option<Bytes>, DbError> {
         self.read(OPERATION, |connection| {
-            // A file that is only read keeps the tables that it has.
+            // A file that is only read is not migrated.
             if schema::version(connection)? < 9 {
                 return Ok(None);
             }
@@ -24,7 +24,7 @@ impl Reader {
         })
     }
 
-    /// The definition with its code, where that is on record and whole.
+    /// The definition with its code, if that is recorded and intact.
     pub(crate) fn with_bundle(&self, mut definition: MapDefinition) -> Result<MapDefinition, DbError> {
         if let Some(named) = definition.bundle_mut().filter(|named| named.content.is_none()) {
             let found = self.bundle(&named.hash)?.map(Bundle::from);
@@ -51,7 +51,7 @@ impl Reader {
     }
 }
 
-/// Removes those of these bundles that no map refers to.
+/// Removes those bundles that no map refers to.
 pub(super) fn remove_unused(connection: &Connection, hashes: &[String]) -> rusqlite::Result<()> {
     let sql = "DELETE FROM bundle WHERE hash = ?1 AND NOT EXISTS (SELECT 1 FROM map WHERE bundle = ?1) \
                AND NOT EXISTS (SELECT 1 FROM earlier_code WHERE bundle = ?1)";

@@ -33,7 +33,7 @@ pub(crate) enum DbErrorKind {
     Other,
 }
 
-/// `cannot <operation> <path>: <cause>`, with advice in [`DbError::hint`].
+/// `cannot <operation> <path>: <cause>`, with a hint in [`DbError::hint`].
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {operation} {}: {cause}", path.display())]
 pub(crate) struct DbError {
@@ -80,19 +80,19 @@ impl DbError {
         DbError::new(kind, operation, path, error.to_string())
     }
 
-    /// Returns advice for the user, if any.
+    /// A hint for the user, if any.
     pub(crate) fn hint(&self) -> Option<String> {
         let path = shell::quoted(self.path.display());
         let directory = shell::quoted(self.path.parent().unwrap_or(&self.path).display());
         match self.kind {
-            DbErrorKind::Missing => Some("nothing has been recorded yet: the file is made when the cluster is first started".into()),
+            DbErrorKind::Missing => Some("no records yet: the file is created when the cluster is first started".into()),
             DbErrorKind::Directory => Some(format!("create the directory {directory}")),
             DbErrorKind::Permission => Some(format!("the file and its directory must be yours: see `ls -ld {directory} {path}`")),
             DbErrorKind::Locked => Some(format!(
                 "another process uses the file: a running controller answers for it, else find the process with `fuser {path}`"
             )),
             DbErrorKind::Full => Some(format!(
-                "free some space (see `df -h {directory}` and your quota); nothing recorded so far is lost"
+                "free some space (see `df -h {directory}` and your quota); recorded tasks are not lost"
             )),
             DbErrorKind::Damaged => Some(format!(
                 "look at `sqlite3 {path} 'PRAGMA quick_check'`; save what can be read with `sqlite3 {path} .recover | sqlite3 saved.db`, \

@@ -5,9 +5,9 @@ use crate::model::definition::CLIENT_KIND;
 use crate::model::{MapId, UnixTime};
 use rusqlite::params;
 
-/// Tasks of one answer, unless one map alone has more.
+/// Maximum number of tasks in one result, unless a single map has more.
 const MAX_TASKS: u32 = 1000;
-/// Requests of one answer.
+/// Maximum number of requests in one result.
 const MAX_REQUESTS: usize = 200;
 /// The number of oldest requests checked in each submission.
 const SCAN_LIMIT: i64 = 1000;

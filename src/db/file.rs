@@ -1,4 +1,4 @@
-//! The file itself: whose it is, on which file system, and how it is opened for writing and for reading.
+//! Opens the file: checks that it is ours and what file system it is on.
 use super::schema::{self, APPLICATION_ID};
 use super::{DbError, DbErrorKind, Durability};
 use rusqlite::config::DbConfig;
@@ -15,14 +15,14 @@ const BUSY: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 5_000 
 const OPEN: &str = "open the database";
 
 #[derive(Debug, PartialEq, Eq)]
-enum Found {
-    Nothing,
+enum FileKind {
+    Missing,
     Ours,
 }
 
-/// What is at the path. Looks at it in a way that leaves no trace, so that a foreign file stays as it is; and by SQLite
-/// alone, because closing a file by any other way would drop the locks that this process holds on it (fcntl's rule).
-fn inspect(path: &Path) -> Result<Found, DbError> {
+/// Inspects the path without changing anything, since the file may belong to another program; and only through SQLite,
+/// because closing the file otherwise would drop the locks that this process holds on it (fcntl's rule).
+fn inspect(path: &Path) -> Result<FileKind, DbError> {
     let foreign = |what: &str| Err(DbError::new(DbErrorKind::Foreign, OPEN, path, what));
     let log = with_suffix(path, "-wal");
     let has_log = || std::fs::metadata(&log).is_ok_and(|found| found.len() > 0);
@@ -37,21 +37,21 @@ fn inspect(path: &Path) -> Result<Found, DbError> {
     match std::fs::metadata(path) {
         Ok(found) if !found.is_file() => return foreign("it is not a regular file"),
         Ok(found) if found.len() == 0 && has_log() => return orphaned("it is empty"),
-        Ok(found) if found.len() == 0 => return Ok(Found::Nothing),
+        Ok(found) if found.len() == 0 => return Ok(FileKind::Missing),
         Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && has_log() => return orphaned("it is gone"),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && has_log() => return orphaned("it is missing"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(FileKind::Missing),
         Err(error) => return Err(DbError::io(OPEN, path, &error)),
     }
-    let told = connect(&immutable_uri(path), OpenFlags::SQLITE_OPEN_URI)
+    let header = connect(&immutable_uri(path), OpenFlags::SQLITE_OPEN_URI)
         .and_then(|connection| Ok((schema::application_id(&connection)?, schema::version(&connection)?)));
-    match told {
-        Ok((APPLICATION_ID, version)) => schema::check_version(OPEN, path, version).map(|()| Found::Ours),
+    match header {
+        Ok((APPLICATION_ID, version)) => schema::check_version(OPEN, path, version).map(|()| FileKind::Ours),
         Ok(_) => foreign("it is an SQLite database of another program"),
         Err(error) => match error.sqlite_error_code() {
             Some(rusqlite::ErrorCode::NotADatabase) => foreign("it is not an SQLite database"),
-            // In the middle of a checkpoint the first page may be ahead of the others: locks will tell.
-            Some(rusqlite::ErrorCode::DatabaseCorrupt) => Ok(Found::Ours),
+            // During a checkpoint the first page may be newer than the others; opening with locks decides.
+            Some(rusqlite::ErrorCode::DatabaseCorrupt) => Ok(FileKind::Ours),
             _ => Err(DbError::sqlite(OPEN, path, &error)),
         },
     }
@@ -111,7 +111,7 @@ pub fn is_network(_path: &Path) -> bool {
 /// out, and the log's index in this process's memory (for network file systems).
 pub(super) fn open_for_writing(path: &Path, durability: Durability, exclusive: bool) -> Result<Connection, DbError> {
     check_directory(path)?;
-    if inspect(path)? == Found::Nothing {
+    if inspect(path)? == FileKind::Missing {
         match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
                 return Err(DbError::io("create the database", path, &error));
@@ -137,9 +137,9 @@ fn prepare(connection: &mut Connection, path: &Path, durability: Durability, exc
         connection.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(sqlite)?;
     }
     schema::check_version(OPEN, path, schema::version(connection).map_err(sqlite)?)?;
-    // Of a new file; changes nothing where there are tables.
+    // Takes effect only in a new file.
     connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(sqlite)?;
-    // The first tables are made before the log is switched on: so the header of the file itself says whose it is.
+    // Tables are created before the log is enabled, so that the application id is in the file itself.
     schema::migrate(connection).map_err(sqlite)?;
     let mode: String = connection
         .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
@@ -175,7 +175,7 @@ fn plan_once(connection: &Connection) -> rusqlite::Result<()> {
 /// Opens for reading, beside a writer (of this process too) or on a stopped cluster's file.
 pub(super) fn open_for_reading(path: &Path) -> Result<Connection, DbError> {
     check_directory(path)?;
-    if inspect(path)? == Found::Nothing {
+    if inspect(path)? == FileKind::Missing {
         return Err(DbError::new(DbErrorKind::Missing, OPEN, path, "there is no database yet"));
     }
     let first = match connect(path.as_os_str().as_bytes(), OpenFlags::empty()) {
@@ -196,7 +196,7 @@ fn connect(name: &[u8], flags: OpenFlags) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | flags;
     let connection = Connection::open_with_flags(name, flags)?;
     connection.busy_timeout(BUSY)?;
-    // Opening reads nothing; this does.
+    // Opening does not read the file yet.
     connection.query_row("SELECT count(*) FROM sqlite_master", [], |_| Ok(()))?;
     Ok(connection)
 }
@@ -213,22 +213,22 @@ fn finish_reading(connection: Connection, path: &Path) -> Result<Connection, DbE
     Ok(connection)
 }
 
-/// Where it is noted that the database was deleted or replaced while a controller wrote it, and where its records are.
+/// The note that the database was deleted or replaced under a running controller, and where its records are.
 fn note_of_loss(database: &Path) -> PathBuf {
     with_suffix(database, "-lost.txt")
 }
 
 pub(crate) fn note_loss(database: &Path, text: &str) {
     if let Err(error) = std::fs::write(note_of_loss(database), text) {
-        tracing::warn!(%error, "the loss of the database cannot be noted beside it");
+        tracing::warn!(%error, "cannot write the note about the lost database");
     }
 }
 
-/// What was noted; with `forget` it is not noted any more.
-pub(crate) fn noted_loss(database: &Path, forget: bool) -> Option<String> {
+/// Returns the note of [`note_loss`]; with `remove` also removes it.
+pub(crate) fn noted_loss(database: &Path, remove: bool) -> Option<String> {
     let path = note_of_loss(database);
     let text = std::fs::read_to_string(&path).ok()?;
-    if forget {
+    if remove {
         let _ = std::fs::remove_file(path);
     }
     Some(text)

@@ -7,13 +7,13 @@ use serde_json::Value;
 use std::cmp::Ordering;
 
 macro_rules! fields {
-    ($($field:ident $word:literal $sql:literal),* $(,)?) => {
-        /// The fields of a record, in ipyparallel's words, and where they are in the database.
+    ($($field:ident $name:literal $sql:literal),* $(,)?) => {
+        /// The fields of a record: ipyparallel's name, and the SQL expression of the value.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(super) enum Field { $($field),* }
         impl Field {
-            pub(super) const ALL: [Field; [$($word),*].len()] = [$(Field::$field),*];
-            pub(super) fn word(self) -> &'static str { match self { $(Field::$field => $word),* } }
+            pub(super) const ALL: [Field; [$($name),*].len()] = [$(Field::$field),*];
+            pub(super) fn name(self) -> &'static str { match self { $(Field::$field => $name),* } }
             pub(super) fn sql(self) -> &'static str { match self { $(Field::$field => $sql),* } }
         }
     };
@@ -48,11 +48,11 @@ fields! {
 }
 
 impl Field {
-    pub(super) fn parse(word: &str) -> Result<Field, String> {
+    pub(super) fn parse(name: &str) -> Result<Field, String> {
         Field::ALL
             .into_iter()
-            .find(|field| field.word() == word)
-            .ok_or_else(|| format!("a record has no {word:?} (it has {})", Field::ALL.map(Field::word).join(" ")))
+            .find(|field| field.name() == name)
+            .ok_or_else(|| format!("unknown field {name:?} (fields: {})", Field::ALL.map(Field::name).join(" ")))
     }
     pub(super) fn is_buffers(self) -> bool {
         matches!(self, Field::Buffers | Field::ResultBuffers)
@@ -79,7 +79,7 @@ enum Operator {
 }
 
 impl Operator {
-    const WORDS: [(&'static str, Operator); 12] = [
+    const NAMES: [(&'static str, Operator); 12] = [
         ("$eq", Operator::Equal),
         ("$ne", Operator::NotEqual),
         ("$lt", Operator::Less),
@@ -109,18 +109,18 @@ impl Filter {
             return Err(format!("a query is an object of fields, not {query}"));
         };
         let mut tests = Vec::new();
-        for (word, check) in query {
-            let field = Field::parse(word)?;
+        for (name, check) in query {
+            let field = Field::parse(name)?;
             if field.is_buffers() {
-                return Err(format!("{word} cannot be searched"));
+                return Err(format!("{name} cannot be searched"));
             }
             match check {
                 Value::Object(operators) => {
-                    for (word, value) in operators {
-                        let known = Operator::WORDS.iter().find(|(known, _)| known == word);
+                    for (name, value) in operators {
+                        let known = Operator::NAMES.iter().find(|(known, _)| known == name);
                         let &(_, operator) = known.ok_or_else(|| {
-                            let all = Operator::WORDS.map(|(word, _)| word).join(" ");
-                            format!("{word:?} is not an operator (they are {all})")
+                            let all = Operator::NAMES.map(|(name, _)| name).join(" ");
+                            format!("unknown operator {name:?} (operators: {all})")
                         })?;
                         tests.push(Test::new(field, operator, value)?);
                     }
@@ -139,7 +139,7 @@ impl Filter {
         self.0.iter().all(|test| test.holds(&record.value(test.field)))
     }
 
-    /// A condition in SQL that every match meets, for the tests by which records are mostly looked up.
+    /// A condition in SQL that every match meets, for the most frequent tests.
     pub(super) fn narrow(&self) -> (String, Vec<SqlValue>) {
         let mut wheres = vec!["1"];
         let mut values = Vec::new();
@@ -170,29 +170,29 @@ impl Filter {
 
 impl Test {
     fn new(field: Field, operator: Operator, value: &Value) -> Result<Test, String> {
-        let word = || {
-            Operator::WORDS
+        let expected = |what: &str| {
+            let name = Operator::NAMES
                 .iter()
                 .find(|(_, known)| *known == operator)
-                .map_or("", |(word, _)| word)
+                .map_or("", |(name, _)| name);
+            Err(format!("{name} of {} takes {what}, not {value}", field.name()))
         };
-        let wants = |what: &str| Err(format!("{} of {} wants {what}, not {value}", word(), field.word()));
         match (operator, value) {
             (Operator::In | Operator::NotIn | Operator::All, Value::Array(_)) => {}
             // Python's `in`: part of a text.
             (Operator::In | Operator::NotIn, Value::String(_)) => {}
-            (Operator::In | Operator::NotIn | Operator::All, _) => return wants("a list"),
+            (Operator::In | Operator::NotIn | Operator::All, _) => return expected("a list"),
             (Operator::Modulo, Value::Array(pair)) => match pair.as_slice() {
                 [divisor, rest] if divisor.as_f64().is_some_and(|d| d != 0.0) && rest.is_number() => {}
-                _ => return wants("a divisor that is not 0 and a remainder"),
+                _ => return expected("a divisor that is not 0 and a remainder"),
             },
-            (Operator::Modulo, _) => return wants("a divisor and a remainder"),
+            (Operator::Modulo, _) => return expected("a divisor and a remainder"),
             (Operator::Glob, Value::String(pattern)) => {
                 if let Err(error) = glob::Pattern::new(pattern) {
-                    return wants(&format!("a pattern ({error})"));
+                    return expected(&format!("a pattern ({error})"));
                 }
             }
-            (Operator::Glob, _) => return wants("a pattern"),
+            (Operator::Glob, _) => return expected("a pattern"),
             _ => {}
         }
         let value = if field.is_date() { dates(value) } else { value.clone() };
@@ -200,30 +200,30 @@ impl Test {
     }
 
     fn holds(&self, found: &Value) -> bool {
-        let wanted = &self.value;
-        let ordered = |test: fn(Ordering) -> bool| compare(found, wanted).is_some_and(test);
+        let expected = &self.value;
+        let ordered = |test: fn(Ordering) -> bool| compare(found, expected).is_some_and(test);
         match self.operator {
-            Operator::Equal => equal(found, wanted),
-            Operator::NotEqual => !equal(found, wanted),
+            Operator::Equal => equal(found, expected),
+            Operator::NotEqual => !equal(found, expected),
             Operator::Less => ordered(Ordering::is_lt),
             Operator::Greater => ordered(Ordering::is_gt),
             Operator::LessEqual => ordered(Ordering::is_le),
             Operator::GreaterEqual => ordered(Ordering::is_ge),
-            Operator::In => contains(wanted, found),
-            Operator::NotIn => !contains(wanted, found),
+            Operator::In => contains(expected, found),
+            Operator::NotIn => !contains(expected, found),
             // As in the hub: the value is in every one of these lists (or texts).
-            Operator::All => matches!(wanted, Value::Array(lists) if lists.iter().all(|one| contains(one, found))),
+            Operator::All => matches!(expected, Value::Array(lists) if lists.iter().all(|one| contains(one, found))),
             Operator::Modulo => match (
                 found.as_f64(),
-                wanted.get(0).and_then(Value::as_f64),
-                wanted.get(1).and_then(Value::as_f64),
+                expected.get(0).and_then(Value::as_f64),
+                expected.get(1).and_then(Value::as_f64),
             ) {
                 // Python's remainder has the divisor's sign.
                 (Some(n), Some(divisor), Some(rest)) => n - divisor * (n / divisor).floor() == rest,
                 _ => false,
             },
-            Operator::Exists => truthy(wanted) != found.is_null(),
-            Operator::Glob => match (found, wanted) {
+            Operator::Exists => truthy(expected) != found.is_null(),
+            Operator::Glob => match (found, expected) {
                 (Value::String(text), Value::String(pattern)) => glob::Pattern::new(pattern).is_ok_and(|p| p.matches(text)),
                 _ => false,
             },
@@ -231,7 +231,7 @@ impl Test {
     }
 }
 
-/// Dates in the one spelling that records have, so that they compare as texts.
+/// Dates in the format of records, so that they compare as texts.
 fn dates(value: &Value) -> Value {
     match value {
         Value::String(text) => UnixTime::from_iso(text).map_or_else(|| value.clone(), |time| time.to_iso().into()),

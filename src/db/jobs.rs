@@ -4,7 +4,7 @@ use crate::model::UnixTime;
 use crate::model::job::{Departure, JobRow};
 
 impl Reader {
-    /// All jobs, in the order of their submission; one that a file of an older pcluster does not know of is none.
+    /// All jobs in order of submission; none in a file of a version without jobs.
     pub(crate) fn jobs(&self) -> Result<Vec<JobRow>, DbError> {
         self.read("read jobs from", |connection| {
             let is_there = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'job')";

@@ -44,7 +44,7 @@ impl Large {
         }
     }
 
-    /// The name under which a message's buffers were kept; None for those that fit into a row. `kept` is told.
+    /// Stores a message's buffers in a file, sets `kept`, and returns the file's name; None if they fit into a row.
     pub(super) fn keep(&self, list: &[Bytes], kept: Option<&BufferFile>, durability: Durability) -> Result<Option<String>, DbError> {
         if list.iter().map(Bytes::len).sum::<usize>() < MIN_FILE_BYTES {
             return Ok(None);

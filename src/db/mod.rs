@@ -1,8 +1,8 @@
 //! Every task, in SQLite: one file per cluster, written by its controller alone, read by anyone.
 //!
 //! [`Writer`] applies [`crate::model::change::Change`]s, many in one commit; [`Reader`] answers queries, beside a
-//! running controller or on the file of a stopped one; [`restart`] is what a controller needs to carry on from a file.
-//! `docs/reference/database.md` tells users what is in the file. Nothing here knows a socket, a clock or the controller's core.
+//! running controller or on the file of a stopped one; [`restart`] is the state that a controller resumes from.
+//! `docs/reference/database.md` documents the file for users. No socket, no clock, no controller here.
 mod batch;
 mod buffers;
 mod bundles;

@@ -1,9 +1,8 @@
-//! What tasks have written, as it stands in the columns `stdout` and `stderr` and in files beside the database; long values likewise, in
-//! `value` or `pickled`.
+//! Output of tasks in the columns `stdout` and `stderr` and in files beside the database; likewise values, in `value` or `pickled`.
 //!
-//! A short output that is UTF-8 is a TEXT. Anything else is a BLOB whose first byte says what follows: bytes; or the size of a long
-//! output, the run whose file has it, and its beginning. A file's name is `<task.id>-<run>-<stream>`; what it has beyond
-//! the size on record is of a commit that did not happen, and is written over.
+//! A short output that is UTF-8 is a TEXT. Anything else is a BLOB whose first byte is its type: bytes; or the size of a long
+//! output, the run that its file belongs to, and its beginning. A file's name is `<task.id>-<run>-<stream>`; bytes beyond the
+//! recorded size belong to a failed commit, and are overwritten.
 use super::{Durability, file};
 use crate::model::TaskId;
 use crate::model::output::{HEAD, Output, Stream, Written};
@@ -32,21 +31,21 @@ pub(super) struct InFile {
 /// A column's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Stored {
-    Here(Bytes),
+    Inline(Bytes),
     InFile(InFile),
 }
 
 impl Stored {
     pub(super) fn size(&self) -> u64 {
         match self {
-            Stored::Here(bytes) => bytes.len() as u64,
+            Stored::Inline(bytes) => bytes.len() as u64,
             Stored::InFile(file) => file.size,
         }
     }
 
     pub(super) fn output(self) -> Output {
         match self {
-            Stored::Here(bytes) => Output::whole(bytes),
+            Stored::Inline(bytes) => Output::whole(bytes),
             Stored::InFile(file) => Output {
                 start: 0,
                 bytes: file.head,
@@ -57,7 +56,7 @@ impl Stored {
 
     fn decode(mut blob: Bytes) -> Option<Stored> {
         match blob.try_get_u8().ok()? {
-            BYTES => Some(Stored::Here(blob)),
+            BYTES => Some(Stored::Inline(blob)),
             IN_FILE => Some(Stored::InFile(InFile {
                 size: blob.try_get_u64_le().ok()?,
                 run: blob.try_get_u32_le().ok()?,
@@ -84,16 +83,16 @@ impl InFile {
     }
 }
 
-/// SQL for what `task t` has written on this stream so far, whether it is finished or not.
+/// SQL for the output of `task t` on this stream so far.
 pub(super) fn so_far(stream: Stream) -> String {
-    let (word, column) = (stream.word(), finished(stream));
+    let (name, column) = (stream.as_str(), finished(stream));
     format!(
         "CASE WHEN t.completed IS NULL THEN (SELECT CAST(char({JOINED}) || group_concat(substr(typeof(text), 1, 1) || hex(text), ',') AS BLOB) \
-         FROM (SELECT text FROM output WHERE task = t.id AND stream = '{word}' ORDER BY id)) ELSE {column} END"
+         FROM (SELECT text FROM output WHERE task = t.id AND stream = '{name}' ORDER BY id)) ELSE {column} END"
     )
 }
 
-/// SQL for the same of `t`, a task or an attempt, that has ended.
+/// SQL for the output of `t`, a finished task or an attempt.
 pub(super) fn finished(stream: Stream) -> &'static str {
     match stream {
         Stream::Stdout => "t.stdout",
@@ -105,40 +104,40 @@ pub(super) fn finished(stream: Stream) -> &'static str {
 /// The location of a long value; from the columns `value` and `pickled`.
 pub(super) fn long_value(column: ValueRef) -> Option<InFile> {
     match column {
-        // A pickle begins otherwise, and JSON is a text.
+        // A pickle begins with another byte, and JSON is a text.
         ValueRef::Blob(blob) if blob.first() == Some(&IN_FILE) => match stored(column) {
             Stored::InFile(file) => Some(file),
-            Stored::Here(_) => None,
+            Stored::Inline(_) => None,
         },
         _ => None,
     }
 }
 
-/// Reads what [`so_far`] makes of rows: `t` and `b` for texts and blobs, each with its bytes as hexadecimal digits.
+/// Parses the result of [`so_far`]: `t` and `b` for texts and blobs, each with its bytes as hexadecimal digits.
 fn joined(rows: &[u8]) -> Option<Stored> {
     let mut bytes = Vec::new();
     for row in rows.split(|byte| *byte == b',') {
         let (kind, digits) = row.split_first()?;
         let content = hex::decode(digits).ok()?;
         match (kind, Stored::decode(content.clone().into())) {
-            (b'b', Some(Stored::Here(more))) => bytes.extend_from_slice(&more),
+            (b'b', Some(Stored::Inline(more))) => bytes.extend_from_slice(&more),
             (b'b', Some(in_file)) => return Some(in_file),
             (b'b', None) => return None,
             _ => bytes.extend_from_slice(&content),
         }
     }
-    Some(Stored::Here(bytes.into()))
+    Some(Stored::Inline(bytes.into()))
 }
 
-/// A column of `task`, `attempt` or `output`, or of [`so_far`]. What cannot be read is taken as bytes.
+/// A column of `task`, `attempt` or `output`, or of [`so_far`]. Unknown formats are treated as bytes.
 pub(super) fn stored(value: ValueRef) -> Stored {
     match value {
-        ValueRef::Text(text) => Stored::Here(Bytes::copy_from_slice(text)),
+        ValueRef::Text(text) => Stored::Inline(Bytes::copy_from_slice(text)),
         ValueRef::Blob(blob) => {
             let blob = Bytes::copy_from_slice(blob);
-            Stored::decode(blob.clone()).unwrap_or(Stored::Here(blob))
+            Stored::decode(blob.clone()).unwrap_or(Stored::Inline(blob))
         }
-        _ => Stored::Here(Bytes::new()),
+        _ => Stored::Inline(Bytes::new()),
     }
 }
 
@@ -146,14 +145,14 @@ pub(super) fn output(row: &Row, column: usize) -> rusqlite::Result<Output> {
     Ok(stored(row.get_ref(column)?).output())
 }
 
-pub(super) fn stream_of(word: &str) -> Stream {
+pub(super) fn stream_of(name: &str) -> Stream {
     Stream::ALL
         .into_iter()
-        .find(|stream| stream.word() == word)
+        .find(|stream| stream.as_str() == name)
         .unwrap_or(Stream::Stdout)
 }
 
-/// Bytes that are on record of an unfinished task's run.
+/// Recorded bytes of an unfinished task's run.
 pub(super) fn written(connection: &Connection, task: i64) -> rusqlite::Result<Written> {
     let mut select = connection.prepare_cached("SELECT stream, text FROM output WHERE task = ?1")?;
     let mut rows = select.query([task])?;
@@ -193,16 +192,16 @@ impl Outputs {
     }
 
     fn path(&self, task: TaskId, run: u32, stream: Stream) -> PathBuf {
-        self.directory.join(format!("{}-{run}-{}", task.row_id(), stream.word()))
+        self.directory.join(format!("{}-{run}-{}", task.row_id(), stream.as_str()))
     }
 
-    /// The error names the file; SQLite's own errors would not.
+    /// An error that names the file, unlike SQLite's own.
     fn failed(path: &Path, error: io::Error) -> rusqlite::Error {
         let path = path.to_path_buf();
         rusqlite::Error::ToSqlConversionFailure(Box::new(FileError { path, error }))
     }
 
-    /// Writes at a place, which is the end of what is on record; what was there behind it goes.
+    /// Writes at `at`, the end of the recorded bytes, and truncates the file after that.
     pub(super) fn write(
         &self,
         task: TaskId,
@@ -237,12 +236,12 @@ impl Outputs {
         write().map_err(|error| Outputs::failed(&path, error))
     }
 
-    /// Up to so many bytes from a place on.
+    /// Up to `limit` bytes from `start` on.
     pub(super) fn read(&self, task: TaskId, stream: Stream, stored: &Stored, start: u64, limit: usize) -> rusqlite::Result<Bytes> {
         let left = stored.size().saturating_sub(start);
         let length = usize::try_from(left).unwrap_or(usize::MAX).min(limit);
         match stored {
-            Stored::Here(bytes) => {
+            Stored::Inline(bytes) => {
                 let start = bytes.len() - left as usize;
                 Ok(bytes.slice(start..start + length))
             }
@@ -260,7 +259,7 @@ impl Outputs {
         let _ = fs::remove_file(self.path(task, run, stream));
     }
 
-    /// Removes the files of tasks, and of runs of tasks, that are not on record any more, and of values that did not stand.
+    /// Removes the files of tasks and runs that are not recorded any more, and of superseded values.
     pub(super) fn sweep(&self, connection: &Connection) -> rusqlite::Result<()> {
         let Ok(found) = fs::read_dir(&self.directory) else {
             return Ok(());
@@ -285,8 +284,8 @@ impl Outputs {
 }
 
 fn parse_name(name: &str) -> Option<(i64, u32, Stream)> {
-    let mut words = name.split('-');
-    let (task, run, stream) = (words.next()?, words.next()?, words.next()?);
-    let stream = Stream::ALL.into_iter().find(|known| known.word() == stream)?;
-    words.next().is_none().then_some((task.parse().ok()?, run.parse().ok()?, stream))
+    let mut parts = name.split('-');
+    let (task, run, stream) = (parts.next()?, parts.next()?, parts.next()?);
+    let stream = Stream::ALL.into_iter().find(|known| known.as_str() == stream)?;
+    parts.next().is_none().then_some((task.parse().ok()?, run.parse().ok()?, stream))
 }

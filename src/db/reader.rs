@@ -21,14 +21,14 @@ const MAX_BYTES: usize = 16 << 20;
 pub(crate) struct Reader {
     connection: Arc<Mutex<Connection>>,
     path: PathBuf,
-    /// Of the tables: an old file is read as it is.
+    /// The schema version: an old file is read without migration.
     version: i32,
     pub(super) large: Large,
     pub(super) outputs: Outputs,
 }
 
 impl Reader {
-    /// Opens the file for reading, in a directory that cannot be written too.
+    /// Opens the file for reading, even in a read-only directory.
     pub(crate) fn open(path: &Path) -> Result<Reader, DbError> {
         let connection = file::open_for_reading(path)?;
         let version = schema::version(&connection).map_err(|error| DbError::sqlite("open", path, &error))?;
@@ -49,7 +49,7 @@ impl Reader {
         }
     }
 
-    /// Runs `read` on one state of the file: what is written meanwhile is not seen.
+    /// Runs `read` in one transaction, on a consistent state of the file.
     pub(super) fn read<T>(&self, operation: &'static str, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, DbError> {
         let connection = lock(&self.connection);
         let result = in_transaction(&connection, "BEGIN", read);
@@ -91,7 +91,7 @@ impl Reader {
         })
     }
 
-    /// The tasks, and how many match without `limit` and `offset`.
+    /// The tasks, and the number of matches without `limit` and `offset`.
     pub(crate) fn tasks(&self, query: &TaskQuery) -> Result<(Vec<TaskRow>, u64), DbError> {
         const OPERATION: &str = "read tasks from";
         let bad = |cause| self.bad_query(OPERATION, cause);
@@ -112,8 +112,8 @@ impl Reader {
         })
     }
 
-    /// What a map counts (nothing where there is none), and its finished tasks in input order from `from` on, up to the
-    /// first that is not finished, at most `limit` of them and about 16 MiB (but one at least, if there is one).
+    /// A map's counters (zero if it does not exist), and its finished tasks in input order from `from` on, up to the first
+    /// unfinished one: at most `limit` tasks and about 16 MiB, but at least one task.
     pub(crate) fn finished_from(&self, map: MapId, from: u32, limit: u32) -> Result<(Counts, Vec<TaskRow>), DbError> {
         self.read("read results from", |connection| {
             const ABOUT: &str = "SELECT total, ok, error, aborted, timeout, lost, running, assigned, label, kind FROM map WHERE id = ?1";
@@ -154,8 +154,8 @@ impl Reader {
         })
     }
 
-    /// A part of what a task has written, or of its exact value, of its current run or of an earlier one that did not stand: the size of all of it, and up to
-    /// so many bytes from a place on. None where there is no such task or attempt.
+    /// The total size of a task's output or exact value, of its current run or an earlier one, and up to `limit` bytes of it
+    /// from `start` on. None if there is no such task or attempt.
     pub(crate) fn output(
         &self,
         task: TaskId,

@@ -47,9 +47,9 @@ impl RequestRecord {
     /// The record (or of it, `msg_id` and `keys`) as JSON without buffers, as `result_request` and `db_request` are
     /// answered. Dates are ISO 8601, missing values null. Keys that no record has are left out.
     pub(crate) fn to_json(&self, keys: Option<&[String]>) -> serde_json::Map<String, Value> {
-        let wanted = |field: &Field| *field == Field::MsgId || keys.is_none_or(|keys| keys.iter().any(|key| key == field.word()));
+        let wanted = |field: &Field| *field == Field::MsgId || keys.is_none_or(|keys| keys.iter().any(|key| key == field.name()));
         let fields = Field::ALL.iter().filter(|field| wanted(field) && !field.is_buffers());
-        fields.map(|field| (field.word().to_string(), self.value(*field))).collect()
+        fields.map(|field| (field.name().to_string(), self.value(*field))).collect()
     }
 
     /// A field as JSON; null for buffers.
@@ -85,8 +85,8 @@ impl RequestRecord {
 }
 
 /// The queues' names as `Request` has them; a name never seen is taken as `task`.
-pub(super) fn queue_of(word: &str) -> &'static str {
-    ["mux", "broadcast"].into_iter().find(|known| *known == word).unwrap_or("task")
+pub(super) fn queue_of(name: &str) -> &'static str {
+    ["mux", "broadcast"].into_iter().find(|known| *known == name).unwrap_or("task")
 }
 
 impl Reader {
@@ -118,7 +118,7 @@ impl Reader {
     }
 
     /// ipyparallel's `db_request`: a MongoDB-like query over requests, e.g. `{"completed": {"$ne": null}}`. With `keys`,
-    /// the other fields are left empty (`msg_id` never is). A [`super::DbErrorKind::Query`] says what is not understood.
+    /// the other fields are left empty (`msg_id` never is). Fails with [`super::DbErrorKind::Query`] if the query is invalid.
     pub(crate) fn find_records(&self, query: &Value, keys: Option<&[String]>) -> Result<Vec<RequestRecord>, DbError> {
         const OPERATION: &str = "read requests from";
         let bad = |cause| self.bad_query(OPERATION, cause);
@@ -130,7 +130,7 @@ impl Reader {
         wanted.push(Field::MsgId);
         self.read(OPERATION, |connection| {
             let (narrow, values) = filter.narrow();
-            // First only what is tested is read, then what is wanted of those that match.
+            // First reads only the tested fields, then the requested fields of the matches.
             let matches = select(
                 (connection, &self.large, &self.outputs),
                 &filter.fields(),
@@ -198,7 +198,7 @@ fn text(task: TaskId, stream: Stream, stored: &outputs::Stored, outputs: &Output
     let mut text = String::from_utf8_lossy(&bytes).into_owned();
     let more = stored.size() - bytes.len() as u64;
     if more > 0 {
-        let stream = stream.word();
+        let stream = stream.as_str();
         text.push_str(&format!("\n[... {more} more bytes: pcluster results {task} --{stream} ...]\n"));
     }
     text

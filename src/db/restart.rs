@@ -1,4 +1,4 @@
-//! The state that a controller restores from the file of a previous controller, however that ended.
+//! The state that a controller restores from the file of a previous controller, also after a crash.
 use super::batch::{row_range, state_of};
 use super::large::Large;
 use super::requests::queue_of;
@@ -15,15 +15,15 @@ use rusqlite::{Connection, Row};
 /// The small part; tasks are taken map by map with [`Reader::unfinished_tasks`].
 #[derive(Debug)]
 pub(crate) struct RestartState {
-    /// Never given to a map before.
+    /// Not used by any map before.
     pub next_map: MapId,
-    /// Never given to an engine before.
+    /// Not used by any engine before.
     pub next_engine: EngineId,
     /// Maps that are not completed, those of ipyparallel clients (`Work::Client`) among them, oldest first.
     pub maps: Vec<OpenMap>,
     /// The recorded retention clock; in a file without it, the time of the newest record.
     pub retention_clock: Option<UnixTime>,
-    /// Engines that are registered and not gone.
+    /// Engines that registered and have not left.
     pub engines: Vec<RegisteredEngine>,
 }
 
@@ -55,12 +55,12 @@ pub(crate) struct UnfinishedTask {
     pub engine: Option<EngineId>,
     /// The number of attempts started.
     pub attempts: u32,
-    /// Since it was (re)submitted: how many attempts ended in a crash, and how many failed otherwise.
+    /// Attempts since it was (re)submitted that ended in a crash, and that failed otherwise.
     pub crashes: u32,
     pub failures: u32,
-    /// Its current attempt is to be the last.
+    /// Its current attempt is the last.
     pub cancelled: bool,
-    /// Bytes of its current run's output, and of its value, that are on record.
+    /// Recorded bytes of its current run's output and value.
     pub written: Written,
     /// JSON text; empty for requests of ipyparallel clients.
     pub input: Bytes,
@@ -72,7 +72,7 @@ pub(crate) struct UnfinishedRequest {
     pub run: u32,
     /// The engine it was assigned to.
     pub engine: Option<EngineId>,
-    /// As it came, but `engine` is the one that it was last assigned to, where it was.
+    /// As received; `engine` is its last assigned engine, if any.
     pub request: Request,
 }
 
@@ -130,7 +130,7 @@ impl Reader {
         })
     }
 
-    /// The place behind the last task of a map that is on record.
+    /// The index after that of the map's last recorded task.
     pub(crate) fn next_index(&self, map: MapId) -> Result<u32, DbError> {
         self.read("read tasks from", |connection| {
             let (first, last) = row_range(map);
@@ -191,7 +191,7 @@ pub(crate) fn bytes(row: &Row, column: usize) -> rusqlite::Result<Bytes> {
     Ok(Bytes::copy_from_slice(row.get_ref(column)?.as_bytes_or_null()?.unwrap_or_default()))
 }
 
-/// The highest number that a map has ever had, purged ones too.
+/// The highest map id ever used, including purged maps.
 fn last_map(connection: &Connection) -> rusqlite::Result<u32> {
     let sql = "SELECT max(COALESCE((SELECT max(seq) FROM sqlite_sequence WHERE name = 'map'), 0), COALESCE((SELECT max(id) FROM map), 0))";
     connection.query_row(sql, [], |row| row.get(0))
@@ -214,7 +214,7 @@ fn open_maps(connection: &Connection) -> rusqlite::Result<Vec<OpenMap>> {
 }
 
 fn registered_engines(connection: &Connection) -> rusqlite::Result<Vec<RegisteredEngine>> {
-    // A file that is only read keeps the tables that it has.
+    // A file that is only read is not migrated.
     let known = "SELECT EXISTS (SELECT 1 FROM pragma_table_info('engine') WHERE name = 'ends')";
     let job = match connection.query_row(known, [], |row| row.get(0))? {
         true => "job, ends",

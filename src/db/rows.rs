@@ -1,4 +1,4 @@
-//! Rows of the database as the model's rows.
+//! Converts rows of the database to those of the model.
 use super::batch::state_of;
 use super::outputs;
 use crate::model::definition::MapDefinition;
@@ -13,10 +13,10 @@ use rusqlite::Row;
 use rusqlite::types::ValueRef;
 use serde_json::value::{RawValue, to_raw_value};
 
-/// The version of the tables from which on they say of what type a pickled value is.
+/// The first schema version that records the type of a pickled value.
 const TYPES_SINCE: i32 = 8;
 
-/// What [`task_row`] reads, of `task t` in a file of that version. `msg_id` and `label` are expressions for the last two columns.
+/// The columns for [`task_row`], of `task t` in a file with this schema version. `msg_id` and `label` are expressions for the last two columns.
 pub(super) fn task_columns(version: i32, brief: bool, msg_id: &str, label: &str) -> String {
     let long = if brief {
         "NULL, NULL, NULL, NULL, NULL, NULL".to_string()
@@ -68,7 +68,7 @@ pub(super) fn task_row(row: &Row) -> rusqlite::Result<TaskRow> {
     })
 }
 
-/// JSON text; what someone else wrote there that is not JSON is given as a JSON string.
+/// JSON text; text that is not JSON becomes a JSON string.
 fn json(row: &Row, column: usize) -> rusqlite::Result<Option<Box<RawValue>>> {
     let Some(text) = row.get_ref(column)?.as_str_or_null()? else {
         return Ok(None);
@@ -107,7 +107,7 @@ fn value(row: &Row, (value, pickled, python_type, repr): (usize, usize, usize, u
     Ok((shown, Some(Pickled { python_type, bytes }), None))
 }
 
-/// Bytes that the row takes in a message, about.
+/// The approximate size of the row in a message.
 pub(super) fn size(row: &TaskRow) -> usize {
     let raw = |value: &Option<Box<RawValue>>| value.as_ref().map_or(0, |v| v.get().len());
     let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
@@ -144,7 +144,7 @@ pub(super) fn definition(row: &Row, column: usize) -> rusqlite::Result<MapDefini
     Ok(definition.with_bundle())
 }
 
-/// `total, ok, error, aborted, timeout, lost, running, assigned` from that column on.
+/// `total, ok, error, aborted, timeout, lost, running, assigned`, beginning at `column`.
 pub(super) fn counts(row: &Row, at: usize) -> rusqlite::Result<Counts> {
     let count = |column: usize| row.get::<_, i64>(column).map(|n| n.max(0) as u64);
     Ok(Counts {

@@ -3,10 +3,10 @@ use super::{DbError, DbErrorKind};
 use rusqlite::{Connection, TransactionBehavior};
 use std::path::Path;
 
-/// `pclu`, in the file's header: `file` and `PRAGMA application_id` show whose it is.
+/// `pclu`, in the file's header: `file` and `PRAGMA application_id` show it.
 pub(super) const APPLICATION_ID: i32 = 0x7063_6c75;
 
-/// Step n brings version n to n + 1. Only ever added to: what was once written stays readable.
+/// Step n brings version n to n + 1. Append only, so that every old file stays readable.
 const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_tasks.sql"),
     include_str!("migrations/0002_cancelling.sql"),
@@ -21,7 +21,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0011_long_values.sql"),
 ];
 
-/// Their text is not a step: it is that of the current version whichever version a file comes from.
+/// Views are not migrated: each migration ends by creating the current ones.
 const VIEWS: &str = include_str!("views.sql");
 
 /// The version that this program writes, in `PRAGMA user_version`.

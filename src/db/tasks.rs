@@ -1,4 +1,4 @@
-//! A [`TaskQuery`] as SQL. Words of the query become SQL text only by way of enums; every value is a parameter.
+//! A [`TaskQuery`] as SQL. Only enums become SQL text; every value is a parameter.
 use super::rows::task_columns;
 use crate::model::query::{Column, Comparison, Condition, ConditionValue, TaskQuery};
 use crate::model::task::{Counts, TaskState};
@@ -41,8 +41,8 @@ fn matching(query: &TaskQuery) -> Result<Sql, String> {
         wheres.push("t.completed IS NOT NULL AND t.state <> 'ok' AND m.error + m.aborted + m.timeout + m.lost > 0".into());
     }
     if !query.states.is_empty() {
-        let words: Vec<_> = query.states.iter().map(|s| format!("'{}'", s.word())).collect();
-        wheres.push(format!("t.state IN ({})", words.join(", ")));
+        let states: Vec<_> = query.states.iter().map(|s| format!("'{}'", s.as_str())).collect();
+        wheres.push(format!("t.state IN ({})", states.join(", ")));
     }
     if !query.engines.is_empty() {
         wheres.push("t.engine IN (SELECT value FROM json_each(?))".into());
@@ -70,12 +70,12 @@ fn json_list(numbers: impl Iterator<Item = i64>) -> Value {
     serde_json::Value::from_iter(numbers).to_string().into()
 }
 
-/// The rows, of a file of that version.
+/// The rows of a file with this schema version.
 pub(super) fn rows(query: &TaskQuery, version: i32) -> Result<Sql, String> {
     let Sql { text, mut values } = matching(query)?;
     let columns = task_columns(version, query.brief, "r.msg_id", LABEL);
     let order = match query.sort {
-        // What has no value comes last, whichever the direction.
+        // NULLs come last in both directions.
         Some((column, descending)) => {
             let expression = expression(column);
             let direction = if descending { "DESC" } else { "ASC" };
@@ -103,7 +103,7 @@ pub(super) fn count(query: &TaskQuery) -> Result<Sql, String> {
     })
 }
 
-/// Whether the maps' counters answer [`count`]: nothing but maps and states is asked.
+/// Whether the maps' counters answer [`count`]: the query selects only by maps and states.
 pub(super) fn is_counted(query: &TaskQuery) -> bool {
     let TaskQuery {
         tasks,
@@ -163,7 +163,7 @@ fn expression(column: Column) -> &'static str {
 /// How JSON texts of numbers begin, as a GLOB pattern.
 const NUMBER: &str = "[-0-9]*";
 
-/// A comparison with what is not there (the exit code of a call, the duration of a waiting task) never holds.
+/// A comparison with NULL (the exit code of a call, the duration of a waiting task) is never true.
 fn holds(condition: &Condition, values: &mut Vec<Value>) -> Result<String, String> {
     let Condition { column, comparison, value } = condition;
     let expression = expression(*column);
@@ -222,7 +222,7 @@ fn holds(condition: &Condition, values: &mut Vec<Value>) -> Result<String, Strin
                 "CASE WHEN {expression} GLOB '{NUMBER}' THEN CAST({expression} AS REAL) {sign} ? ELSE {equal} END"
             ))
         }
-        // The error's name alone is enough.
+        // The error's name is sufficient.
         Column::Error => {
             values.extend([text.clone(), text].map(Value::from));
             Ok(format!("({expression} {sign} ? {join} t.ename {sign} ?)"))

@@ -12,16 +12,16 @@ use rusqlite::types::ValueRef;
 /// A value, or a part of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FoundValue {
-    /// Of all of it.
+    /// Total size.
     pub size: u64,
-    /// A pickle, else JSON.
+    /// True for a pickle, false for JSON.
     pub pickled: bool,
     pub bytes: Bytes,
 }
 
 impl Reader {
-    /// The values of the first of these tasks, of the first one from a place on, as many as `limit` bytes hold; and why the next one
-    /// cannot be had, where that is so.
+    /// The values of the first of these tasks (of the first one from `start` on), up to `limit` bytes in total; and why the next one
+    /// is unavailable, if so.
     pub(crate) fn values(&self, of: &[TaskId], start: u64, limit: usize) -> Result<(Vec<FoundValue>, Option<String>), DbError> {
         self.read("read values from", |connection| {
             let mut select = connection.prepare_cached("SELECT state, value, pickled FROM task WHERE id = ?1")?;
@@ -30,10 +30,10 @@ impl Reader {
                 let row = select.query_row([task.row_id()], |row| {
                     let pickled = row.get_ref(2)?;
                     let stored = match (pickled, row.get_ref(1)?) {
-                        (ValueRef::Null, ValueRef::Null) => Stored::Here(Bytes::from_static(b"null")),
+                        (ValueRef::Null, ValueRef::Null) => Stored::Inline(Bytes::from_static(b"null")),
                         (ValueRef::Null, value) => outputs::stored(value),
-                        // Of a file from before version 8.
-                        (ValueRef::Text(text), _) => Stored::Here(STANDARD.decode(text).unwrap_or_default().into()),
+                        // In a file older than version 8.
+                        (ValueRef::Text(text), _) => Stored::Inline(STANDARD.decode(text).unwrap_or_default().into()),
                         (pickled, _) => outputs::stored(pickled),
                     };
                     Ok((row.get::<_, String>(0)?, pickled != ValueRef::Null, stored))

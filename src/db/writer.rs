@@ -27,14 +27,14 @@ pub(crate) struct Writer {
     durability: Durability,
 }
 
-/// What a panic elsewhere leaves behind is a connection between two statements, which is good to use.
+/// After a panic in another thread the connection remains usable: it is between two statements.
 pub(super) fn lock(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
     connection.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Writer {
     /// Opens the file, creates it (0600) where there is none, brings an older schema up to date. On a network file
-    /// system no other process can open the file until this writer is gone.
+    /// system no other process can open the file until this writer is closed.
     pub(crate) fn open(path: &Path, durability: Durability) -> Result<Writer, DbError> {
         Writer::open_as(path, durability, file::is_network(path))
     }
@@ -58,7 +58,7 @@ impl Writer {
     }
 
     /// Applies the changes in one transaction: all of them, or after an error none (the same call may then be repeated).
-    /// What a change says of a map, task or request that is not there is logged and passed over.
+    /// A change of a map, task or request that does not exist is logged and skipped.
     pub(crate) fn apply(&mut self, changes: &[Change]) -> Result<(), DbError> {
         if changes.is_empty() {
             return Ok(());
@@ -74,11 +74,11 @@ impl Writer {
             && changes.iter().any(|change| matches!(change, Change::Purged { .. }))
             && let Err(error) = self.large.sweep(&connection).and_then(|()| self.outputs.sweep(&connection))
         {
-            tracing::warn!(%error, "files of large buffers are left over until the next start");
+            tracing::warn!(%error, "unused files of large buffers remain until the next start");
         }
         if applied.is_err() {
-            // It may know of engines that were rolled back.
-            self.known.forget();
+            // It may contain engines that were rolled back.
+            self.known.clear();
         }
         let dropped = applied.map_err(|error| DbError::sqlite("record tasks in", &self.path, &error))?;
         for (task, run, stream) in dropped {
@@ -87,7 +87,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether the file has been deleted or replaced: what is written goes into a file without a name, and ends with this process.
+    /// Whether the file has been deleted or replaced: writes go to an unlinked file, which ends with this process.
     pub(crate) fn is_lost(&self) -> bool {
         match (self.identity, identity(&self.path)) {
             (Some(opened), Ok(found)) => opened != found,
@@ -96,7 +96,7 @@ impl Writer {
         }
     }
 
-    /// Writes all that is on record into another file, which is there whole or not at all.
+    /// Writes all records into another file, atomically.
     pub(crate) fn rescue(&self, to: &Path) -> Result<(), DbError> {
         let new = file::with_suffix(to, ".new");
         let io = |error: std::io::Error| DbError::io("save the records in", to, &error);
@@ -110,7 +110,7 @@ impl Writer {
         let connection = lock(&self.connection);
         let saved = connection.execute("VACUUM INTO ?1", [new.to_string_lossy()]);
         saved.map_err(|error| DbError::sqlite("save the records in", to, &error))?;
-        // Closing would remove the log of whatever is at the path now.
+        // Closing would remove the log of the file that is at the path now.
         let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         std::fs::rename(&new, to).map_err(io)
     }
@@ -126,13 +126,13 @@ impl Writer {
             .unwrap_or_default()
     }
 
-    /// Whether [`Writer::tidy`] has something to do.
+    /// Whether [`Writer::tidy`] has work left.
     pub(crate) fn is_untidy(&self) -> bool {
         self.known.untidy
     }
 
-    /// One step, of some milliseconds, of what follows a purge: rows are deleted, and the file gets smaller. (A file that was
-    /// made by pcluster 0.1.0 keeps its pages, for later tasks, until [`Writer::compact`].)
+    /// One step, of some milliseconds, of the cleanup after a purge: deletes rows and shrinks the file. (A file created by
+    /// pcluster 0.1.0 does not shrink until [`Writer::compact`].)
     pub(crate) fn tidy(&mut self) -> Result<(), DbError> {
         let mut connection = lock(&self.connection);
         let done = connection
@@ -149,7 +149,7 @@ impl Writer {
         Ok(())
     }
 
-    /// All that follows a purge, for the file of a stopped cluster.
+    /// The complete cleanup after a purge, for the file of a stopped cluster.
     pub(crate) fn compact(&mut self) -> Result<(), DbError> {
         while self.is_untidy() {
             self.tidy()?;
@@ -164,17 +164,15 @@ impl Writer {
         connection.execute_batch("VACUUM").map_err(failed)
     }
 
-    /// For tests: the disk is full beyond so many pages.
+    /// For tests: the disk is full beyond this number of pages.
     #[cfg(test)]
-    pub(super) fn limit_pages(&self, most: Option<u32>) {
-        let most = most.unwrap_or(u32::MAX - 1);
+    pub(super) fn limit_pages(&self, max: Option<u32>) {
+        let max = max.unwrap_or(u32::MAX - 1);
         let connection = lock(&self.connection);
-        connection
-            .pragma_update_and_check(None, "max_page_count", most, |_| Ok(()))
-            .unwrap();
+        connection.pragma_update_and_check(None, "max_page_count", max, |_| Ok(())).unwrap();
     }
 
-    /// For tests: rows can have so many bytes.
+    /// For tests: limits the size of rows.
     #[cfg(test)]
     #[expect(unsafe_code, reason = "rusqlite has no call for it without another feature")]
     pub(super) fn limit_rows(&mut self, bytes: i32) {
@@ -234,7 +232,7 @@ fn buffers_of(change: &Change) -> (&[Bytes], Option<&BufferFile>) {
     }
 }
 
-/// `stored`: under which name each change's buffers are kept, where they are not in the row. Files that can go now.
+/// `stored`: for each change the name of its buffers' file, if they are not in the row. Returns the outputs to delete.
 fn apply(
     connection: &Connection,
     known: &mut Known,
@@ -251,14 +249,14 @@ fn apply(
     })
 }
 
-/// As [`Connection::transaction`], with statements that are not parsed each time.
+/// Like [`Connection::transaction`], with cached statements.
 pub(super) fn in_transaction<T>(
     connection: &Connection,
     begin: &str,
     work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
 ) -> rusqlite::Result<T> {
     connection.prepare_cached(begin)?.execute([])?;
-    // Ends it however this ends, by a panic too.
+    // Also ends it after a panic.
     struct Open<'a>(&'a Connection);
     impl Drop for Open<'_> {
         fn drop(&mut self) {

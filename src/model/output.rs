@@ -31,7 +31,7 @@ pub(crate) type Written = [u64; 3];
 impl Stream {
     pub const ALL: [Stream; 3] = [Stream::Stdout, Stream::Stderr, Stream::Value];
     pub const OUTPUTS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Stream::Stdout => "stdout",
             Stream::Stderr => "stderr",

@@ -53,22 +53,22 @@ pub enum ConditionValue {
     Text(String),
 }
 
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($variant:ident = $word:literal),* $(,)? }) => {
+macro_rules! named {
+    ($(#[$doc:meta])* $name:ident { $($variant:ident = $text:literal),* $(,)? }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-        pub enum $name { $(#[serde(rename = $word)] $variant),* }
+        pub enum $name { $(#[serde(rename = $text)] $variant),* }
         impl $name {
             pub const ALL: &'static [$name] = &[$($name::$variant),*];
-            pub fn word(self) -> &'static str { match self { $($name::$variant => $word),* } }
+            pub fn as_str(self) -> &'static str { match self { $($name::$variant => $text),* } }
         }
         impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.write_str(self.word()) }
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.write_str(self.as_str()) }
         }
     };
 }
 
-words! {
+named! {
     /// The columns for comparisons and sorting. Times are seconds since 1970, durations seconds.
     Column {
         Map = "map", Index = "index", State = "state", Engine = "engine", Host = "host", Attempts = "attempts",
@@ -77,7 +77,7 @@ words! {
         Stderr = "stderr", Label = "label",
     }
 }
-words! {
+named! {
     Comparison { Less = "<", LessEqual = "<=", Equal = "=", NotEqual = "!=", GreaterEqual = ">=", Greater = ">", Contains = "~" }
 }
 
@@ -95,9 +95,9 @@ impl Column {
 impl FromStr for Column {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        Column::ALL.iter().copied().find(|c| c.word() == s).ok_or_else(|| {
-            let words: Vec<_> = Column::ALL.iter().map(|c| c.word()).collect();
-            format!("unknown column {s:?} (columns: {})", words.join(" "))
+        Column::ALL.iter().copied().find(|c| c.as_str() == s).ok_or_else(|| {
+            let names: Vec<_> = Column::ALL.iter().map(|c| c.as_str()).collect();
+            format!("unknown column {s:?} (columns: {})", names.join(" "))
         })
     }
 }

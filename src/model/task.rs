@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use std::fmt;
 use std::str::FromStr;
 
-/// A task's state. One word each, in the database and in the output;
+/// A task's state. Its name is the same in the database and in the output;
 /// `docs/reference/task-states.md` explains them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -43,7 +43,7 @@ impl TaskState {
         TaskState::Timeout,
         TaskState::Lost,
     ];
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             TaskState::Waiting => "waiting",
             TaskState::Ready => "ready",
@@ -67,16 +67,16 @@ impl TaskState {
 
 impl fmt::Display for TaskState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.word())
+        f.pad(self.as_str())
     }
 }
 
 impl FromStr for TaskState {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        TaskState::ALL.into_iter().find(|state| state.word() == s).ok_or_else(|| {
-            let words: Vec<_> = TaskState::ALL.iter().map(|s| s.word()).collect();
-            format!("{s:?} is not a task state (one of {})", words.join(" "))
+        TaskState::ALL.into_iter().find(|state| state.as_str() == s).ok_or_else(|| {
+            let names: Vec<_> = TaskState::ALL.iter().map(|s| s.as_str()).collect();
+            format!("{s:?} is not a task state (one of {})", names.join(" "))
         })
     }
 }
@@ -301,8 +301,8 @@ mod tests {
     #[test]
     fn words_round_trip() {
         for state in TaskState::ALL {
-            assert_eq!(state.word().parse(), Ok(state));
-            assert_eq!(serde_json::to_string(&state).unwrap(), format!("{:?}", state.word()));
+            assert_eq!(state.as_str().parse(), Ok(state));
+            assert_eq!(serde_json::to_string(&state).unwrap(), format!("{:?}", state.as_str()));
         }
         assert!("done".parse::<TaskState>().unwrap_err().contains("waiting"));
     }

@@ -1,5 +1,6 @@
 //! Checks the sources against ARCHITECTURE.md: allowed dependencies, and the invariants that can be
 //! checked in the text. Comments and strings are removed first, so only code counts.
+mod circles;
 mod source;
 
 use source::Source;
@@ -183,6 +184,51 @@ fn batch_systems_do_not_name_each_other() {
     assert_none(wrong);
 }
 
+/// Circles of imports that still exist; nothing may join them.
+const CIRCLES: &[&str] = &[
+    "controller/bootstrap.rs controller/driver.rs controller/mod.rs controller/records.rs",
+    // Each part of the core implements methods of `Core`, which owns all parts.
+    "controller/core/broadcast.rs controller/core/bundles.rs controller/core/clients.rs controller/core/effect.rs \
+     controller/core/event.rs controller/core/hub.rs controller/core/membership.rs controller/core/mod.rs \
+     controller/core/policy.rs controller/core/prefetch.rs controller/core/reconnect.rs controller/core/requests.rs \
+     controller/core/retention.rs controller/core/untrusted.rs",
+    "db/batch/maps.rs db/batch/mod.rs db/batch/outputs.rs db/batch/tasks.rs db/rows.rs",
+    "db/batch/purge.rs db/bundles.rs db/reader.rs db/writer.rs",
+    "db/error.rs db/file.rs db/outputs.rs db/schema.rs",
+    "engine/core/code.rs engine/core/mod.rs engine/core/stop.rs engine/core/values.rs engine/core/workers.rs",
+    "engine/driver/mod.rs engine/driver/pool.rs engine/driver/reports.rs engine/driver/signals.rs engine/driver/walltime.rs \
+     engine/link.rs engine/mod.rs",
+    "engine/exec.rs engine/forker.rs engine/worker/interpreter.rs engine/worker/process.rs engine/worker/reader.rs",
+    "launchers/batch/engines.rs launchers/batch/environment.rs launchers/batch/mod.rs launchers/batch/render.rs \
+     launchers/batch/slurm_environment.rs launchers/htcondor.rs launchers/lsf.rs launchers/pbs.rs launchers/sge.rs \
+     launchers/slurm.rs",
+    "launchers/batch/launch.rs launchers/engine.rs launchers/error.rs launchers/jobs/end.rs launchers/jobs/mod.rs \
+     launchers/jobs/queue.rs launchers/jobs/states.rs launchers/jobs/submit.rs launchers/launched.rs launchers/local.rs \
+     launchers/mod.rs launchers/mpi.rs launchers/python.rs launchers/ssh.rs launchers/ssh/plan.rs \
+     launchers/ssh/processes.rs launchers/ssh/start.rs launchers/ssh/tunnel.rs launchers/templates.rs",
+];
+
+/// The files of a circle can only be understood together.
+#[test]
+fn no_circle_of_imports_has_more_than_three_files() {
+    let imports = circles::imports(&sources());
+    let mut wrong = Vec::new();
+    let mut known: Vec<&str> = CIRCLES.iter().flat_map(|circle| circle.split_whitespace()).collect();
+    for circle in circles::circles(&imports, 3) {
+        known.retain(|file| !circle.contains(*file));
+        let is_known = |known: &str| circle.iter().all(|file| known.split_whitespace().any(|known| known == file));
+        if !CIRCLES.iter().any(|known| is_known(known)) {
+            wrong.push(circles::describe(&circle, &imports));
+        }
+    }
+    wrong.extend(
+        known
+            .iter()
+            .map(|file| format!("{file} is in no circle any more: remove it from CIRCLES")),
+    );
+    assert_none(wrong);
+}
+
 /// Tests of the checker: what it must find and what it must accept.
 mod checker {
     use super::*;
@@ -245,5 +291,71 @@ mod checker {
             "#[cfg(test)]\nmod tests;\nuse std::fs;\nfn f() { Instant::now() }",
         );
         assert_eq!(Source::uses(&source.without_tests(), IMPURE), ["Instant::now", "std::fs"]);
+    }
+
+    fn circles_of(files: &[(&str, &str)]) -> Vec<String> {
+        let sources: Vec<Source> = files.iter().map(|(path, text)| Source::new(Path::new(path), text)).collect();
+        let joined = |circle: &std::collections::BTreeSet<String>| Vec::from_iter(circle.iter().map(String::as_str)).join(" ");
+        circles::circles(&circles::imports(&sources), 1).iter().map(joined).collect()
+    }
+
+    #[test]
+    fn finds_circles_of_every_form_of_import() {
+        for import in [
+            "use crate::a::x::X;",
+            "use super::x::{self, X};\nfn f(_: X) {}",
+            "use super::x as other;\nfn f(_: other::X) {}",
+            "use super::{y, x::{X as Z}};",
+            "fn f(_: super::x::X) {}",
+            "fn f(_: Vec<crate::a::x::X>) {}",
+            "use crate::a;\nfn f(_: a::x::X) {}",
+            "use super::x::*;",
+            // By a re-export, and by what the parent imports for itself.
+            "use super::X;",
+            "use crate::a::X;",
+            "use super::Renamed;",
+            "use super::super::a::X;",
+        ] {
+            let parent = "mod x;\nmod y;\npub(crate) use x::X;\nuse x::X as Renamed;";
+            let found = circles_of(&[("a/mod.rs", parent), ("a/x.rs", "use super::y::Y;"), ("a/y.rs", import)]);
+            assert_eq!(found, ["a/x.rs a/y.rs"], "{import}");
+        }
+        // Longer ones, across modules, and through an item of the parent.
+        let found = circles_of(&[
+            ("a/mod.rs", "mod x;\nfn f() { x::g() }"),
+            ("a/x.rs", "use crate::b::B;"),
+            ("b.rs", "fn h() { crate::a::f() }"),
+        ]);
+        assert_eq!(found, ["a/mod.rs a/x.rs b.rs"]);
+    }
+
+    #[test]
+    fn accepts_imports_without_circles() {
+        for (parent, x, y) in [
+            // A facade is no circle, and neither is a declaration.
+            (
+                "mod x;\nmod y;\npub(crate) use {x::X, y::Y};\nfn shared() {}",
+                "use super::{Y, shared};",
+                "use super::shared;",
+            ),
+            // An import of a module alone names nothing.
+            ("", "use super::y;\nfn f() { y::g() }", "use super::x;"),
+            // In comments, strings and tests; of other crates; of the file's own items.
+            (
+                "",
+                "use super::y::Y;",
+                "// super::x::X\nconst S: &str = \"crate::a::x::X\";\n#[cfg(test)]\nmod tests { use super::super::x::X; }",
+            ),
+            (
+                "",
+                "use super::y::Y;",
+                "use x::X;\nuse std::x;\nfn f() -> impl use<'_> Fn() { self::g() }",
+            ),
+        ] {
+            let found = circles_of(&[("a/mod.rs", parent), ("a/x.rs", x), ("a/y.rs", y)]);
+            assert_eq!(found, Vec::<String>::new(), "{y}");
+        }
+        let sources = [("a.rs", "use crate::b::B;"), ("b.rs", "use crate::a::A;")].map(|(path, text)| Source::new(Path::new(path), text));
+        assert!(circles::circles(&circles::imports(&sources), 2).is_empty());
     }
 }

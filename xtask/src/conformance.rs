@@ -35,7 +35,7 @@ pub enum Engine {
 impl Engine {
     pub const BOTH: [Engine; 2] = [Engine::Pcluster, Engine::Ipengine];
 
-    fn word(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Engine::Pcluster => "pcluster",
             Engine::Ipengine => "ipengine",
@@ -126,7 +126,7 @@ struct Said {
 
 impl Suite {
     fn start(places: &Places, python: &Path, engine: Engine, filter: Option<&str>) -> Result<Suite, String> {
-        let folder = places.target.join("conformance").join(engine.word());
+        let folder = places.target.join("conformance").join(engine.name());
         let _ = fs::remove_dir_all(&folder);
         let failed = |e: std::io::Error| format!("cannot prepare {}: {e}", folder.display());
         fs::create_dir_all(folder.join("home")).map_err(failed)?;
@@ -146,7 +146,7 @@ impl Suite {
             "asyncio_mode=auto",
         ]);
         words.extend(filter.into_iter().flat_map(|expression| ["-k", expression]));
-        echo(&format!("{} (engines: {})", words.join(" "), engine.word()));
+        echo(&format!("{} (engines: {})", words.join(" "), engine.name()));
         let mut command = program(&folder, &words);
         for name in [
             "IPYTHONDIR",
@@ -160,7 +160,7 @@ impl Suite {
         command.env("HOME", folder.join("home"));
         command.env("PYTHONPATH", places.root.join(OURS));
         command.env("PCLUSTER_REPORT", folder.join("report.jsonl"));
-        command.env("PCLUSTER_ENGINE", engine.word());
+        command.env("PCLUSTER_ENGINE", engine.name());
         // mpiexec, where there is one, is to run as root in a container too, and more processes than processors.
         for name in [
             "OMPI_ALLOW_RUN_AS_ROOT",
@@ -196,14 +196,14 @@ impl Suite {
         for line in whole.lines().skip(self.shown) {
             self.shown += 1;
             let Some([test, outcome, why]) = fields(line) else { continue };
-            println!("{:<9} {outcome:<8} {test}", self.engine.word());
+            println!("{:<9} {outcome:<8} {test}", self.engine.name());
             self.said.insert(test, Said { outcome, why });
         }
         Ok(self.ended.is_some())
     }
 
     fn close(self, exceptions: &Exceptions, whole: bool) -> Result<Outcome, String> {
-        let word = self.engine.word();
+        let word = self.engine.name();
         let log = self.folder.join("pytest.log");
         // 0: all passed, 1: some failed; else pytest itself did not get through.
         if !matches!(self.ended, Some(0 | 1)) || self.said.is_empty() {

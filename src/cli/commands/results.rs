@@ -1,6 +1,6 @@
 //! `pcluster results`: lists maps and tasks, or shows single tasks in full.
-use super::counted;
 use crate::cli::ids::{self, Ids};
+use crate::cli::output::counted;
 use crate::cli::output::sink::Sink;
 use crate::cli::output::{json, shown, times};
 use crate::cli::records::{Details, Records};
@@ -172,8 +172,8 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
 fn write_output(args: &Args, query: &TaskQuery, stream: Stream, context: &Context) -> Result<Exit, CommandError> {
     let (true, [task]) = (query.maps.is_empty() && !context.json, query.tasks.as_slice()) else {
         return Err(
-            CommandError::usage(format!("--{} writes the output of exactly one task", stream.word()))
-                .hint(format!("select one: pcluster results 1.3 --{} > FILE", stream.word())),
+            CommandError::usage(format!("--{} writes the output of exactly one task", stream.as_str()))
+                .hint(format!("select one: pcluster results 1.3 --{} > FILE", stream.as_str())),
         );
     };
     let records = Records::open(context)?;

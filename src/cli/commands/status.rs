@@ -1,6 +1,6 @@
 //! `pcluster status`
-use super::counted;
 use super::engines::EngineView;
+use crate::cli::output::counted;
 use crate::cli::output::visible::visible;
 use crate::cli::output::{self, json, times};
 use crate::cli::{CommandError, Context, Exit};
@@ -50,7 +50,7 @@ pub(crate) fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> 
         context.note(format!("{error}; the controller is running"));
         None
     });
-    let keeper = state.and_then(|state| state.keeper);
+    let monitor = state.and_then(|state| state.walltime_monitor);
     if context.json {
         json::print(&View {
             profile: profile.name(),
@@ -67,15 +67,15 @@ pub(crate) fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> 
             queued: status.queued,
             running: status.running,
             finished: status.finished,
-            cut_off: status.cut_off,
-            replaced: keeper.as_ref().map(|keeper| keeper.replaced),
+            cut_off: status.disconnected_peers,
+            replaced: monitor.as_ref().map(|monitor| monitor.replaced),
         })?;
     } else {
         output::print(&text(&status, &context.cluster_in_words(), profile.path(), times::now()))?;
-        if let Some(keeper) = keeper.filter(|keeper| keeper.replaced > 0 || keeper.problem.is_some()) {
-            let engines = counted(u64::from(keeper.replaced), "engine");
+        if let Some(monitor) = monitor.filter(|monitor| monitor.replaced > 0 || monitor.problem.is_some()) {
+            let engines = counted(u64::from(monitor.replaced), "engine");
             context.note(format!("{engines} restarted in a new job; `pcluster list` shows the jobs"));
-            keeper.problem.iter().for_each(|problem| context.note(problem));
+            monitor.problem.iter().for_each(|problem| context.note(problem));
         }
         super::engines::note_unavailable(&status.engines, context);
         status.notes.iter().for_each(|note| context.note(note));
@@ -124,8 +124,8 @@ fn text(status: &StatusReply, cluster: &str, directory: &Path, now: UnixTime) ->
     ];
     let mut text: String = lines.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect();
     text = visible(&text).into_owned();
-    if status.cut_off > 0 {
-        let peers = counted(status.cut_off, "peer");
+    if status.disconnected_peers > 0 {
+        let peers = counted(status.disconnected_peers, "peer");
         text.push_str(&format!("{:<12}{peers} that did not read (see pcluster logs)\n", "dropped"));
     }
     text
@@ -148,7 +148,7 @@ mod tests {
         }))
         .unwrap();
         let dropped = StatusReply {
-            cut_off: 2,
+            disconnected_peers: 2,
             ..status.clone()
         };
         let text_of = |status| text(status, "x", Path::new("/"), UnixTime(1075.0));

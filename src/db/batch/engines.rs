@@ -1,4 +1,4 @@
-//! Engines: every one that has ever registered.
+//! Engines: all that ever registered.
 use super::Batch;
 use crate::model::engine::EngineFacts;
 use crate::model::{EngineId, EngineUuid, UnixTime};
@@ -7,17 +7,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Uuid and host.
-type Place = (Arc<str>, Arc<str>);
+type Identity = (Arc<str>, Arc<str>);
 
 /// State that the writer keeps between batches.
 pub(crate) struct Known {
-    /// By the id that users see; the latest engine of that id.
-    engines: HashMap<EngineId, Option<Place>>,
-    /// There may be rows in `output`, for which tasks that end must look.
+    /// By visible id: the latest engine with that id.
+    engines: HashMap<EngineId, Option<Identity>>,
+    /// `output` may contain rows, which finishing tasks must merge.
     pub(super) output: bool,
-    /// Something was purged since the file was last tidied up.
+    /// Cleanup after a purge is pending.
     pub untidy: bool,
-    /// Bytes that an outcome may have, so that it and what else a task is fit in one row (SQLite's have at most 10⁹).
+    /// Maximum size of an outcome, so that the task fits in one row (SQLite's limit is 10⁹ bytes).
     pub largest_outcome: usize,
 }
 
@@ -31,13 +31,13 @@ impl Known {
         })
     }
     /// After a rollback.
-    pub(crate) fn forget(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.engines.clear();
     }
 }
 
 impl Batch<'_> {
-    fn engine(&mut self, id: EngineId) -> rusqlite::Result<Option<&Place>> {
+    fn engine(&mut self, id: EngineId) -> rusqlite::Result<Option<&Identity>> {
         use std::collections::hash_map::Entry;
         let entry = match self.known.engines.entry(id) {
             Entry::Occupied(entry) => entry.into_mut(),

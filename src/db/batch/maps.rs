@@ -8,7 +8,7 @@ use rusqlite::{OptionalExtension, params};
 
 pub(super) struct Counted {
     pub counts: Counts,
-    /// As they stand in the database.
+    /// As recorded in the database.
     written: Counts,
     /// Its tasks are requests of an ipyparallel client.
     pub is_client: bool,
@@ -20,7 +20,7 @@ pub(crate) fn row_range(map: MapId) -> (i64, i64) {
 }
 
 impl Batch<'_> {
-    /// The map's counters; None (and a word in the log) if there is no such map.
+    /// The map's counters; None, and a log entry, if there is no such map.
     pub(super) fn counted(&mut self, map: MapId, change: &str) -> rusqlite::Result<Option<&mut Counted>> {
         use std::collections::hash_map::Entry;
         let counted = match self.maps.entry(map) {
@@ -98,14 +98,14 @@ impl Batch<'_> {
             json,
             definition.bundle().map(|bundle| &bundle.hash),
         ])?;
-        // Looked for in vain earlier in this batch, perhaps.
+        // An earlier change in this batch may have cached that it does not exist.
         if let Some(None) = self.maps.get(&map) {
             self.maps.remove(&map);
         }
         Ok(())
     }
 
-    /// Stores the code that a definition names, if it is not there.
+    /// Stores the code that a definition names, unless it exists.
     fn add_bundle(&mut self, definition: &MapDefinition) -> rusqlite::Result<()> {
         let Some(bundle) = definition.bundle().and_then(|named| named.content.as_ref()) else {
             return Ok(());
@@ -118,7 +118,7 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// The map's tasks run another code from now on; which one they ran before stays on record.
+    /// The map's tasks use other code from now on; the previous one stays recorded.
     pub(super) fn code_replaced(&mut self, map: MapId, definition: &MapDefinition) -> rusqlite::Result<()> {
         self.add_bundle(definition)?;
         let keep = "INSERT INTO earlier_code (map, code, definition, bundle) SELECT id, code, definition, bundle FROM map WHERE id = ?1";

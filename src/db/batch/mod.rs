@@ -1,4 +1,4 @@
-//! One transaction's changes, one by one. What a map counts is kept in memory meanwhile and written once at the end.
+//! Applies one transaction's changes. Map counters are cached and written once at the end.
 //!
 //! Parts: `maps` (maps and their counters), `tasks` (a task's steps), `outputs` (what it writes), `requests` (of ipyparallel clients), `engines`, `jobs`, `purge`.
 mod engines;
@@ -29,11 +29,11 @@ pub(super) struct Batch<'a> {
     known: &'a mut Known,
     outputs: &'a Outputs,
     durability: Durability,
-    /// Files that nothing names any more once this is committed.
+    /// Files that are unused once this is committed.
     dropped: Vec<(TaskId, u32, Stream)>,
-    /// Counters of the maps that this batch has named; None: there is no such map.
+    /// Counters of the maps used in this batch; None: there is no such map.
     maps: HashMap<MapId, Option<Counted>>,
-    /// Where the buffers of the change are, if not in its row.
+    /// The file of the change's buffers, if they are not in the row.
     stored: Option<String>,
     /// The statements that run once per task: looked up once per batch.
     add: CachedStatement<'a>,
@@ -61,7 +61,7 @@ impl<'a> Batch<'a> {
         })
     }
 
-    /// A change that is larger than SQLite's rows is logged and passed over: no repetition could record it.
+    /// A change larger than SQLite's row limit is logged and skipped: a retry would fail too.
     pub(super) fn apply(&mut self, change: &Change, stored: Option<String>) -> rusqlite::Result<()> {
         self.stored = stored;
         match self.apply_one(change) {
@@ -135,7 +135,7 @@ impl<'a> Batch<'a> {
         self.connection.prepare_cached(sql)?.execute([at.0.to_string()]).map(drop)
     }
 
-    /// Writes the counters. Which files can go after the commit.
+    /// Writes the counters. Returns the files to delete after the commit.
     pub(super) fn finish(mut self) -> rusqlite::Result<Vec<(TaskId, u32, Stream)>> {
         self.write_counters()?;
         Ok(std::mem::take(&mut self.dropped))
@@ -154,7 +154,7 @@ impl ToSql for Text<'_> {
     }
 }
 
-/// NULL for an empty text: most tasks print nothing.
+/// NULL for an empty text, the most frequent output.
 fn some_text(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }

@@ -1,4 +1,4 @@
-//! What tasks write: rows of `output` while it is short and the task runs, then a column of the task; a file when it is long.
+//! Records output of tasks: rows of `output` while the task runs, then a column of the task; a file if it is long.
 use super::Batch;
 use crate::db::outputs::{self, InFile, Stored};
 use crate::model::TaskId;
@@ -11,9 +11,9 @@ use rusqlite::{ToSql, params};
 /// The output of an attempt recorded before its end, and its value, if long.
 pub(super) type Before = [Option<Stored>; 3];
 
-/// What a column is to have.
+/// The content of a column.
 pub(super) enum Column {
-    Nothing,
+    Null,
     Text(Bytes),
     Blob(Vec<u8>),
 }
@@ -21,18 +21,18 @@ pub(super) enum Column {
 impl ToSql for Column {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         Ok(ToSqlOutput::Borrowed(match self {
-            Column::Nothing => ValueRef::Null,
+            Column::Null => ValueRef::Null,
             Column::Text(text) => ValueRef::Text(text),
             Column::Blob(blob) => ValueRef::Blob(blob),
         }))
     }
 }
 
-/// Of a short output.
+/// The column for a short output.
 fn short(bytes: Bytes) -> Column {
     match std::str::from_utf8(&bytes) {
-        // An empty output is NULL: most tasks print nothing.
-        Ok("") => Column::Nothing,
+        // An empty output, the most frequent one, is NULL.
+        Ok("") => Column::Null,
         Ok(_) => Column::Text(bytes),
         Err(_) => Column::Blob(outputs::encode_bytes(&bytes)),
     }
@@ -57,31 +57,31 @@ impl Batch<'_> {
             let add = "INSERT INTO output (task, stream, text) VALUES (?1, ?2, ?3)";
             self.connection
                 .prepare_cached(add)?
-                .execute(params![task.row_id(), stream.word(), column])?;
+                .execute(params![task.row_id(), stream.as_str(), column])?;
             return Ok(());
         }
-        let was_here = matches!(&before, Some(Stored::Here(_)));
+        let was_inline = matches!(&before, Some(Stored::Inline(_)));
         let in_file = self.append(task, run, stream, before, bytes)?.encode();
-        let row = params![task.row_id(), stream.word(), in_file];
-        if was_here {
+        let row = params![task.row_id(), stream.as_str(), in_file];
+        if was_inline {
             let drop = "DELETE FROM output WHERE task = ?1 AND stream = ?2";
             self.connection
                 .prepare_cached(drop)?
-                .execute(params![task.row_id(), stream.word()])?;
+                .execute(params![task.row_id(), stream.as_str()])?;
         }
         let update = "UPDATE output SET text = ?3 WHERE task = ?1 AND stream = ?2";
-        if was_here || self.connection.prepare_cached(update)?.execute(row)? == 0 {
+        if was_inline || self.connection.prepare_cached(update)?.execute(row)? == 0 {
             let add = "INSERT INTO output (task, stream, text) VALUES (?1, ?2, ?3)";
             self.connection.prepare_cached(add)?.execute(row)?;
         }
         Ok(())
     }
 
-    /// Brings a long output into its file, or more of it.
+    /// Appends a long output to its file.
     fn append(&mut self, task: TaskId, run: u32, stream: Stream, before: Option<Stored>, more: &[u8]) -> rusqlite::Result<InFile> {
         let mut file = match before {
             Some(Stored::InFile(file)) => file,
-            Some(Stored::Here(bytes)) => {
+            Some(Stored::Inline(bytes)) => {
                 self.write(task, run, stream, 0, &bytes)?;
                 InFile {
                     run,
@@ -108,25 +108,25 @@ impl Batch<'_> {
         self.outputs.write(task, run, stream, at, bytes, self.durability)
     }
 
-    /// The rows of a task in `output`, of both streams or one.
+    /// A task's rows in `output`, of one stream or both.
     fn rows(&mut self, task: TaskId, only: Option<Stream>) -> rusqlite::Result<Before> {
         let mut load = self
             .connection
             .prepare_cached("SELECT stream, text FROM output WHERE task = ?1 AND (?2 IS NULL OR stream = ?2) ORDER BY id")?;
-        let mut rows = load.query(params![task.row_id(), only.map(Stream::word)])?;
+        let mut rows = load.query(params![task.row_id(), only.map(Stream::as_str)])?;
         let mut found = Before::default();
         while let Some(row) = rows.next()? {
             let place = outputs::stream_of(row.get_ref(0)?.as_str()?) as usize;
             let more = outputs::stored(row.get_ref(1)?);
             found[place] = Some(match (found[place].take(), more) {
-                (Some(Stored::Here(before)), Stored::Here(more)) => Stored::Here([before, more].concat().into()),
+                (Some(Stored::Inline(before)), Stored::Inline(more)) => Stored::Inline([before, more].concat().into()),
                 (_, more) => more,
             });
         }
         Ok(found)
     }
 
-    /// Takes what the attempt wrote before it ended.
+    /// Takes the output recorded before the attempt ended.
     pub(super) fn take_output(&mut self, task: TaskId) -> rusqlite::Result<Before> {
         if !self.known.output {
             return Ok(Before::default());
@@ -140,14 +140,14 @@ impl Batch<'_> {
         Ok(taken)
     }
 
-    /// Of a value that did not stand nothing is left when this is committed.
+    /// Discards a superseded value with this commit.
     pub(super) fn drop_value(&mut self, task: TaskId, value: Option<Stored>) {
         if let Some(Stored::InFile(file)) = value {
             self.dropped.push((task, file.run, Stream::Value));
         }
     }
 
-    /// As the columns `value` and `pickled` have a long value; None where the outcome has none.
+    /// A long value as stored in `value` and `pickled`; None if the outcome has none.
     pub(super) fn long_value(&mut self, task: TaskId, value: Option<Stored>, outcome: &Outcome) -> Option<[Option<Vec<u8>>; 2]> {
         match (value, outcome.value_size) {
             (Some(Stored::InFile(file)), Some(size)) if file.size == size => {
@@ -161,7 +161,7 @@ impl Batch<'_> {
         }
     }
 
-    /// What was written before, and the rest, as a column has it.
+    /// The column for the recorded output followed by the rest.
     pub(super) fn column(
         &mut self,
         task: TaskId,
@@ -173,7 +173,7 @@ impl Batch<'_> {
         let size = before.as_ref().map_or(0, Stored::size) + rest.bytes.len() as u64;
         match before {
             None if size <= INLINE as u64 => Ok(short(rest.bytes.clone())),
-            Some(Stored::Here(before)) if size <= INLINE as u64 => Ok(short([before, rest.bytes.clone()].concat().into())),
+            Some(Stored::Inline(before)) if size <= INLINE as u64 => Ok(short([before, rest.bytes.clone()].concat().into())),
             before => Ok(Column::Blob(self.append(task, run, stream, before, &rest.bytes)?.encode())),
         }
     }

@@ -83,7 +83,7 @@ impl Batch<'_> {
         self.known.untidy = true;
         match at_once {
             true => delete_tasks(self.connection, row_range(map)),
-            // Without its map no query finds a task: the rest can wait.
+            // Without its map no query finds a task; its rows are deleted later.
             false => {
                 let sql = "INSERT OR IGNORE INTO forgetting VALUES (?1)";
                 self.connection.prepare_cached(sql)?.execute([map.0])?;
@@ -93,7 +93,7 @@ impl Batch<'_> {
     }
 }
 
-/// What stands between these rows.
+/// The condition for these rows.
 fn delete_tasks(connection: &Connection, (first, last): (i64, i64)) -> rusqlite::Result<()> {
     for sql in [
         "DELETE FROM request WHERE task BETWEEN ?1 AND ?2",
@@ -108,8 +108,8 @@ fn delete_tasks(connection: &Connection, (first, last): (i64, i64)) -> rusqlite:
     Ok(())
 }
 
-/// A step of what follows a purge: deletes the tasks of maps that are forgotten, then gives free pages back to the file system.
-/// Whether there is more to do.
+/// One step of the cleanup after a purge: deletes the tasks of purged maps, then returns free pages to the file system.
+/// Returns whether work remains.
 pub(crate) fn tidy(connection: &Connection) -> rusqlite::Result<bool> {
     let map = connection.query_row("SELECT min(map) FROM forgetting", [], |row| row.get::<_, Option<u32>>(0))?;
     if let Some(map) = map.map(MapId) {
@@ -129,11 +129,11 @@ pub(crate) fn tidy(connection: &Connection) -> rusqlite::Result<bool> {
     if before == 0 {
         return Ok(false);
     }
-    // It gives back one page for each of its rows.
+    // It frees one page per row that it returns.
     let mut vacuum = connection.prepare(&format!("PRAGMA incremental_vacuum({PAGES})"))?;
     let mut pages = vacuum.query([])?;
     while pages.next()?.is_some() {}
-    // A file of an older version keeps its pages.
+    // A file created by an older version does not shrink.
     let after = free(connection)?;
     Ok(after > 0 && after < before)
 }

@@ -13,7 +13,7 @@ use rusqlite::{OptionalExtension, params};
 use serde::Deserialize;
 
 impl Batch<'_> {
-    /// As they stand in a row: small ones in one blob, the name of the file that holds large ones.
+    /// Small ones as one blob in the row, else the name of their file.
     pub(super) fn buffers(&mut self, list: &[Bytes]) -> Value {
         match self.stored.take() {
             Some(name) => Value::Text(name),
@@ -38,17 +38,19 @@ impl Batch<'_> {
         if self.counted(task.map, "RequestAdded")?.is_none() || self.request_task(&request.msg_id)?.is_some() {
             return Ok(());
         }
-        // Addressed to an engine: it is sent there at once.
+        // Addressed to an engine: sent immediately.
         let engine = match &request.engine {
             Some(uuid) => self.id_of(uuid)?,
             None => None,
         };
         let state = engine.map_or(TaskState::Ready, |_| TaskState::Assigned);
         let add = "INSERT OR IGNORE INTO task (id, state, submitted, engine) VALUES (?1, ?2, ?3, ?4)";
-        let added =
-            self.connection
-                .prepare_cached(add)?
-                .execute(params![task.row_id(), state.word(), request.submitted.0, engine.map(|e| e.0)])?;
+        let added = self.connection.prepare_cached(add)?.execute(params![
+            task.row_id(),
+            state.as_str(),
+            request.submitted.0,
+            engine.map(|e| e.0)
+        ])?;
         if added == 0 {
             tracing::warn!(%task, msg_id = request.msg_id, "RequestAdded not recorded: the task is another request's");
             return Ok(());
@@ -74,7 +76,7 @@ impl Batch<'_> {
         self.count_step(task.map, TaskState::Ready, state)
     }
 
-    /// The first reply stands.
+    /// Only the first reply counts.
     pub(super) fn request_finished(&mut self, msg_id: &str, reply: &Reply) -> rusqlite::Result<()> {
         if !reply.status.is_done() {
             tracing::warn!(msg_id, state = %reply.status, "RequestFinished not recorded: that is not a finished state");
@@ -110,14 +112,14 @@ impl Batch<'_> {
         };
         let host = self.host(engine)?;
         let [stdout, stderr, _] = self.take_output(task)?;
-        let nothing = Output::default();
-        let stdout = self.column(task, prior.run, Stream::Stdout, stdout, &nothing)?;
-        let stderr = self.column(task, prior.run, Stream::Stderr, stderr, &nothing)?;
+        let empty = Output::default();
+        let stdout = self.column(task, prior.run, Stream::Stdout, stdout, &empty)?;
+        let stderr = self.column(task, prior.run, Stream::Stderr, stderr, &empty)?;
         let sql = "UPDATE task SET state = ?2, attempts = ?3, engine = ?4, host = ?5, started = COALESCE(?6, started), completed = ?7, \
                    ename = ?8, evalue = ?9, stdout = ?10, stderr = ?11, traceback = ?12 WHERE id = ?1";
         self.connection.prepare_cached(sql)?.execute(params![
             task.row_id(),
-            reply.status.word(),
+            reply.status.as_str(),
             prior.attempts + u32::from(begun_untold),
             engine.map(|e| e.0),
             host,
@@ -145,8 +147,8 @@ impl Batch<'_> {
     }
 
     pub(super) fn replies_delivered(&mut self, tasks: &[TaskId]) -> rusqlite::Result<()> {
-        let mut given = self.connection.prepare_cached("DELETE FROM owed WHERE task = ?1")?;
-        tasks.iter().try_for_each(|task| given.execute([task.row_id()]).map(drop))
+        let mut delete = self.connection.prepare_cached("DELETE FROM owed WHERE task = ?1")?;
+        tasks.iter().try_for_each(|task| delete.execute([task.row_id()]).map(drop))
     }
 
     pub(super) fn request_output(&mut self, msg_id: &str, output: &RequestOutput) -> rusqlite::Result<()> {
@@ -168,12 +170,12 @@ impl Batch<'_> {
     }
 
     fn add_late_output(&mut self, task: TaskId, run: u32, stream: Stream, bytes: Bytes) -> rusqlite::Result<()> {
-        let word = stream.word();
-        let mut load = self.connection.prepare_cached(&format!("SELECT {word} FROM task WHERE id = ?1"))?;
+        let name = stream.as_str();
+        let mut load = self.connection.prepare_cached(&format!("SELECT {name} FROM task WHERE id = ?1"))?;
         let before = load.query_row([task.row_id()], |row| Ok(outputs::stored(row.get_ref(0)?)))?;
         drop(load);
         let column = self.column(task, run, stream, Some(before), &Output::whole(bytes))?;
-        let sql = format!("UPDATE task SET {word} = ?2 WHERE id = ?1");
+        let sql = format!("UPDATE task SET {name} = ?2 WHERE id = ?1");
         self.connection.prepare_cached(&sql)?.execute(params![task.row_id(), column])?;
         Ok(())
     }
@@ -191,7 +193,7 @@ impl Batch<'_> {
         self.connection
             .prepare_cached(sql)?
             .execute(params![task.row_id(), Text(content)])?;
-        // What people see of an interactive result.
+        // The text that an interactive result displays.
         if let ("execute_result", Ok(Displayed { data })) = (kind, serde_json::from_slice(content)) {
             let mut write = self.connection.prepare_cached("UPDATE task SET repr = ?2 WHERE id = ?1")?;
             write.execute(params![task.row_id(), data.plain])?;

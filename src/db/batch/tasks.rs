@@ -16,7 +16,7 @@ pub(super) const END: &str = "UPDATE task SET state = ?2, run = ?3, attempts = ?
                        exit_code = ?9, value = ?10, ename = ?11, evalue = ?12, type = ?13, stdout = ?14, stderr = ?15, \
                        traceback = ?16, pickled = ?17 WHERE id = ?1";
 
-/// A task as it stands before a change.
+/// A task before a change.
 pub(super) struct Prior {
     pub state: TaskState,
     pub run: u32,
@@ -40,9 +40,9 @@ fn begun(engine: Option<EngineId>, outcome: &Outcome) -> bool {
 impl Batch<'_> {
     pub(super) fn prior(&mut self, task: TaskId, change: &str) -> rusqlite::Result<Option<Prior>> {
         let found = self.look.query_row([task.row_id()], |row| {
-            let word = row.get_ref(0)?.as_str()?;
+            let state = row.get_ref(0)?.as_str()?;
             Ok(Prior {
-                state: state_of(word)?,
+                state: state_of(state)?,
                 run: row.get(1)?,
                 attempts: row.get(2)?,
                 engine: row.get::<_, Option<u32>>(3)?.map(EngineId),
@@ -71,7 +71,7 @@ impl Batch<'_> {
             return Ok(());
         }
         let mut added = 0;
-        self.add.raw_bind_parameter(2, state.word())?;
+        self.add.raw_bind_parameter(2, state.as_str())?;
         self.add.raw_bind_parameter(3, submitted.0)?;
         for (row, input) in (TaskId::new(map, first).row_id()..).zip(inputs) {
             self.add.raw_bind_parameter(1, row)?;
@@ -105,7 +105,7 @@ impl Batch<'_> {
         self.count_steps(map, TaskState::Ready, TaskState::Assigned, assigned)?;
         left = left.saturating_sub(assigned);
         // Rare: from one engine to another without a return between.
-        for (word, from) in [("assigned", TaskState::Assigned), ("running", TaskState::Running)] {
+        for (state, from) in [("assigned", TaskState::Assigned), ("running", TaskState::Running)] {
             if left == 0 {
                 break;
             }
@@ -114,7 +114,7 @@ impl Batch<'_> {
             assigned = self
                 .connection
                 .prepare_cached(sql)?
-                .execute(params![rows.0, rows.1, run, engine.0, word])? as u64;
+                .execute(params![rows.0, rows.1, run, engine.0, state])? as u64;
             self.count_steps(map, from, TaskState::Assigned, assigned)?;
             left = left.saturating_sub(assigned);
         }
@@ -176,7 +176,7 @@ impl Batch<'_> {
         let [value, pickled] = value_columns(outcome, &long);
         self.end.execute(params![
             task.row_id(),
-            outcome.status.word(),
+            outcome.status.as_str(),
             run.max(prior.run),
             attempts,
             engine.map(|e| e.0),
@@ -276,7 +276,7 @@ impl Batch<'_> {
         self.connection.prepare_cached(sql)?.execute(params![
             task.row_id(),
             run,
-            outcome.status.word(),
+            outcome.status.as_str(),
             outcome.crashed,
             engine.0,
             outcome.started.0,
@@ -322,7 +322,7 @@ impl Batch<'_> {
     }
 }
 
-/// What the columns `value` and `pickled` are to have. `long`: of a value that is in a file.
+/// The columns `value` and `pickled`. `long`: the value is in a file.
 fn value_columns<'a>(outcome: &'a Outcome, long: &'a Option<[Option<Vec<u8>>; 2]>) -> [ToSqlOutput<'a>; 2] {
     let [value, pickled] = long
         .as_ref()
@@ -340,7 +340,8 @@ fn value_columns<'a>(outcome: &'a Outcome, long: &'a Option<[Option<Vec<u8>>; 2]
     .map(ToSqlOutput::Borrowed)
 }
 
-pub(crate) fn state_of(word: &str) -> rusqlite::Result<TaskState> {
-    word.parse()
+pub(crate) fn state_of(state: &str) -> rusqlite::Result<TaskState> {
+    state
+        .parse()
         .map_err(|error: String| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into()))
 }

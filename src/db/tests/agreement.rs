@@ -150,8 +150,8 @@ impl Model {
             }
             Step::Begin { map, index, run, engine } => {
                 if let Some(task) = self.task(map, index) {
-                    let told = task.state == Running && task.run == run;
-                    if !task.state.is_done() && run >= task.run && !told {
+                    let is_current = task.state == Running && task.run == run;
+                    if !task.state.is_done() && run >= task.run && !is_current {
                         (task.state, task.run, task.engine) = (Running, run, Some(engine));
                     }
                 }
@@ -327,7 +327,7 @@ fn check(writer: &Writer, model: &Model) -> Result<(), TestCaseError> {
         let run = (0..).take_while(|index| model.maps[map].get(index).is_some_and(|task| task.state.is_done()));
         prop_assert_eq!(finished, run.count());
     }
-    // The same, asked by state: answered by other indexes.
+    // The same by state, which uses other indexes.
     for states in [
         &TaskState::ALL[..4],
         &TaskState::ALL[5..],

@@ -1,4 +1,4 @@
-//! What can be wrong with a file, and what is said then.
+//! Unusable files and their errors.
 use super::restart::killed;
 use super::*;
 use crate::db::file::with_suffix;
@@ -8,19 +8,19 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-fn refused<T>(result: Result<T, DbError>, kind: DbErrorKind, says: &str) -> DbError {
+fn refused<T>(result: Result<T, DbError>, kind: DbErrorKind, message: &str) -> DbError {
     let error = result.err().expect("it was not refused");
     assert_eq!(error.kind, kind, "{error}");
-    assert!(error.to_string().contains(says), "{error}");
+    assert!(error.to_string().contains(message), "{error}");
     assert!(error.hint().is_some_and(|hint| !hint.is_empty()));
     error
 }
 
 /// Both ways in refuse it alike and leave it byte for byte as it was, with no file beside it.
-fn untouched(path: &Path, kind: DbErrorKind, says: &str) {
+fn untouched(path: &Path, kind: DbErrorKind, message: &str) {
     let before = fs::read(path).unwrap();
-    refused(Writer::open(path, Durability::Normal), kind, says);
-    refused(Reader::open(path), kind, says);
+    refused(Writer::open(path, Durability::Normal), kind, message);
+    refused(Reader::open(path), kind, message);
     assert_eq!(fs::read(path).unwrap(), before);
     for suffix in ["-wal", "-shm", "-journal"] {
         assert!(!with_suffix(path, suffix).exists());
@@ -32,12 +32,12 @@ fn empty_db(path: &Path) {
 }
 
 #[test]
-fn the_file_is_private_and_says_whose_it_is() {
+fn the_file_is_private_and_has_our_application_id() {
     let db = Db::new();
     assert_eq!(fs::metadata(db.path()).unwrap().permissions().mode() & 0o777, 0o600);
     let log = fs::metadata(with_suffix(&db.path(), "-wal")).unwrap();
     assert_eq!(log.permissions().mode() & 0o777, 0o600);
-    // Told by the file alone, while the log still holds what was written since.
+    // In the file itself, although later writes are still in the log.
     assert_eq!(&fs::read(db.path()).unwrap()[68..72], b"pclu");
 }
 
@@ -60,7 +60,7 @@ fn there_is_none() {
 }
 
 #[test]
-fn files_of_others_are_left_alone() {
+fn foreign_files_are_rejected_unchanged() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("t.db");
     fs::write(&path, "a text, and a long one".repeat(100)).unwrap();
@@ -78,7 +78,7 @@ fn files_of_others_are_left_alone() {
 }
 
 #[test]
-fn a_newer_schema_is_left_alone() {
+fn a_newer_schema_is_rejected_unchanged() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("t.db");
     empty_db(&path);
@@ -112,7 +112,7 @@ fn a_full_disk_loses_nothing_that_was_recorded() {
 }
 
 #[test]
-fn a_damaged_file_is_called_so() {
+fn a_damaged_file_is_reported() {
     let directory = tempfile::tempdir().unwrap();
     let mut db = Db::new();
     db.add_map(1, 5_000);
@@ -129,7 +129,7 @@ fn a_damaged_file_is_called_so() {
 }
 
 #[test]
-fn a_sound_file_has_nothing_to_tell() {
+fn the_check_of_an_intact_file_is_empty() {
     let mut db = requests::clients();
     db.add_map(2, 100);
     assert_eq!(db.reader().check().unwrap(), [""; 0]);
@@ -155,7 +155,7 @@ fn an_exclusive_writer_keeps_others_out_and_serves_its_readers() {
 /// Closing a file drops every lock that the process has on it. Were the writer's dropped by a reader that comes and goes,
 /// another process would take itself for the last user and remove the log under the writer.
 #[test]
-fn a_reader_that_comes_and_goes_leaves_the_writers_locks_alone() {
+fn closing_a_reader_keeps_the_writers_locks() {
     let mut db = Db::new();
     db.add_map(1, 1);
     drop(db.reader());
@@ -191,7 +191,7 @@ fn as_a_user<T: Send>(act: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-#[expect(clippy::disallowed_methods, reason = "no secret: what a user's chmod leaves behind")]
+#[expect(clippy::disallowed_methods, reason = "no secret: a user's chmod")]
 fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
@@ -219,7 +219,7 @@ fn a_directory_that_is_read_only() {
 }
 
 #[test]
-fn what_a_killed_controller_leaves_is_read_whole_or_not_at_all() {
+fn after_a_kill_a_transaction_is_complete_or_absent() {
     let mut db = Db::new();
     db.add_map(1, 3);
     let directory = tempfile::tempdir().unwrap();

@@ -19,27 +19,30 @@ fn seen(element: u32, state: &str, over: bool, at: f64) -> JobRow {
     }
 }
 
-fn told(db: &mut Db, jobs: Vec<JobRow>) -> Vec<JobRow> {
+fn record(db: &mut Db, jobs: Vec<JobRow>) -> Vec<JobRow> {
     db.apply(&[Change::JobsSeen { jobs }]);
     db.reader().jobs().unwrap()
 }
 
 #[test]
-fn a_job_is_kept_as_it_was_last_seen_since_when_it_was_first_seen_so() {
+fn a_job_has_its_latest_state_and_the_time_when_that_was_first_seen() {
     let mut db = Db::new();
     assert_eq!(db.reader().jobs().unwrap(), []);
     let (first, second) = (seen(1, "queued", false, 1001.0), seen(2, "queued", false, 1001.0));
-    assert_eq!(told(&mut db, vec![second.clone(), first.clone()]), [first.clone(), second.clone()]);
-    assert_eq!(told(&mut db, vec![seen(1, "queued", false, 1002.0)])[0], first, "nothing new");
+    assert_eq!(
+        record(&mut db, vec![second.clone(), first.clone()]),
+        [first.clone(), second.clone()]
+    );
+    assert_eq!(record(&mut db, vec![seen(1, "queued", false, 1002.0)])[0], first, "unchanged");
     let ended = seen(1, "timed out (TIMEOUT)", true, 1060.0);
-    assert_eq!(told(&mut db, vec![ended.clone()]), [ended, second]);
-    // Its number is another's by now: that has another name.
+    assert_eq!(record(&mut db, vec![ended.clone()]), [ended, second]);
+    // Its number was reused for a job of another name.
     let other = JobRow {
         name: "pcluster-x-abcd".into(),
         submitted: UnixTime(2000.0),
         ..seen(1, "running", false, 2001.0)
     };
-    assert_eq!(told(&mut db, vec![other.clone()])[2], other);
+    assert_eq!(record(&mut db, vec![other.clone()])[2], other);
 }
 
 #[test]

@@ -56,7 +56,7 @@ fn large_buffers_come_back_and_the_same_ones_are_kept_once() {
     assert_eq!(unfinished[0].buffers, array(1));
     let name = unfinished[0].buffer_file.name().unwrap().to_string();
     assert!(db.directory.path().join("t.db-buffers").join(&name).exists());
-    // Who has recorded it is told the same.
+    // A second record of the same buffers gets the same name.
     let again = carrying("c", 1);
     let kept = again.buffer_file.clone();
     db.apply(&[added(2, again)]);
@@ -74,7 +74,7 @@ fn large_buffers_come_back_and_the_same_ones_are_kept_once() {
 }
 
 #[test]
-fn a_file_goes_with_the_last_request_that_names_it() {
+fn a_file_is_removed_with_the_last_request_that_names_it() {
     let mut db = pushed();
     db.apply(&[replied("b", reply())]);
     let purge = |id: &str| Change::Purged {
@@ -88,7 +88,7 @@ fn a_file_goes_with_the_last_request_that_names_it() {
 }
 
 #[test]
-fn what_a_crash_leaves_is_swept_away_and_other_files_are_not() {
+fn unreferenced_files_are_removed_and_unknown_ones_kept() {
     let db = pushed();
     let folder = db.directory.path().join("t.db-buffers");
     for name in ["0".repeat(64), "0".repeat(64) + ".part", "notes.txt".into()] {

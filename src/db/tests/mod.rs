@@ -1,8 +1,8 @@
 //! Tests on real files. Here what they share; by subject: `steps` (a task's life), `queries`, `requests`, `restart`,
-//! `forgetting`, `jobs`, `files` (what can be wrong with one), `large` (buffers), `outputs` (what tasks write), `agreement` (random changes against a plain model), `versions` (old files, the views, the documentation).
+//! `expiry`, `jobs`, `files` (unusable ones), `large` (buffers), `outputs` (output of tasks), `agreement` (random changes against a plain model), `versions` (old files, the views, the documentation).
 mod agreement;
+mod expiry;
 mod files;
-mod forgetting;
 mod jobs;
 mod large;
 mod outputs;
@@ -60,7 +60,7 @@ impl Db {
         };
         self.reader().maps(&query).unwrap()[0].counts
     }
-    /// A map of so many ready tasks with their index as the one argument.
+    /// A map of `tasks` ready tasks, each with its index as argument.
     pub(super) fn add_map(&mut self, map: u32, tasks: u32) {
         self.apply(&[map_added(map), tasks_added(map, 0, tasks, TaskState::Ready), closed(map, tasks)]);
     }

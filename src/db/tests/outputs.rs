@@ -63,7 +63,7 @@ fn short_outputs_stay_in_their_row_whatever_they_are() {
 }
 
 #[test]
-fn a_growing_output_is_seen_while_it_grows_and_moves_into_a_file_in_time() {
+fn a_growing_output_is_readable_and_moves_into_a_file() {
     let mut db = running();
     let all = bytes(3 * INLINE + 7);
     let mut seen = 0;
@@ -103,7 +103,7 @@ fn a_growing_output_is_seen_while_it_grows_and_moves_into_a_file_in_time() {
 }
 
 #[test]
-fn a_part_whose_commit_did_not_happen_is_written_again() {
+fn a_part_of_a_failed_commit_is_overwritten() {
     let mut db = running();
     let (first, second) = (bytes(INLINE + 1), b"second".to_vec());
     db.apply(&[wrote(task(1, 0), Stream::Stdout, &first)]);
@@ -121,7 +121,7 @@ fn a_part_whose_commit_did_not_happen_is_written_again() {
 }
 
 #[test]
-fn each_run_keeps_its_own_and_files_go_with_their_tasks() {
+fn each_run_has_its_own_file_and_files_are_removed_with_their_tasks() {
     let mut db = running();
     let (one, two) = (bytes(INLINE + 1), bytes(INLINE + 2));
     let attempt = Some(Attempt {
@@ -130,7 +130,7 @@ fn each_run_keeps_its_own_and_files_go_with_their_tasks() {
     });
     let task = task(1, 0);
     db.apply(&[Change::TaskReturned { task, run: 2, attempt }]);
-    // Of a run that was given back nothing is kept.
+    // The output of a returned run is removed.
     db.apply(&[
         assigned(1, 0, 1, 2, 0),
         begun(1, 0, 2, 0),
@@ -234,7 +234,7 @@ fn a_long_value_is_a_file_that_its_row_names() {
     filled.set_value(json.clone()).unwrap();
     assert!(filled.value_size.is_none() && filled.value.unwrap().get().as_bytes() == json);
     assert_eq!(files(&db), ["4294967296-1-value", "4294967297-1-value"]);
-    // Neither is in the database, and the view says where they are.
+    // Neither is in the database; the view names the files.
     let view = rusqlite::Connection::open(db.path()).unwrap();
     let in_row = |sql: &str| view.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
     assert!(in_row("SELECT sum(length(value) + length(COALESCE(pickled, ''))) FROM task") < 2 * HEAD as i64 + 100);
@@ -268,7 +268,7 @@ fn a_long_value_is_a_file_that_its_row_names() {
 }
 
 #[test]
-fn of_a_value_that_does_not_stand_no_file_is_left() {
+fn the_file_of_a_superseded_value_is_removed() {
     let mut db = running();
     let (part, task) = (bytes(INLINE), task(1, 0));
     // Cancelled in the middle.
@@ -307,15 +307,15 @@ fn values_are_read_in_order_in_parts_and_those_that_are_missing_are_named() {
         python_type,
         bytes: short.clone(),
     });
-    let mut nothing = ok("null");
-    nothing.value = None;
+    let mut without_value = ok("null");
+    without_value.value = None;
     db.apply(&[
         finished(1, 0, 1, 0, ok("[1]")),
         finished(1, 1, 1, 0, pickled),
         begun(1, 2, 1, 0),
         wrote(task(1, 2), Stream::Value, &long_value),
         finished(1, 2, 1, 0, long(long_value.len(), true)),
-        finished(1, 3, 1, 0, nothing),
+        finished(1, 3, 1, 0, without_value),
         finished(1, 4, 1, 0, failed(TaskState::Error, "E", "")),
     ]);
     let of = |indices: &[u32]| -> Vec<TaskId> { indices.iter().map(|index| task(1, *index)).collect() };
@@ -326,11 +326,11 @@ fn values_are_read_in_order_in_parts_and_those_that_are_missing_are_named() {
         (b"null", false),
         (b"[1]", false),
     ];
-    let (reader, asked) = (db.reader(), of(&[0, 1, 2, 3, 0]));
+    let (reader, tasks) = (db.reader(), of(&[0, 1, 2, 3, 0]));
     for limit in [1, 7, 100_000, 1 << 20] {
         let (mut done, mut start, mut whole) = (0, 0, Vec::new());
-        while done < asked.len() {
-            let (found, error) = reader.values(&asked[done..], start, limit).unwrap();
+        while done < tasks.len() {
+            let (found, error) = reader.values(&tasks[done..], start, limit).unwrap();
             assert!(error.is_none() && !found.is_empty(), "{error:?}");
             for part in found {
                 assert_eq!((part.size, part.pickled), (expected[done].0.len() as u64, expected[done].1));

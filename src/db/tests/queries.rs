@@ -1,4 +1,4 @@
-//! What is asked: maps, tasks by every filter, finished ones in order.
+//! Queries: maps, tasks by every filter, finished tasks in order.
 use super::*;
 use crate::model::query::{Column, Comparison, Condition, ConditionValue, parse_conditions};
 use proptest::prelude::*;
@@ -410,8 +410,8 @@ fn any_condition() -> impl Strategy<Value = Condition> {
         ".*".prop_map(ConditionValue::Text),
         Just(ConditionValue::Text("' OR 1=1; DROP TABLE task; --".into())),
     ];
-    let word = (prop::sample::select(Column::ALL), prop::sample::select(COMPARISONS.as_slice()));
-    (word, value).prop_map(|((column, comparison), value)| Condition { column, comparison, value })
+    let terms = (prop::sample::select(Column::ALL), prop::sample::select(COMPARISONS.as_slice()));
+    (terms, value).prop_map(|((column, comparison), value)| Condition { column, comparison, value })
 }
 const COMPARISONS: [Comparison; 7] = [
     Comparison::Less,

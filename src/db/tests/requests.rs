@@ -104,7 +104,7 @@ pub(super) fn one(db: &Db, msg_id: &str) -> RequestRecord {
 }
 
 #[test]
-fn a_request_comes_back_as_it_came() {
+fn a_request_is_read_back_unchanged() {
     let db = clients();
     let record = one(&db, "a");
     let sent = request("a", "mux", 1001.0);
@@ -205,7 +205,7 @@ fn history_and_what_is_pending_by_time_of_submission() {
 }
 
 #[test]
-fn what_is_run_again_names_its_new_id() {
+fn a_resubmitted_request_names_its_new_id() {
     let mut db = clients();
     db.apply(&[Change::RequestResubmitted {
         msg_id: "b".into(),
@@ -279,28 +279,28 @@ fn records_are_found_as_the_hub_finds_them() {
 }
 
 #[test]
-fn queries_that_make_no_sense_are_refused() {
+fn invalid_queries_are_rejected() {
     let db = clients();
     let reader = db.reader();
-    for (query, says) in [
+    for (query, message) in [
         (json!([]), "an object of fields"),
-        (json!({"size": 1}), "no \"size\""),
-        (json!({"header": {"msg_id": "a"}}), "not an operator"),
-        (json!({"msg_id": {"$in": 7}}), "wants a list"),
+        (json!({"size": 1}), "unknown field \"size\""),
+        (json!({"header": {"msg_id": "a"}}), "unknown operator"),
+        (json!({"msg_id": {"$in": 7}}), "takes a list"),
         (json!({"msg_id": {"$mod": [0, 1]}}), "not 0"),
-        (json!({"msg_id": {"$glob": 3}}), "wants a pattern"),
+        (json!({"msg_id": {"$glob": 3}}), "takes a pattern"),
         (json!({"buffers": null}), "cannot be searched"),
     ] {
         let error = reader.find_records(&query, None).unwrap_err();
         assert_eq!(error.kind, DbErrorKind::Query);
-        assert!(error.to_string().contains(says), "{query}: {error}");
+        assert!(error.to_string().contains(message), "{query}: {error}");
     }
     let keys = ["msg_id; DROP TABLE task".to_string()];
     assert_eq!(reader.find_records(&json!({}), Some(&keys)).unwrap_err().kind, DbErrorKind::Query);
 }
 
 #[test]
-fn finished_requests_are_forgotten_pending_ones_stay() {
+fn finished_requests_are_purged_and_pending_ones_kept() {
     let history = |db: &Db| db.reader().request_history().unwrap().join(" ");
     let purge = |what| [Change::Purged { what }];
     let mut db = clients();

@@ -89,7 +89,7 @@ fn duplicate_and_outdated_results_are_ignored() {
 }
 
 #[test]
-fn what_is_unknown_is_passed_over_and_the_rest_recorded() {
+fn changes_of_unknown_tasks_are_skipped() {
     let mut db = Db::new();
     db.apply(&[
         tasks_added(9, 0, 3, TaskState::Ready),
@@ -111,7 +111,7 @@ fn what_is_unknown_is_passed_over_and_the_rest_recorded() {
 }
 
 #[test]
-fn a_map_named_too_early_in_a_batch_is_there_once_it_is_added() {
+fn a_map_named_before_it_is_added_exists_afterwards() {
     let mut db = Db::new();
     db.apply(&[closed(1, 0), map_added(1), tasks_added(1, 0, 2, TaskState::Ready)]);
     assert_eq!(db.counts(1).total, 2);
@@ -126,7 +126,7 @@ fn duplicate_inputs_are_counted_once() {
 }
 
 #[test]
-fn a_failed_attempt_is_kept_and_the_task_runs_again() {
+fn a_failed_attempt_is_recorded_and_the_task_retried() {
     let mut db = Db::new();
     db.apply(&[engine(0), engine(1)]);
     db.add_map(1, 1);
@@ -168,7 +168,7 @@ fn a_failed_attempt_is_kept_and_the_task_runs_again() {
 }
 
 #[test]
-fn a_task_given_back_unbegun_has_no_attempt() {
+fn a_task_returned_unstarted_has_no_attempt() {
     let mut db = Db::new();
     db.add_map(1, 3);
     db.apply(&[assigned(1, 0, 3, 1, 0)]);
@@ -185,7 +185,7 @@ fn a_task_given_back_unbegun_has_no_attempt() {
 }
 
 #[test]
-fn a_task_handed_from_engine_to_engine_is_counted_once() {
+fn a_task_moved_between_engines_is_counted_once() {
     let mut db = Db::new();
     db.add_map(1, 2);
     db.apply(&[assigned(1, 0, 2, 1, 0), begun(1, 1, 1, 0), assigned(1, 0, 2, 2, 1)]);
@@ -208,7 +208,7 @@ fn resubmission_keeps_the_old_outcome_as_an_attempt() {
     assert_eq!((db.counts(1).ok, db.counts(1).error), (1, 1));
     let again = Change::TaskResubmitted { task: task(1, 1), run: 2 };
     db.apply(&[again.clone(), complete(None)]);
-    // Told again, it changes nothing.
+    // A repeated report changes nothing.
     db.apply(&[again]);
     let row = db.task(1, 1);
     assert_eq!((row.state, row.error, row.attempts), (TaskState::Ready, None, 1));
@@ -242,7 +242,7 @@ fn waiting_tasks_are_released_together() {
 }
 
 #[test]
-fn a_finished_map_is_forgotten_and_its_number_not_given_again() {
+fn a_purged_maps_number_is_not_reused() {
     let mut db = Db::new();
     db.add_map(1, 1);
     db.add_map(2, 1);
@@ -260,7 +260,7 @@ fn a_finished_map_is_forgotten_and_its_number_not_given_again() {
 }
 
 #[test]
-fn a_value_that_json_cannot_hold_comes_back_pickled() {
+fn a_value_without_json_is_returned_pickled() {
     let mut db = Db::new();
     db.add_map(1, 1);
     let mut outcome = ok("[1,2]");
@@ -287,7 +287,7 @@ fn a_value_that_json_cannot_hold_comes_back_pickled() {
 }
 
 #[test]
-fn a_batch_that_fails_leaves_nothing_behind() {
+fn a_failed_batch_is_rolled_back() {
     let mut db = Db::new();
     db.add_map(1, 1);
     let other = rusqlite::Connection::open(db.path()).unwrap();
@@ -304,7 +304,7 @@ fn a_batch_that_fails_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_result_that_no_row_can_hold_is_an_error_of_its_task_alone() {
+fn a_result_too_large_for_a_row_fails_only_its_task() {
     let mut db = Db::new();
     db.add_map(1, 4);
     db.writer.limit_rows(100_000);

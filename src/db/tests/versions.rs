@@ -207,7 +207,7 @@ fn shape(connection: &Connection) -> BTreeSet<(String, String)> {
 }
 
 #[test]
-fn an_old_file_gets_the_shape_of_a_new_one() {
+fn a_migrated_file_has_the_current_schema() {
     for file in ["v1.db", "v2.db", "v3.db", "v10.db"] {
         let (_directory, path) = kept(file);
         Writer::open(&path, Durability::Normal).unwrap().close().unwrap();
@@ -231,7 +231,7 @@ fn every_column_is_documented_under_its_table() {
     let text = fs::read_to_string(root().join("docs/reference/database.md")).unwrap();
     let db = Db::new();
     let version = format!("the version of the tables, now {}", schema::VERSION);
-    assert!(text.contains(&version), "docs/reference/database.md does not say: {version}");
+    assert!(text.contains(&version), "docs/reference/database.md lacks: {version}");
     for (table, column) in shape(&Connection::open(db.path()).unwrap()) {
         let heading = format!("### `{table}`\n");
         let section = text.split_once(&heading).unwrap_or_else(|| panic!("no section on {table}")).1;
@@ -243,7 +243,7 @@ fn every_column_is_documented_under_its_table() {
             .collect();
         assert!(
             rows.contains(&format!("`{column}`")),
-            "docs/reference/database.md says nothing of {table}.{column}"
+            "docs/reference/database.md does not mention {table}.{column}"
         );
     }
 }

@@ -293,8 +293,8 @@ pub struct StatusReply {
     pub running: u64,
     pub finished: u64,
     /// Clients and engines that were disconnected because they did not read.
-    #[serde(default)]
-    pub cut_off: u64,
+    #[serde(default, rename = "cut_off")]
+    pub disconnected_peers: u64,
     /// Why tasks are waiting, if that is not obvious: one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,

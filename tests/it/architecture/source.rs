@@ -7,8 +7,8 @@ pub struct Source {
     /// Relative to `src/`.
     pub path: PathBuf,
     pub module: String,
-    /// How many modules deep the file's own module is (`src/db/mod.rs` is 1).
-    depth: usize,
+    /// The path of the file's own module (`src/db/mod.rs` is `db`).
+    pub modules: Vec<String>,
     /// Without comments and strings.
     pub code: String,
 }
@@ -28,7 +28,7 @@ impl Source {
         Source {
             path: path.to_path_buf(),
             module,
-            depth: modules.len(),
+            modules: modules.into_iter().map(str::to_string).collect(),
             code: code_only(text),
         }
     }
@@ -60,7 +60,7 @@ impl Source {
     pub fn forbidden_names(&self) -> Vec<String> {
         let Some((_, allowed)) = DEPENDENCIES.iter().find(|(module, _)| *module == self.module) else {
             return vec![format!(
-                "{}: no such module in the table of arrows: add it to the design first",
+                "{}: no such module in the table of dependencies: add it to the design first",
                 self.path.display()
             )];
         };
@@ -78,12 +78,12 @@ impl Source {
                 wrong.push(format!("{}: {} may not name {name}", self.path.display(), self.module));
             }
         }
-        wrong.extend(self.paths_out_of_the_room());
+        wrong.extend(self.paths_out_of_the_module());
         wrong
     }
 
     /// `super::super::…` that climbs to the crate's root would go round the table.
-    fn paths_out_of_the_room(&self) -> Vec<String> {
+    fn paths_out_of_the_module(&self) -> Vec<String> {
         let tests = self.code.find("mod tests {").unwrap_or(self.code.len());
         let mut wrong = Vec::new();
         for (at, _) in self.code.match_indices("super::") {
@@ -97,7 +97,7 @@ impl Source {
                 rest = further;
                 climbed += 1;
             }
-            let depth = self.depth + usize::from(at > tests);
+            let depth = self.modules.len() + usize::from(at > tests);
             if climbed >= depth {
                 wrong.push(format!(
                     "{}: {}… leaves the module: write crate::",
@@ -136,7 +136,7 @@ fn after_item(code: &str) -> &str {
     ""
 }
 
-fn is_word(c: char) -> bool {
+pub fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 

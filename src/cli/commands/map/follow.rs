@@ -1,7 +1,7 @@
 //! Follows a map until it is complete: writes results, shows progress, handles Ctrl-C.
 use super::interrupts::Interrupts;
-use crate::cli::commands::engines::unavailable_in_words;
 use crate::cli::progress::Progress;
+use crate::cli::tables::unavailable_engines;
 use crate::cli::values::LongValue;
 use crate::cli::{CommandError, Context};
 use crate::client::{Client, ClientError, Feeding, Selection, Update};
@@ -124,7 +124,7 @@ async fn hand_on(
                 }
                 let (_, bytes) = client.output(task, Some(run), stream, start).await.map_err(NotTaken::Fetching)?;
                 if bytes.is_empty() {
-                    let what = format!("the {} of task {task} is truncated at {start} of {size} bytes", stream.word());
+                    let what = format!("the {} of task {task} is truncated at {start} of {size} bytes", stream.as_str());
                     return Err(NotTaken::Taking(CommandError::internal(what)));
                 }
                 piece = Output::whole(bytes);
@@ -240,7 +240,7 @@ impl Job<'_> {
         match notes.note(Instant::now(), able, counts.pending()) {
             Some(true) => {
                 let status = self.client.status().await;
-                let reasons = status.map(|status| unavailable_in_words(&status.engines)).unwrap_or_default();
+                let reasons = status.map(|status| unavailable_engines(&status.engines)).unwrap_or_default();
                 progress.suspend(|| {
                     self.context.note(format!(
                         "note: no engine can run the tasks of map {} yet; waiting for one",

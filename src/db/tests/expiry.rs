@@ -36,7 +36,7 @@ fn rows(db: &Db, table: &str) -> i64 {
 }
 
 #[test]
-fn a_long_map_is_gone_at_once_and_its_rows_bit_by_bit_also_after_a_restart() {
+fn a_purged_map_disappears_at_once_and_its_rows_in_steps() {
     let mut db = Db::new();
     db.add_map(1, 4000);
     finish_all(&mut db, 1, 4000, 3000.0);
@@ -79,7 +79,7 @@ fn a_long_map_is_gone_at_once_and_its_rows_bit_by_bit_also_after_a_restart() {
 }
 
 #[test]
-fn the_file_of_an_older_version_is_made_small_when_its_cluster_is_stopped() {
+fn the_file_of_an_older_version_shrinks_when_its_cluster_stops() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("v1.db");
     fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/db/v1.db"), &path).unwrap();
@@ -105,7 +105,7 @@ fn the_file_of_an_older_version_is_made_small_when_its_cluster_is_stopped() {
 }
 
 #[test]
-fn what_ended_before_is_found_oldest_first_and_some_at_a_time() {
+fn expired_records_are_found_oldest_first_in_portions() {
     let mut db = Db::new();
     for (map, tasks, at) in [(1, 0, 0.0), (2, 600, 5000.0), (3, 700, 4000.0), (4, 1, 9000.0), (5, 1, 0.0)] {
         db.add_map(map, tasks.max(1));
@@ -123,7 +123,7 @@ fn what_ended_before_is_found_oldest_first_and_some_at_a_time() {
 }
 
 #[test]
-fn old_requests_and_submissions_without_any_are_found() {
+fn expired_requests_and_empty_submissions_are_found() {
     let mut db = Db::new();
     let mut session = definition();
     session.work = Work::Client { curve_key: None };
