@@ -1,7 +1,7 @@
 //! Starts a program without copying this process: until the child executes it, the child runs in this process's memory while the
 //! starting thread waits (`CLONE_VM` and `CLONE_VFORK`, clone(2)). posix_spawn(3) does the same, but does not support
 //! `PR_SET_PDEATHSIG`; fork copies the page tables of an engine, which takes longer than many programs run.
-use super::worker::process::signal_group;
+use super::signal::signal_group;
 use nix::libc::{self, c_char, c_int, c_void};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::{Pid, getpid};

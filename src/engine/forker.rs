@@ -2,7 +2,7 @@
 //! it ends, and threads of the runtime are short-lived.
 use super::exec::{self, Program, StartedProcess, Starter};
 use super::orphans::{MARK, OrphanReaper, ProcessOwner};
-use super::worker::process::signal_group;
+use super::signal::signal_group;
 use crate::sys::async_fd::watch_readable;
 use crate::sys::child_setup::{ChildSetup, set_up_child};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};

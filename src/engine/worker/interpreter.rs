@@ -5,8 +5,8 @@
 //! a letter: `F` number and pid of a new worker (u32, i32); `N` number, and why the fork failed; `X` pid and wait status of a worker that
 //! has ended (i32, i32).
 use super::files::OutputFile;
-use super::process::{is_group_signalled, signal_one};
 use crate::engine::forker::Forker;
+use crate::engine::signal::{is_group_signalled, signal_one};
 use crate::sys::async_fd::watch_readable;
 use crate::sys::child_setup::{ChildSetup, set_up_child};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
