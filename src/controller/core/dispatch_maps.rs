@@ -22,6 +22,7 @@ impl Core {
     pub(super) fn dispatch(&mut self) {
         // True if the engines are full: for tasks that need Python, and for commands.
         let mut full = [false; 2];
+        self.engines.begin_round();
         let maps: Vec<MapId> = self.maps.runnable().take(64).collect();
         for id in maps {
             let Some(map) = self.maps.get(id) else { continue };
@@ -78,14 +79,14 @@ impl Core {
         loop {
             let Some(map) = self.maps.get(id) else { return };
             if map.ready() == 0 {
-                return self.engines.reserve(id, None);
+                return;
             }
             let (mean, is_command, limit) = (map.mean(), map.is_command(), map.options().timeout_s);
             let depth = self.prefetch.depth(mean, 1);
             let now = self.out.now().unix;
             let may = |e: &Engine| e.may_take(is_command) && e.has_time_for(limit, now);
             let Some(engine) = self.engines.place(id, request, may, |e| Prefetch::room(depth, e.load()) > 0) else {
-                return self.engines.reserve(id, Some(request));
+                return self.engines.reserve(id, request);
             };
             let room = Prefetch::room(depth, self.engines.get(&engine).map_or(0, Engine::load));
             let count = room.min(mean.min_batch()).max(1) as usize;

@@ -335,12 +335,14 @@ impl Engines {
         self.change(uuid, |_| ());
     }
 
-    /// Lets a node run empty for a map that waits; `request` is None once it no longer waits.
-    pub(crate) fn reserve(&mut self, map: MapId, request: Option<&Request>) {
-        match request {
-            Some(request) => self.nodes.reserve(map, request),
-            None => self.nodes.end_reservation(map),
-        }
+    /// Begins a round of dispatching, in which maps come in their order.
+    pub(crate) fn begin_round(&mut self) {
+        self.nodes.begin_round();
+    }
+
+    /// Lets a node run empty for a map that waits: later maps of this round leave it alone.
+    pub(crate) fn reserve(&mut self, map: MapId, request: &Request) {
+        self.nodes.reserve(map, request);
     }
 
     pub(crate) fn nodes(&self) -> &Nodes {

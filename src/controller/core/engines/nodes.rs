@@ -21,6 +21,7 @@ pub(crate) struct Nodes {
     by_name: HashMap<(String, String), NodeIndex>,
     /// The node that a waiting map needs as it empties: later maps leave it alone.
     reserved: Option<(NodeIndex, MapId)>,
+    last_reserved: Option<(NodeIndex, MapId)>,
 }
 
 #[derive(Debug, Default)]
@@ -192,9 +193,6 @@ impl Nodes {
 
     pub(super) fn take(&mut self, index: NodeIndex, map: MapId, request: &Request) -> Option<Share> {
         let node = self.nodes.get_mut(index).filter(|node| node.obstacle(request).is_none())?;
-        if self.reserved.is_some_and(|(_, holder)| holder == map) {
-            self.reserved = None;
-        }
         node.take(map, request)
     }
 
@@ -308,19 +306,25 @@ impl Nodes {
         }
     }
 
-    /// Reserves the node on which most of what such a task needs is free. The earliest map that waits has the reservation.
-    pub(super) fn reserve(&mut self, map: MapId, request: &Request) {
-        if self.reserved.is_some_and(|(_, holder)| holder < map) {
-            return;
-        }
-        let free = |node: &Node| node.cpus_in_total().saturating_sub(node.cpus + node.busy);
-        let could = self.nodes.iter().enumerate().filter(|(_, node)| node.could_run(request));
-        let best = could.max_by_key(|(index, node)| (free(node), std::cmp::Reverse(*index)));
-        self.reserved = best.map(|(index, _)| (index, map));
+    /// Begins a round of dispatching: the earliest map that has to wait reserves a node.
+    pub(super) fn begin_round(&mut self) {
+        self.last_reserved = self.reserved.take();
     }
 
-    pub(super) fn end_reservation(&mut self, map: MapId) {
-        self.reserved = self.reserved.filter(|(_, holder)| *holder != map);
+    /// Reserves a node for a map that waits, unless an earlier map has a reservation: the same as in the last round, else the
+    /// one with most processors free.
+    pub(super) fn reserve(&mut self, map: MapId, request: &Request) {
+        if self.reserved.is_some() {
+            return;
+        }
+        let could = |index: NodeIndex| self.nodes.get(index).is_some_and(|node| node.could_run(request));
+        let last = self.last_reserved.filter(|(index, holder)| *holder == map && could(*index));
+        let free = |index: &NodeIndex| {
+            let node = &self.nodes[*index];
+            node.cpus_in_total().saturating_sub(node.cpus + node.busy)
+        };
+        let best = || (0..self.nodes.len()).filter(|index| could(*index)).max_by_key(|index| (free(index), std::cmp::Reverse(*index)));
+        self.reserved = last.or_else(|| Some((best()?, map)));
     }
 
     /// Whether any node could ever run such a task; true without engines.
