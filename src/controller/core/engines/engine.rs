@@ -54,6 +54,8 @@ pub(crate) struct Engine {
     node: NodeIndex,
     /// What of its node its tasks have.
     share: Option<Share>,
+    /// It has held a task of the share's map.
+    share_in_use: bool,
 }
 
 /// The kind of work that an engine may take.
@@ -92,6 +94,7 @@ impl Engine {
             turn: 0,
             node,
             share: None,
+            share_in_use: false,
         }
     }
 
@@ -204,11 +207,18 @@ impl Engine {
     }
     pub(super) fn set_share(&mut self, share: Share) {
         self.share = Some(share);
+        self.share_in_use = false;
+    }
+    /// The share is not new: without tasks of its map it is given back.
+    pub(super) fn note_share_in_use(&mut self) {
+        self.share_in_use = true;
     }
     /// Takes its share if no task needs it any more.
     pub(super) fn take_unused_share(&mut self) -> Option<Share> {
         let map = self.share.as_ref()?.map;
-        let is_unused = !self.tasks.keys().any(|task| task.map == map);
+        let holds_any = self.tasks.keys().any(|task| task.map == map);
+        let is_unused = self.share_in_use && !holds_any;
+        self.share_in_use |= holds_any;
         self.share.take_if(|_| is_unused)
     }
     /// It holds tasks and has no share for them: it uses one processor.

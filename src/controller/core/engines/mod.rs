@@ -326,6 +326,7 @@ impl Engines {
         let was_busy = engine.uses_one_cpu();
         if let Some(share) = self.nodes.take_again(engine.node(), map, request, allocation) {
             engine.set_share(share);
+            engine.note_share_in_use();
             self.shared.entry(map).or_default().insert(uuid.clone());
             if was_busy {
                 self.nodes.set_busy(engine.node(), false);

@@ -233,7 +233,8 @@ impl Nodes {
     /// Whether an engine of this node may take tasks that need one processor each: it holds some already, or one is free.
     pub(super) fn admits(&self, index: NodeIndex, is_idle: bool, map: Option<MapId>) -> bool {
         let Some(node) = self.nodes.get(index) else { return true };
-        let is_free = node.cpus == 0 || !is_idle || node.cpus + node.busy < node.cpus_in_total();
+        // Direct requests may have taken more than there is.
+        let is_free = node.cpus == 0 || node.cpus + node.busy + u32::from(is_idle) <= node.cpus_in_total();
         is_free && !self.is_reserved(index, map)
     }
 

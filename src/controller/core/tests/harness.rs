@@ -706,10 +706,14 @@ impl Harness {
         let mut gpus: HashMap<&str, u32> = HashMap::new();
         for (name, engine) in here() {
             let maps: BTreeSet<MapId> = engine.queue.iter().map(|held| held.map).collect();
+            for map in &maps {
+                let wants = self.ledger.maps[map].definition.options.request().is_some();
+                assert_eq!(engine.allocations.contains_key(map), wants, "{name} has a share for {map}");
+            }
             let with_share: Vec<MapId> = maps.iter().copied().filter(|map| engine.allocations.contains_key(map)).collect();
             assert!(with_share.len() <= 1, "{name} has shares for {with_share:?}");
             let Some(map) = with_share.first() else {
-                cpus += u32::from(!engine.queue.is_empty() || !engine.fake_requests.held().is_empty());
+                cpus += u32::from(!engine.queue.is_empty() || engine.fake_requests.has_balanced());
                 continue;
             };
             let (options, allocation) = (&self.ledger.maps[map].definition.options, &engine.allocations[map]);
