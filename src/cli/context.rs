@@ -1,7 +1,7 @@
 //! The context of every command: the selected cluster, the terminal, and connections to the controller and the database.
-use super::args::{Color, Global};
-use super::commands::counted;
 use super::error::{CommandError, ErrorKind};
+use super::global::{Color, Global};
+use super::output::counted;
 use super::output::visible::visible;
 use crate::client::Client;
 use crate::cluster::{self, ClusterSummary, Condition, remote};

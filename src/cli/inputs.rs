@@ -14,6 +14,7 @@ pub mod rows;
 use super::CommandError;
 use range::Range;
 use recount::Fingerprint;
+pub use rows::Shape;
 use rows::{InputError, Row};
 use std::fs::File;
 use std::io::{BufReader, IsTerminal, Read};
@@ -38,15 +39,6 @@ pub(crate) struct InputArgs {
     /// Use the matching files and directories, sorted
     #[arg(long, value_name = "PATTERN", group = "input_form")]
     pub glob: Option<String>,
-}
-
-/// The form of an input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
-    /// Arguments of a Python function.
-    Call,
-    /// Arguments of a command.
-    Command,
 }
 
 /// Inputs, checked if they can be read twice.

@@ -7,6 +7,7 @@ use super::records::Details;
 use super::views::{error_line, map_state};
 use crate::cli::output::shown;
 use crate::model::definition::Work;
+use crate::model::engine::EngineStatus;
 use crate::model::output::{Output, Stream};
 use crate::model::task::{MapRow, TaskRow, TaskState};
 use crate::model::{EngineId, TaskId, UnixTime};
@@ -236,4 +237,39 @@ pub(crate) fn extent(map: &MapRow) -> String {
             format!("map {} has the tasks {} to {last}", map.map, TaskId::new(map.map, 0))
         }
     }
+}
+
+/// Maximum number of engines and hosts listed in one line.
+const MAX_NAMED: usize = 8;
+
+/// `engines 3, 4 on node7 cannot run Python functions, only commands: REASON`, one line per reason.
+pub(crate) fn unavailable_engines(engines: &[EngineStatus]) -> Vec<String> {
+    let mut by_reason: Vec<(&str, Vec<&EngineStatus>)> = Vec::new();
+    for engine in engines {
+        let Some(reason) = engine.reason.as_deref() else { continue };
+        match by_reason.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, of_reason)) => of_reason.push(engine),
+            None => by_reason.push((reason, vec![engine])),
+        }
+    }
+    let line = |(reason, of_reason): (&str, Vec<&EngineStatus>)| {
+        let mut hosts: Vec<&str> = of_reason
+            .iter()
+            .map(|e| e.facts.host.as_str())
+            .filter(|host| !host.is_empty())
+            .collect();
+        hosts.dedup();
+        let mut ids: Vec<String> = of_reason.iter().take(MAX_NAMED).map(|e| e.id.to_string()).collect();
+        if of_reason.len() > MAX_NAMED {
+            ids.push(format!("{} more", of_reason.len() - MAX_NAMED));
+        }
+        hosts.truncate(MAX_NAMED);
+        let engines = if of_reason.len() == 1 { "engine" } else { "engines" };
+        format!(
+            "{engines} {} on {} cannot run Python functions, only commands: {reason}",
+            ids.join(", "),
+            hosts.join(", ")
+        )
+    };
+    by_reason.into_iter().map(line).collect()
 }

@@ -1,8 +1,7 @@
 //! What a dead cluster of the same name left for a start: its files are removed, and its running engines adopted or stopped.
-use super::launch::{self, EngineSpec};
+use super::launch::{self, CONNECT_TIMEOUT, EngineSpec};
 use super::list::{self, ClusterStatus, Condition};
-use super::start::{CONNECT, StartProgress, in_thread};
-use super::{ClusterError, ClusterState, stop, walltime_restart};
+use super::{ClusterError, ClusterState, StartProgress, in_thread, stop, walltime_restart};
 use crate::client::Client;
 use crate::connection::ConnectionFile;
 use crate::launchers::Launched;
@@ -27,7 +26,7 @@ pub(super) async fn check_not_running(
         }),
         (Condition::Remote, Some(controller)) => {
             let answers = match &standing.connection {
-                Some(file) => Client::connect(file, CONNECT).await.is_ok(),
+                Some(file) => Client::connect(file, CONNECT_TIMEOUT).await.is_ok(),
                 None => false,
             };
             Err(if answers {
@@ -95,7 +94,7 @@ pub(super) struct Leftovers {
 }
 
 impl Leftovers {
-    /// Records the adopted engines, and stops the keeper of the dead cluster: the new cluster has its own.
+    /// Records the adopted engines, and stops the walltime monitor of the dead cluster: the new cluster has its own.
     pub(super) async fn hand_over(
         &self,
         state: &mut ClusterState,

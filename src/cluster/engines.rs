@@ -1,17 +1,14 @@
 //! Adds engines to a running cluster.
-use super::launch::{self, EngineSpec, Record, Target, Undo, Watched};
+use super::launch::{self, CONNECT_TIMEOUT, EngineSpec, Record, Target, Undo, Watched};
 use super::list::{ClusterStatus, Condition};
 use super::lock::Lock;
-use super::start::{StartProgress, Wait, kind_word};
-use super::{ClusterError, ClusterState, jobs, walltime_restart};
+use super::{ClusterError, ClusterState, StartProgress, Wait, in_thread, jobs, walltime_restart};
 use crate::client::Client;
 use crate::connection::{addresses, discover};
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
 use std::path::PathBuf;
 use std::time::Duration;
-
-const CONNECT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
 pub(crate) struct AddOptions {
@@ -68,8 +65,8 @@ pub(crate) async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(St
     }
     // Its supervisor may be restarting it.
     let path = profile.client_file(cluster_id);
-    let client_file = super::start::in_thread(move || discover::wait(&path, CONNECT, || Ok::<_, ClusterError>(()))).await??;
-    let client = Client::connect(&client_file, CONNECT).await?;
+    let client_file = in_thread(move || discover::wait(&path, CONNECT_TIMEOUT, || Ok::<_, ClusterError>(()))).await??;
+    let client = Client::connect(&client_file, CONNECT_TIMEOUT).await?;
     let capabilities = launcher.capabilities();
     if capabilities.remote
         && !capabilities.provides_tunnel
@@ -87,7 +84,7 @@ pub(crate) async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(St
     // A manually started controller has no state file.
     let mut state = standing.state.unwrap_or_else(|| ClusterState::new(cluster_id, spec.cwd.clone()));
     if state.engines.is_empty() {
-        state.engine_kind = kind_word(spec.config.engine.kind).into();
+        state.engine_kind = spec.config.engine.kind.name().into();
     }
     progress(StartProgress::EnginesStarting { n: options.n });
     let mut record = Record::new(profile, cluster_id);

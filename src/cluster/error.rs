@@ -59,7 +59,7 @@ pub(crate) enum ClusterError {
     Busy {
         path: PathBuf,
         holder: Option<String>,
-        /// The holder is the cluster's keeper, which releases the lock soon.
+        /// The holder is the cluster's walltime monitor, which releases the lock soon.
         passes: bool,
     },
     #[error("the controller exited during startup ({ending}){}", quoted(tail))]

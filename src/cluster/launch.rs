@@ -1,7 +1,6 @@
 //! Shared by starting a cluster and adding engines: launches engines, waits for them, and reverts a failed launch.
 use super::lock::Lock;
-use super::start::StartProgress;
-use super::{ClusterError, ClusterState};
+use super::{ClusterError, ClusterState, StartProgress};
 use crate::client::{Client, StatusReply};
 use crate::launchers::{self, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Recipe, Stage, launched};
 use crate::profile::ProfileDir;
@@ -11,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// The timeout for connecting to a controller that has just written its files, or may be on another host.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The poll interval for registered engines.
 const POLL_INTERVAL: Duration = Duration::from_millis(40);
 /// The time to wait for the controller's answer before checking whether a process died.

@@ -1,6 +1,6 @@
 //! Lists clusters and their state, from files and the process table, without asking controllers.
 use super::remote;
-use super::walltime_restart::KeeperState;
+use super::state_file::WalltimeMonitorState;
 use super::{ClusterError, ClusterState};
 use crate::connection::{ConnectionError, ConnectionFile};
 use crate::launchers::{self, Launched, MemberState, Stage};
@@ -73,7 +73,7 @@ pub(crate) struct ClusterSummary {
     /// For a connection to a remote cluster.
     pub tunnel: Option<TunnelState>,
     /// The process that restarts engines after walltime.
-    pub keeper: Option<KeeperState>,
+    pub walltime_monitor: Option<WalltimeMonitorState>,
 }
 
 /// One launch and the state of its members. Counts are engines, or 1 for a controller.
@@ -260,7 +260,7 @@ pub(crate) fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSu
     }
     let config = Config::load(profile).unwrap_or_default();
     let state = standing.state.as_ref();
-    let keeper = state.and_then(|s| s.keeper.clone());
+    let monitor = state.and_then(|s| s.walltime_monitor.clone());
     let engines: Vec<LaunchSummary> = state
         .iter()
         .flat_map(|s| &s.engines)
@@ -293,9 +293,9 @@ pub(crate) fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSu
         problem: standing
             .problem
             .or_else(|| controller_problem(profile, cluster_id).filter(|_| standing.condition == Condition::Running))
-            .or_else(|| keeper.as_ref()?.problem.clone()),
+            .or_else(|| monitor.as_ref()?.problem.clone()),
         tunnel: standing.tunnel,
-        keeper,
+        walltime_monitor: monitor,
     })
 }
 

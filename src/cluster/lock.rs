@@ -1,11 +1,11 @@
-//! The lock of a cluster: one command at a time starts, changes or stops it. Commands wait for its keeper.
+//! The lock of a cluster: one command at a time starts, changes or stops it. Commands wait for its walltime monitor.
 use super::ClusterError;
 use crate::profile::ProfileDir;
 use crate::sys::lock::{self, NotLocked};
 use std::time::{Duration, Instant};
 
-/// The maximum time that the keeper holds the lock: two submissions that time out.
-const KEEPER_TIMEOUT: Duration = Duration::from_secs(240);
+/// The maximum time that the walltime monitor holds the lock: two submissions that time out.
+const MONITOR_TIMEOUT: Duration = Duration::from_secs(240);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Held until it is dropped.
@@ -13,12 +13,14 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 pub(crate) struct Lock(#[expect(dead_code, reason = "held until dropped")] lock::Lock);
 
 impl Lock {
-    /// Takes the lock for a command, waiting while the cluster's keeper holds it.
+    /// Takes the lock for a command, waiting while the cluster's walltime monitor holds it.
     pub(crate) async fn wait(profile: &ProfileDir, cluster_id: &str) -> Result<Lock, ClusterError> {
         let begun = Instant::now();
         loop {
             match Lock::take(profile, cluster_id) {
-                Err(ClusterError::Busy { passes: true, .. }) if begun.elapsed() < KEEPER_TIMEOUT => tokio::time::sleep(POLL_INTERVAL).await,
+                Err(ClusterError::Busy { passes: true, .. }) if begun.elapsed() < MONITOR_TIMEOUT => {
+                    tokio::time::sleep(POLL_INTERVAL).await
+                }
                 taken => return taken,
             }
         }
@@ -28,7 +30,7 @@ impl Lock {
         Lock::take_as(profile, cluster_id, false)
     }
 
-    pub(crate) fn take_as_keeper(profile: &ProfileDir, cluster_id: &str) -> Result<Lock, ClusterError> {
+    pub(crate) fn take_as_monitor(profile: &ProfileDir, cluster_id: &str) -> Result<Lock, ClusterError> {
         Lock::take_as(profile, cluster_id, true)
     }
 
@@ -62,11 +64,11 @@ mod tests {
         let command = Lock::take(&profile, "").unwrap();
         assert!(matches!(Lock::wait(&profile, "").await, Err(ClusterError::Busy { .. })));
         drop(command);
-        let keeper = Lock::take_as_keeper(&profile, "").unwrap();
+        let monitor = Lock::take_as_monitor(&profile, "").unwrap();
         let waits = Lock::wait(&profile, "");
         let ends = async {
             assert!(matches!(Lock::take(&profile, ""), Err(ClusterError::Busy { passes: true, .. })));
-            drop(keeper);
+            drop(monitor);
         };
         let (taken, ()) = tokio::join!(waits, ends);
         drop(taken.unwrap());

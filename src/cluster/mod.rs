@@ -13,6 +13,7 @@ mod launch;
 pub(crate) mod list;
 pub(crate) mod lock;
 pub(crate) mod logs;
+mod progress;
 pub(crate) mod remote;
 pub(crate) mod scale;
 pub(crate) mod start;
@@ -25,8 +26,9 @@ pub(crate) mod walltime_restart;
 pub(crate) use engines::{AddOptions, add_engines};
 pub(crate) use error::ClusterError;
 pub(crate) use list::{ClusterSummary, Condition, controller_problem, is_supervised, list, list_profile, status};
+pub(crate) use progress::{StartProgress, Wait};
 pub(crate) use scale::{Removed, Scaled, Which, remove_engines, scale};
-pub(crate) use start::{StartOptions, StartProgress, Started, Wait, start};
+pub(crate) use start::{StartOptions, Started, start};
 pub(crate) use state_file::ClusterState;
 pub(crate) use stop::{StopProgress, Stopped, clean, stop};
 
@@ -51,4 +53,10 @@ fn not_running(profile: &ProfileDir, cluster_id: &str) -> ClusterError {
         cluster: in_words(profile, cluster_id),
         options: options_of(profile, cluster_id),
     }
+}
+
+async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ClusterError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| ClusterError::Internal(e.to_string()))
 }

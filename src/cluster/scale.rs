@@ -1,9 +1,8 @@
 //! Removes engines: first those that have not started, then idle ones; a busy engine finishes its task first.
-use super::launch;
+use super::launch::{self, CONNECT_TIMEOUT};
 use super::list::{ClusterStatus, Condition};
 use super::lock::Lock;
-use super::start::{StartProgress, in_thread};
-use super::{AddOptions, ClusterError, ClusterState, add_engines, jobs};
+use super::{AddOptions, ClusterError, ClusterState, StartProgress, add_engines, in_thread, jobs};
 use crate::client::{Client, StatusReply};
 use crate::connection::discover;
 use crate::launchers::{BatchJob, Launched, MemberState, Stage};
@@ -14,8 +13,6 @@ use crate::profile::config::Config;
 use crate::sys::process;
 use std::cmp::Reverse;
 use std::time::Duration;
-
-const CONNECT: Duration = Duration::from_secs(10);
 
 /// Selects the engines to remove.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,8 +138,8 @@ impl Snapshot {
             return Err(super::not_running(profile, cluster_id));
         }
         let path = profile.client_file(cluster_id);
-        let file = in_thread(move || discover::wait(&path, CONNECT, || Ok::<_, ClusterError>(()))).await??;
-        let client = Client::connect(&file, CONNECT).await?;
+        let file = in_thread(move || discover::wait(&path, CONNECT_TIMEOUT, || Ok::<_, ClusterError>(()))).await??;
+        let client = Client::connect(&file, CONNECT_TIMEOUT).await?;
         let status = client.status().await?;
         let mut states = Vec::new();
         for launched in standing.state.iter().flat_map(|s| s.engines.clone()) {
@@ -279,18 +276,7 @@ impl Snapshot {
 }
 
 fn is_in(engine: &EngineStatus, job: &BatchJob, element: u32) -> bool {
-    is_of(&engine.facts.job, job, element)
-}
-
-/// Whether the job that an engine reports ([`crate::model::engine::EngineFacts::job`]) is this element of the job.
-pub(super) fn is_of(reported: &str, job: &BatchJob, element: u32) -> bool {
-    let (id, of_array) = match reported.rsplit_once('.') {
-        Some((id, last)) if last.bytes().all(|b| b.is_ascii_digit()) && !last.is_empty() => (id, last.parse().ok()),
-        _ => (reported, None),
-    };
-    // `19[3].server` and `19[].server` are the same job.
-    let number = |id: &str| id.chars().take_while(char::is_ascii_digit).collect::<String>();
-    !reported.is_empty() && number(id) == number(&job.id) && of_array.is_none_or(|e: u32| e == element)
+    job.is_reported_as(&engine.facts.job, element)
 }
 
 #[cfg(test)]

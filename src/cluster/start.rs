@@ -1,7 +1,7 @@
 //! Starts a cluster: prepares, launches the controller, adopts or launches engines, and waits until they have registered.
-use super::launch::{self, EngineSpec, Target, Undo, Watched};
+use super::launch::{self, CONNECT_TIMEOUT, EngineSpec, Target, Undo, Watched};
 use super::lock::Lock;
-use super::{ClusterError, ClusterState, adopt, jobs, stop, walltime_restart};
+use super::{ClusterError, ClusterState, StartProgress, Wait, adopt, in_thread, jobs, stop, walltime_restart};
 use crate::client::Client;
 use crate::connection::{ConnectionError, ConnectionFile, addresses, discover};
 use crate::launchers::{ControllerLaunch, Launched, Launcher, MemberState, Stage, launched};
@@ -14,8 +14,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// The timeout for connecting to a controller that has just written its files, or may be on another host.
-pub(super) const CONNECT: Duration = Duration::from_secs(10);
 /// The poll interval for the state of a controller's job.
 const JOB_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -84,53 +82,6 @@ impl StartOptions {
     }
 }
 
-/// The number of engines that `start` waits for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Wait {
-    #[default]
-    All,
-    None,
-    Some(u32),
-}
-
-impl Wait {
-    pub(super) fn of(self, all: usize) -> usize {
-        match self {
-            Wait::All => all,
-            Wait::None => 0,
-            Wait::Some(n) => all.min(n as usize),
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum StartProgress {
-    /// A message for the user: removed files, a warning.
-    Note(String),
-    ControllerStarting,
-    /// In a batch system's queue.
-    ControllerWaits {
-        job: String,
-        /// `1 queued: Resources`; empty if only known to be submitted.
-        state: String,
-    },
-    ControllerReady {
-        pid: u32,
-    },
-    EnginesStarting {
-        n: u32,
-    },
-    Engines {
-        registered: u32,
-        n: u32,
-        /// `slurm job 4711`, for engines of a batch system.
-        job: Option<String>,
-        /// `3 queued: Resources`
-        left: String,
-    },
-}
-
 #[derive(Clone, Debug)]
 pub(crate) struct Started {
     pub profile: ProfileDir,
@@ -164,7 +115,7 @@ pub(crate) async fn start(options: StartOptions, progress: &mut dyn FnMut(StartP
     plan.spec.check_room(plan.n.saturating_sub(alive as u32))?;
 
     let mut state = ClusterState::new(cluster_id, plan.spec.cwd.clone());
-    state.engine_kind = kind_word(plan.spec.config.engine.kind).into();
+    state.engine_kind = plan.spec.config.engine.kind.name().into();
     state.engine_settings = options.settings.clone();
     // Dropped in reverse order: processes first.
     let mut files = Files {
@@ -179,7 +130,7 @@ pub(crate) async fn start(options: StartOptions, progress: &mut dyn FnMut(StartP
     let controller = plan.launch_controller(&mut state, &mut undo, progress)?;
     let (client_file, engine_file) = plan.await_controller(&controller, progress).await?;
     let controller_pid = client_file.pcluster.as_ref().map_or(0, |keys| keys.process.pid);
-    let client = Client::connect(&client_file, CONNECT).await?;
+    let client = Client::connect(&client_file, CONNECT_TIMEOUT).await?;
     progress(StartProgress::ControllerReady { pid: controller_pid });
 
     let adopted = leftovers.adopt(profile, &plan.spec, &engine_file, progress).await?;
@@ -330,7 +281,7 @@ impl Plan<'_> {
         await_connection_files(profile, cluster_id, &self.controllers, controller, timeout, progress).await
     }
 
-    /// Starts the engines that are missing beside those that are alive, and the keeper, and records them. Not in a thread: started
+    /// Starts the engines that are missing beside those that are alive, and the walltime monitor, and records them. Not in a thread: started
     /// processes must be in `undo` before the future of the start can be dropped.
     fn launch_engines(
         &self,
@@ -360,9 +311,9 @@ impl Plan<'_> {
             state.engines.push(engines.clone());
         }
         if walltime_restart::ensure(profile, state, &self.spec.program)?
-            && let Some(keeper) = &state.keeper
+            && let Some(monitor) = &state.walltime_monitor
         {
-            undo.add(&launch::launcher("local", profile, &self.spec.config)?, &keeper.launched());
+            undo.add(&launch::launcher("local", profile, &self.spec.config)?, &monitor.launched());
         }
         state.write(profile)?;
         Ok(engines)
@@ -420,21 +371,8 @@ fn listen_on_all(settings: &mut Vec<(String, String)>, launcher: &str, has_tunne
     Ok(())
 }
 
-pub(super) fn kind_word(kind: EngineKind) -> &'static str {
-    match kind {
-        EngineKind::Pcluster => "pcluster",
-        EngineKind::Ipengine => "ipengine",
-    }
-}
-
 fn processors() -> u32 {
     std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
-}
-
-pub(super) async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ClusterError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|e| ClusterError::Internal(e.to_string()))
 }
 
 /// Removes the state and connection files of a failed start. Dropped after the processes have been stopped.

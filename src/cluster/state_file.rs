@@ -1,11 +1,11 @@
 //! The state file: the processes of a cluster as JSON in the profile's `pid/`, so that another process can stop it.
 //!
 //! Unknown keys, written by a later version, are preserved.
-use super::walltime_restart::KeeperState;
 use super::{ClusterError, ipyparallel_file};
-use crate::launchers::Launched;
+use crate::launchers::local::Local;
+use crate::launchers::{Launched, Launcher, MemberState, Process};
 use crate::profile::ProfileDir;
-use crate::sys::private_file;
+use crate::sys::{private_file, process};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
@@ -40,7 +40,7 @@ pub(crate) struct ClusterState {
     pub engines: Vec<Launched>,
     /// The process that restarts engines after walltime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub keeper: Option<KeeperState>,
+    pub walltime_monitor: Option<WalltimeMonitorState>,
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
 }
@@ -51,7 +51,7 @@ impl ClusterState {
             version: VERSION,
             pcluster: crate::model::VERSION.into(),
             cluster_id: cluster_id.into(),
-            host: crate::sys::process::host(),
+            host: process::host(),
             cwd,
             started: crate::sys::clock::unix_now(),
             engine_kind: "pcluster".into(),
@@ -60,7 +60,7 @@ impl ClusterState {
             controller: None,
             engine_settings: Vec::new(),
             engines: Vec::new(),
-            keeper: None,
+            walltime_monitor: None,
             other: Default::default(),
         }
     }
@@ -100,10 +100,39 @@ impl ClusterState {
     }
 }
 
+/// The walltime monitor in the cluster's state file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct WalltimeMonitorState {
+    /// Its host and supervisor.
+    pub host: String,
+    pub process: Process,
+    /// Number of engines restarted so far.
+    #[serde(default)]
+    pub replaced: u32,
+    /// Why the last restart failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+impl WalltimeMonitorState {
+    /// Whether it is running; assumed if on another host.
+    pub(crate) fn runs(&self) -> bool {
+        let launched = self.launched();
+        self.host != process::host() || !Local::default().states(&launched).iter().all(MemberState::has_ended)
+    }
+
+    /// As a launch, for stopping it.
+    pub(crate) fn launched(&self) -> Launched {
+        Launched {
+            processes: vec![self.process.clone()],
+            ..Launched::new("local", self.host.clone())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::launchers::Process;
     use crate::sys::process::ProcessId;
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;

@@ -2,8 +2,7 @@
 //! Signals only processes on record, identified by process id and start time.
 use super::list::{ClusterStatus, Condition};
 use super::lock::Lock;
-use super::start::in_thread;
-use super::{ClusterError, ipyparallel_file, jobs, launch, walltime_restart};
+use super::{ClusterError, in_thread, ipyparallel_file, jobs, launch, walltime_restart};
 use crate::client::Client;
 use crate::connection::ConnectionFile;
 use crate::launchers::{LaunchError, Launched, Launcher, Process, StopReport};

@@ -3,7 +3,7 @@
 //! Effects of several events form a batch. The records' thread commits a batch's changes, and only then are its messages
 //! sent; meanwhile the next batch accumulates. So commits are grouped under load, and no message precedes its commit.
 use super::bootstrap::{self, Secrets};
-use super::core::reconnect::UndeliveredReply;
+use super::core::effect::UndeliveredReply;
 use super::core::{Core, Effect, Event, EventTime, Facts};
 use super::dask::Dask;
 use super::delivered::{Delivered, Pending};

@@ -336,6 +336,17 @@ impl BatchJob {
         self.elements.len() == self.size as usize
     }
 
+    /// Whether the job that an engine reports ([`crate::model::engine::EngineFacts::job`]) is this element.
+    pub(crate) fn is_reported_as(&self, reported: &str, element: u32) -> bool {
+        let (id, of_array) = match reported.rsplit_once('.') {
+            Some((id, last)) if last.bytes().all(|b| b.is_ascii_digit()) && !last.is_empty() => (id, last.parse().ok()),
+            _ => (reported, None),
+        };
+        // `19[3].server` and `19[].server` are the same job.
+        let number = |id: &str| id.chars().take_while(char::is_ascii_digit).collect::<String>();
+        !reported.is_empty() && number(id) == number(&self.id) && of_array.is_none_or(|e: u32| e == element)
+    }
+
     /// `18.7`; just the job's id if it is not an array.
     pub(crate) fn element_name(&self, element: u32) -> String {
         match self.array {

@@ -221,8 +221,8 @@ impl ProfileDir {
     pub fn tunnel_log(&self, cluster_id: &str) -> PathBuf {
         self.log_dir().join(format!("{}.log", with_id("tunnel", cluster_id)))
     }
-    pub fn keeper_log(&self, cluster_id: &str) -> PathBuf {
-        self.log_dir().join(format!("{}.log", with_id("keeper", cluster_id)))
+    pub fn walltime_monitor_log(&self, cluster_id: &str) -> PathBuf {
+        self.log_dir().join(format!("{}.log", with_id("walltime-monitor", cluster_id)))
     }
     /// Prevents two concurrent starts of one cluster.
     pub fn lock_file(&self, cluster_id: &str) -> PathBuf {

@@ -186,12 +186,6 @@ fn batch_systems_do_not_name_each_other() {
 
 /// Circles of imports that still exist; nothing may join them.
 const CIRCLES: &[&str] = &[
-    "cli/args.rs cli/commands/mod.rs cli/commands/remote_exec.rs cli/context.rs cli/error.rs cli/output/mod.rs",
-    "cli/commands/connect.rs cli/commands/engines.rs cli/commands/start.rs cli/commands/start/on.rs",
-    "cli/inputs.rs cli/inputs/csv.rs cli/inputs/recount.rs cli/inputs/rows.rs",
-    "cluster/adopt.rs cluster/engines.rs cluster/ipyparallel_file.rs cluster/jobs.rs cluster/launch.rs cluster/list.rs \
-     cluster/scale.rs cluster/start.rs cluster/state_file.rs cluster/stop.rs cluster/walltime_restart/decide.rs \
-     cluster/walltime_restart/mod.rs cluster/walltime_restart/replace.rs",
     "controller/bootstrap.rs controller/driver.rs controller/mod.rs controller/records.rs",
     // Each part of the core implements methods of `Core`, which owns all parts.
     "controller/core/broadcast.rs controller/core/bundles.rs controller/core/clients.rs controller/core/effect.rs \

@@ -317,8 +317,8 @@ def up(cluster):
     return [engine for engine in engines(cluster) if engine["state"] in ("idle", "busy")]
 
 
-def keeper_log(cluster):
-    return (cluster.ipython_dir / "profile_default" / "log" / "keeper.log").read_text()
+def walltime_monitor_log(cluster):
+    return (cluster.ipython_dir / "profile_default" / "log" / "walltime-monitor.log").read_text()
 
 
 def children_of(pid):
@@ -354,7 +354,7 @@ def test_walltime_during_a_map(on_site):
     (job,) = jobs(cluster)
     # It is restarted after its own end, and after that of the controller.
     state = cluster.state()
-    for process in (state["keeper"]["process"], state["controller"]["processes"][0]):
+    for process in (state["walltime_monitor"]["process"], state["controller"]["processes"][0]):
         (child,) = children_of(process["pid"])
         os.kill(child, signal.SIGKILL)
     cluster.start_map("slower", SITE.walltime_s + 10)
@@ -368,8 +368,8 @@ def test_walltime_during_a_map(on_site):
     assert job["name"] not in [job["name"] for job in new], "all jobs were replaced"
     assert sum(len(job["elements"]) for job in new) == 2 and all(1 <= job["replaces"] <= 3 for job in new)
     listed = cluster.listed()
-    assert (listed["engines_started"], listed["keeper"]["runs"]) == (2, True)
-    assert listed["keeper"]["replaced"] % 2 == 0
+    assert (listed["engines_started"], listed["walltime_monitor"]["runs"]) == (2, True)
+    assert listed["walltime_monitor"]["replaced"] % 2 == 0
     cluster.run("stop")
     nothing_is_left(cluster)
     on_record = cluster.listed()["jobs_on_record"]
@@ -472,10 +472,10 @@ def test_a_lost_node_and_preemption_cost_no_engines(on_site):
     finally:
         SITE.bring_it_back()
     wait_until("all engines", lambda: len(up(cluster)) == SLOTS)
-    assert "node failed" in keeper_log(cluster)
+    assert "node failed" in walltime_monitor_log(cluster)
     stranger = SITE.submit_a_strangers_job("--partition=batch", "--ntasks=1", "--cpus-per-task=4")
     wait_until("new jobs", lambda: sum(len(job["elements"]) for job in jobs(cluster) if job["replaces"]) == 8, 90)
-    assert "preempted" in keeper_log(cluster)
+    assert "preempted" in walltime_monitor_log(cluster)
     assert cluster.listed()["engines_started"] == SLOTS
     SITE.cancel(stranger)
     wait_until("all engines", lambda: len(up(cluster)) == SLOTS)

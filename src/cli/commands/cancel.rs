@@ -1,6 +1,6 @@
 //! `pcluster cancel`
-use super::counted;
 use crate::cli::ids::{self, Ids};
+use crate::cli::output::counted;
 use crate::cli::output::json;
 use crate::cli::records::Records;
 use crate::cli::{CommandError, Context, Exit};

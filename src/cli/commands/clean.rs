@@ -1,6 +1,6 @@
 //! `pcluster clean`
-use super::counted;
 use super::stop::{in_words, notes, record};
+use crate::cli::output::counted;
 use crate::cli::output::{self, json};
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::{self, Condition};

@@ -1,6 +1,7 @@
 //! `pcluster connect`
-use super::start::interruptible;
-use super::{connection, counted};
+use super::connection;
+use crate::cli::interruptible::interruptible;
+use crate::cli::output::counted;
 use crate::cli::output::json;
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::remote::{self, ConnectOptions, Connected};

@@ -1,8 +1,10 @@
 //! `pcluster engines`: list, add, remove and stop engines of a cluster.
-use super::counted;
-use super::start::{Bar, How, interruptible};
+use super::start::{Bar, How};
+use crate::cli::interruptible::interruptible;
+use crate::cli::output::counted;
 use crate::cli::output::table::{Cell, Table, Tone};
 use crate::cli::output::{self, json, times};
+use crate::cli::tables::unavailable_engines;
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::{self, AddOptions, ClusterState, Removed, Which};
 use crate::model::engine::EngineStatus;
@@ -137,45 +139,10 @@ fn list(context: &Context) -> Result<Exit, CommandError> {
 
 /// Prints which engines cannot run Python, and why: one line per reason.
 pub(crate) fn note_unavailable(engines: &[EngineStatus], context: &Context) {
-    for line in unavailable_in_words(engines) {
+    for line in unavailable_engines(engines) {
         context.note(line);
     }
 }
-
-/// `engines 3, 4 on node7 cannot run Python functions, only commands: REASON`, one line per reason.
-pub(crate) fn unavailable_in_words(engines: &[EngineStatus]) -> Vec<String> {
-    let mut by_reason: Vec<(&str, Vec<&EngineStatus>)> = Vec::new();
-    for engine in engines {
-        let Some(reason) = engine.reason.as_deref() else { continue };
-        match by_reason.iter_mut().find(|(known, _)| *known == reason) {
-            Some((_, of_reason)) => of_reason.push(engine),
-            None => by_reason.push((reason, vec![engine])),
-        }
-    }
-    let line = |(reason, of_reason): (&str, Vec<&EngineStatus>)| {
-        let mut hosts: Vec<&str> = of_reason
-            .iter()
-            .map(|e| e.facts.host.as_str())
-            .filter(|host| !host.is_empty())
-            .collect();
-        hosts.dedup();
-        let mut ids: Vec<String> = of_reason.iter().take(NAMED).map(|e| e.id.to_string()).collect();
-        if of_reason.len() > NAMED {
-            ids.push(format!("{} more", of_reason.len() - NAMED));
-        }
-        hosts.truncate(NAMED);
-        let engines = if of_reason.len() == 1 { "engine" } else { "engines" };
-        format!(
-            "{engines} {} on {} cannot run Python functions, only commands: {reason}",
-            ids.join(", "),
-            hosts.join(", ")
-        )
-    };
-    by_reason.into_iter().map(line).collect()
-}
-
-/// Maximum number of engines and hosts listed in one line.
-const NAMED: usize = 8;
 
 fn table(engines: &[EngineStatus], now: UnixTime) -> Table {
     let mut table = Table::new()

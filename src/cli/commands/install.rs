@@ -1,5 +1,5 @@
 //! `pcluster install`
-use super::start::interruptible;
+use crate::cli::interruptible::interruptible;
 use crate::cli::output::json;
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::ClusterError;

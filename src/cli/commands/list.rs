@@ -1,9 +1,10 @@
 //! `pcluster list`
-use super::counted;
 use super::stop::in_words;
 use crate::cli::context::Terminal;
+use crate::cli::output::counted;
 use crate::cli::output::table::{Cell, Table, Tone};
 use crate::cli::output::{self, json, times};
+use crate::cli::tables::unavailable_engines;
 use crate::cli::{CommandError, Context, Exit};
 use crate::client::{Client, StatusReply};
 use crate::cluster::list::LaunchSummary;
@@ -60,13 +61,13 @@ struct View<'a> {
     /// For a connection to a remote cluster.
     tunnel: Option<TunnelView<'a>>,
     /// The process that restarts engines after their walltime.
-    keeper: Option<KeeperView<'a>>,
+    walltime_monitor: Option<WalltimeMonitorView<'a>>,
     /// For a stopped cluster: the recorded jobs, as last seen.
     jobs_on_record: Vec<JobView>,
 }
 
 #[derive(Serialize)]
-struct KeeperView<'a> {
+struct WalltimeMonitorView<'a> {
     host: &'a str,
     pid: u32,
     runs: bool,
@@ -173,12 +174,12 @@ impl<'a> View<'a> {
             database: cluster.database.as_deref(),
             problem: cluster.problem.as_deref(),
             tunnel: cluster.tunnel.as_ref().map(TunnelView::new),
-            keeper: cluster.keeper.as_ref().map(|keeper| KeeperView {
-                host: &keeper.host,
-                pid: keeper.process.id.pid,
-                runs: keeper.runs(),
-                replaced: keeper.replaced,
-                problem: keeper.problem.as_deref(),
+            walltime_monitor: cluster.walltime_monitor.as_ref().map(|monitor| WalltimeMonitorView {
+                host: &monitor.host,
+                pid: monitor.process.id.pid,
+                runs: monitor.runs(),
+                replaced: monitor.replaced,
+                problem: monitor.problem.as_deref(),
             }),
             jobs_on_record: jobs_on_record(cluster),
         }
@@ -245,7 +246,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     for (cluster, status) in clusters.iter().zip(&statuses) {
         let engines = status.as_ref().map(|status| status.engines.as_slice()).unwrap_or_default();
         let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
-        for line in super::engines::unavailable_in_words(engines) {
+        for line in unavailable_engines(engines) {
             context.note(format!("{name}: {line}"));
         }
     }
@@ -400,7 +401,7 @@ mod tests {
             database: None,
             problem: None,
             tunnel: None,
-            keeper: None,
+            walltime_monitor: None,
         };
         let clusters = [
             cluster("default", "", Condition::Running, Some(4), 4),

@@ -14,7 +14,6 @@ pub(crate) mod exec;
 pub(crate) mod gather;
 pub(crate) mod help_markdown;
 pub(crate) mod install;
-pub(crate) mod keeper;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod map;
@@ -38,6 +37,7 @@ pub(crate) mod template;
 pub(crate) mod tunnel;
 pub(crate) mod version;
 pub(crate) mod wait;
+pub(crate) mod walltime_monitor;
 
 use super::{CommandError, Context, Exit};
 use crate::launchers::supervisor::{self, Supervised};
@@ -100,19 +100,11 @@ commands! {
     #[command(hide = true)]
     Engine => engine,
     #[command(hide = true)]
-    Keeper => keeper,
+    WalltimeMonitor => walltime_monitor,
     #[command(hide = true)]
     Tunnel => tunnel,
     #[command(hide = true)]
     HelpMarkdown => help_markdown,
-}
-
-/// `1 task`, `3 tasks`.
-pub(crate) fn counted(count: u64, what: &str) -> String {
-    match count {
-        1 => format!("1 {what}"),
-        _ => format!("{count} {what}s"),
-    }
 }
 
 /// `--set key=value`.

@@ -1,7 +1,7 @@
 //! `pcluster resubmit`
-use super::counted;
 use crate::cli::ids::{self, Ids};
 use crate::cli::inputs::code::bundle_now;
+use crate::cli::output::counted;
 use crate::cli::output::json;
 use crate::cli::records::Records;
 use crate::cli::{CommandError, Context, Exit};

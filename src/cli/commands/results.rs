@@ -1,6 +1,6 @@
 //! `pcluster results`: lists maps and tasks, or shows single tasks in full.
-use super::counted;
 use crate::cli::ids::{self, Ids};
+use crate::cli::output::counted;
 use crate::cli::output::sink::Sink;
 use crate::cli::output::{json, shown, times};
 use crate::cli::records::{Details, Records};

@@ -1,7 +1,8 @@
 //! `pcluster scale`
-use super::counted;
 use super::engines::{options, report_removed};
-use super::start::{Bar, How, interruptible};
+use super::start::{Bar, How};
+use crate::cli::interruptible::interruptible;
+use crate::cli::output::counted;
 use crate::cli::output::json;
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::{self, Scaled};

@@ -1,5 +1,5 @@
 //! `pcluster signal`
-use super::counted;
+use crate::cli::output::counted;
 use crate::cli::output::json;
 use crate::cli::{CommandError, Context, Exit};
 use crate::model::targets::Targets;

@@ -1,20 +1,23 @@
 //! `pcluster start`
+mod bar;
 mod on;
 
-use super::{counted, setting};
+pub(crate) use bar::Bar;
+
+use super::setting;
+use crate::cli::interruptible::interruptible;
+use crate::cli::output::counted;
 use crate::cli::output::json;
-use crate::cli::output::visible::one_line;
 use crate::cli::resources::ResourceArgs;
-use crate::cli::{CommandError, Context, ErrorKind, Exit};
+use crate::cli::tables::unavailable_engines;
+use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::remote::run::ProgressLine;
 use crate::cluster::{self, StartOptions, StartProgress, Started, Wait};
 use crate::launchers::{self, batch};
 use crate::profile::Config;
 use crate::profile::config::EngineKind;
 use crate::profile::config::resources::SshHost;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Start a controller and engines
 ///
@@ -257,7 +260,7 @@ fn report(started: &Started, context: &Context) -> Result<(), CommandError> {
         engines_in_words(started),
         started.took.as_secs_f64(),
     ));
-    for line in super::engines::unavailable_in_words(&started.unavailable) {
+    for line in unavailable_engines(&started.unavailable) {
         context.note(format!("warning: {line}"));
     }
     context.note(format!(
@@ -276,104 +279,6 @@ fn engines_in_words(started: &Started) -> String {
         text.push_str(&format!(" ({job})"));
     }
     text
-}
-
-/// Runs `work` to completion, or until Ctrl-C, SIGTERM or SIGHUP: then everything that it started is stopped.
-pub(crate) fn interruptible<T, E>(context: &Context, work: impl Future<Output = Result<T, E>>) -> Result<T, CommandError>
-where
-    CommandError: From<E>,
-{
-    let finished = context.block_on(async {
-        // The handlers are installed before `work` is first polled.
-        // Under nohup(1) SIGHUP stays ignored.
-        let ignores_hangup = is_ignored(SignalKind::hangup());
-        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
-        let [Ok(mut interrupted), Ok(mut terminated), Ok(mut hung_up)] = kinds.map(signal) else {
-            return Some(work.await);
-        };
-        tokio::select! {
-            result = work => Some(result),
-            _ = interrupted.recv() => None,
-            _ = terminated.recv() => None,
-            _ = hung_up.recv(), if !ignores_hangup => None,
-        }
-    })?;
-    match finished {
-        Some(result) => Ok(result?),
-        None => Err(CommandError::new(
-            ErrorKind::Interrupted,
-            "interrupted; what was started has been stopped",
-        )),
-    }
-}
-
-/// Whether this process was started with this signal ignored (`SigIgn` of proc_pid_status(5)).
-fn is_ignored(kind: SignalKind) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    mask.is_some_and(|mask| mask >> (kind.as_raw_value() - 1) & 1 == 1)
-}
-
-/// A transient progress line on a terminal.
-pub(crate) struct Bar<'a> {
-    context: &'a Context,
-    bar: ProgressBar,
-}
-
-impl<'a> Bar<'a> {
-    pub(crate) fn new(context: &'a Context) -> Bar<'a> {
-        let bar = ProgressBar::no_length();
-        if !context.terminal.stderr || context.quiet {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
-        bar.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
-        bar.enable_steady_tick(Duration::from_millis(100));
-        Bar { context, bar }
-    }
-
-    pub(crate) fn show(&mut self, progress: StartProgress) {
-        match progress {
-            StartProgress::Note(text) => self.bar.suspend(|| self.context.note(text)),
-            StartProgress::ControllerStarting => self.bar.set_message("starting the controller"),
-            StartProgress::ControllerWaits { job, state } => {
-                let state = if state.is_empty() { "submitted".into() } else { state };
-                self.bar.set_message(one_line(&format!("the controller is {job}: {state}")));
-            }
-            StartProgress::ControllerReady { pid } => self.bar.set_message(format!("the controller is ready (process {pid})")),
-            StartProgress::EnginesStarting { n } => self.bar.set_message(format!("starting {}", counted(u64::from(n), "engine"))),
-            StartProgress::Engines {
-                registered,
-                n,
-                job: Some(job),
-                left,
-            } => {
-                let left = if left.is_empty() { String::new() } else { format!(" ({left})") };
-                let line = one_line(&format!("{job}: {registered}/{n} engines{left}"));
-                match self.context.terminal.stderr {
-                    true => self.bar.set_message(line),
-                    false => self.context.note_verbose(line),
-                }
-            }
-            StartProgress::Engines { registered, n, .. } => {
-                let style = ProgressStyle::with_template("engines [{bar:30}] {pos}/{len} {elapsed}");
-                self.bar
-                    .set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
-                self.bar.set_length(u64::from(n));
-                self.bar.set_position(u64::from(registered));
-            }
-        }
-    }
-
-    pub(crate) fn clear(&self) {
-        self.bar.finish_and_clear();
-    }
-}
-
-impl Drop for Bar<'_> {
-    fn drop(&mut self) {
-        self.clear();
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `pcluster status`
-use super::counted;
 use super::engines::EngineView;
+use crate::cli::output::counted;
 use crate::cli::output::visible::visible;
 use crate::cli::output::{self, json, times};
 use crate::cli::{CommandError, Context, Exit};
@@ -50,7 +50,7 @@ pub(crate) fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> 
         context.note(format!("{error}; the controller is running"));
         None
     });
-    let keeper = state.and_then(|state| state.keeper);
+    let monitor = state.and_then(|state| state.walltime_monitor);
     if context.json {
         json::print(&View {
             profile: profile.name(),
@@ -68,14 +68,14 @@ pub(crate) fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> 
             running: status.running,
             finished: status.finished,
             cut_off: status.disconnected_peers,
-            replaced: keeper.as_ref().map(|keeper| keeper.replaced),
+            replaced: monitor.as_ref().map(|monitor| monitor.replaced),
         })?;
     } else {
         output::print(&text(&status, &context.cluster_in_words(), profile.path(), times::now()))?;
-        if let Some(keeper) = keeper.filter(|keeper| keeper.replaced > 0 || keeper.problem.is_some()) {
-            let engines = counted(u64::from(keeper.replaced), "engine");
+        if let Some(monitor) = monitor.filter(|monitor| monitor.replaced > 0 || monitor.problem.is_some()) {
+            let engines = counted(u64::from(monitor.replaced), "engine");
             context.note(format!("{engines} restarted in a new job; `pcluster list` shows the jobs"));
-            keeper.problem.iter().for_each(|problem| context.note(problem));
+            monitor.problem.iter().for_each(|problem| context.note(problem));
         }
         super::engines::note_unavailable(&status.engines, context);
         status.notes.iter().for_each(|note| context.note(note));

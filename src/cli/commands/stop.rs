@@ -1,5 +1,5 @@
 //! `pcluster stop`
-use super::counted;
+use crate::cli::output::counted;
 use crate::cli::output::{self, json};
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::{self, Condition, StopProgress, Stopped};

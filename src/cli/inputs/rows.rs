@@ -1,9 +1,17 @@
 //! Inputs from text: plain lines and JSON lines. Skips empty lines, a byte order mark, and `\r` at the end of a line.
-use super::Shape;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::fmt;
 use std::io::BufRead;
+
+/// The form of an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Arguments of a Python function.
+    Call,
+    /// Arguments of a command.
+    Command,
+}
 
 /// One input as read.
 #[derive(Clone, Debug)]

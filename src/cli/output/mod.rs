@@ -38,3 +38,11 @@ pub(crate) fn stdout(write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) 
 pub(crate) fn print(text: &str) -> Result<(), CommandError> {
     stdout(|out| out.write_all(text.as_bytes()))
 }
+
+/// `1 task`, `3 tasks`.
+pub(crate) fn counted(count: u64, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    }
+}

@@ -3,7 +3,6 @@
 //!
 //! Never restarts engines whose job was cancelled, failed or ran out of memory, that were asked to leave, that are still connected to
 //! the controller, or that have reached the maximum number of restarts.
-use crate::cluster::scale::is_of;
 use crate::launchers::{BatchJob, JobOutcome, Launched, MemberState};
 use crate::model::engine::EngineStatus;
 use crate::model::job::Departure;
@@ -64,7 +63,7 @@ pub(crate) fn due(launches: &[Launched], states: &[Vec<MemberState>], known: Kno
 }
 
 fn why(job: &BatchJob, element: u32, state: &MemberState, known: Known) -> Option<Why> {
-    let is_heard_of = |engine: &EngineStatus| engine.state != "silent" && is_of(&engine.facts.job, job, element);
+    let is_heard_of = |engine: &EngineStatus| engine.state != "silent" && job.is_reported_as(&engine.facts.job, element);
     if !state.has_ended() || known.engines.iter().any(is_heard_of) {
         return None;
     }
@@ -72,7 +71,7 @@ fn why(job: &BatchJob, element: u32, state: &MemberState, known: Known) -> Optio
     let mut gone = known
         .gone
         .iter()
-        .filter(|engine| engine.gone.0 >= job.submitted && is_of(&engine.job, job, element));
+        .filter(|engine| engine.gone.0 >= job.submitted && job.is_reported_as(&engine.job, element));
     match state.outcome {
         Some(JobOutcome::TimedOut) => Some(Why::Walltime),
         Some(JobOutcome::NodeFailed) => Some(Why::NodeLost),

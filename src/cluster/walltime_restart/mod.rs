@@ -1,4 +1,4 @@
-//! The keeper: a process of a cluster whose engines are batch jobs with `--max-walltime-restarts`. It polls the jobs, reports them to
+//! The walltime monitor: a process of a cluster whose engines are batch jobs with `--max-walltime-restarts`. It polls the jobs, reports them to
 //! the controller for the records, and submits new jobs for engines whose job ended ([`decide`] chooses them).
 //!
 //! It outlives the command that started it, and the controller; it exits with the cluster, whose state file it watches. It changes the
@@ -7,19 +7,18 @@ pub(crate) mod decide;
 mod replace;
 
 use super::lock::Lock;
-use super::start::in_thread;
-use super::{ClusterError, ClusterState, jobs, launch};
+use super::state_file::WalltimeMonitorState;
+use super::{ClusterError, ClusterState, in_thread, jobs, launch};
 use crate::client::{Client, JobsRequest};
 use crate::connection::ConnectionFile;
 use crate::launchers::local::Local;
-use crate::launchers::{Launched, Launcher, MemberState, Process};
+use crate::launchers::{Launched, Launcher, MemberState};
 use crate::model::UnixTime;
 use crate::model::job::JobRow;
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
 use crate::sys::process::{self, ProcessId};
 use decide::{Due, Known, due};
-use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -33,63 +32,38 @@ const MIN_BACKOFF: Duration = Duration::from_secs(30);
 /// up to this maximum.
 const MAX_BACKOFF: Duration = Duration::from_secs(600);
 
-/// The keeper in the cluster's state file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct KeeperState {
-    /// Its host and supervisor.
-    pub host: String,
-    pub process: Process,
-    /// Number of engines restarted so far.
-    #[serde(default)]
-    pub replaced: u32,
-    /// Why the last restart failed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub problem: Option<String>,
-}
-
-impl KeeperState {
-    /// Whether it is running; assumed if on another host.
-    pub(crate) fn runs(&self) -> bool {
-        let launched = self.launched();
-        self.host != process::host() || !Local::default().states(&launched).iter().all(MemberState::has_ended)
-    }
-
-    /// As a launch, for stopping it.
-    pub(crate) fn launched(&self) -> Launched {
-        Launched {
-            processes: vec![self.process.clone()],
-            ..Launched::new("local", self.host.clone())
-        }
-    }
-}
-
 /// Whether any engine may be restarted.
 fn is_wanted(state: &ClusterState) -> bool {
     let may = |launched: &Launched| !launched.jobs.is_empty() && launched.recipe.as_ref().is_some_and(|recipe| recipe.max_restarts > 0);
     state.engines.iter().any(may)
 }
 
-/// Starts the keeper of this cluster if needed and not running, and records it in `state`; returns whether it did.
+/// Starts the walltime monitor of this cluster if needed and not running, and records it in `state`; returns whether it did.
 pub(super) fn ensure(profile: &ProfileDir, state: &mut ClusterState, program: &Path) -> Result<bool, ClusterError> {
-    if !is_wanted(state) || state.keeper.as_ref().is_some_and(KeeperState::runs) {
+    if !is_wanted(state) || state.walltime_monitor.as_ref().is_some_and(WalltimeMonitorState::runs) {
         return Ok(false);
     }
-    let mut arguments = vec!["keeper".into(), "--supervise".into(), "--profile-dir".into(), profile.path().into()];
+    let mut arguments = vec![
+        "walltime-monitor".into(),
+        "--supervise".into(),
+        "--profile-dir".into(),
+        profile.path().into(),
+    ];
     arguments.extend(["--cluster-id".into(), state.cluster_id.clone().into()]);
-    let log = profile.keeper_log(&state.cluster_id);
+    let log = profile.walltime_monitor_log(&state.cluster_id);
     let process = Local::default().start_process(program.to_path_buf(), arguments, &state.cwd, log)?;
-    state.keeper = Some(KeeperState {
+    state.walltime_monitor = Some(WalltimeMonitorState {
         host: process::host(),
         process,
-        replaced: state.keeper.as_ref().map_or(0, |keeper| keeper.replaced),
+        replaced: state.walltime_monitor.as_ref().map_or(0, |monitor| monitor.replaced),
         problem: None,
     });
     Ok(true)
 }
 
-/// Stops the keeper of a cluster, if it has one on this host.
+/// Stops the walltime monitor of a cluster, if it has one on this host.
 pub(super) async fn end(state: &ClusterState, grace: Duration) -> Result<(), ClusterError> {
-    if let Some(launched) = state.keeper.as_ref().map(KeeperState::launched) {
+    if let Some(launched) = state.walltime_monitor.as_ref().map(WalltimeMonitorState::launched) {
         in_thread(move || Local::default().stop(&launched, grace)).await??;
     }
     Ok(())
@@ -103,7 +77,7 @@ pub(crate) async fn serve(profile: ProfileDir, cluster_id: &str) -> Result<(), C
     let Some(state) = ClusterState::read(&profile, cluster_id)? else {
         return Ok(());
     };
-    let mut keeper = Keeper {
+    let mut monitor = Monitor {
         profile,
         cluster_id: cluster_id.into(),
         started: state.started,
@@ -115,7 +89,7 @@ pub(crate) async fn serve(profile: ProfileDir, cluster_id: &str) -> Result<(), C
     };
     let keeping = async {
         loop {
-            match keeper.poll().await {
+            match monitor.poll().await {
                 Ok(Some(pause)) => tokio::time::sleep(pause).await,
                 Ok(None) => return,
                 Err(error) => {
@@ -133,7 +107,7 @@ pub(crate) async fn serve(profile: ProfileDir, cluster_id: &str) -> Result<(), C
     Ok(())
 }
 
-struct Keeper {
+struct Monitor {
     profile: ProfileDir,
     cluster_id: String,
     /// Start time of the cluster, to detect another one with the same name.
@@ -148,7 +122,7 @@ struct Keeper {
     pause: Duration,
 }
 
-impl Keeper {
+impl Monitor {
     /// Polls once; returns the delay until the next poll, or None if the cluster is gone.
     async fn poll(&mut self) -> Result<Option<Duration>, ClusterError> {
         let state = ClusterState::read(&self.profile, &self.cluster_id)?;
@@ -215,7 +189,7 @@ impl Keeper {
             return Ok(());
         }
         // A command that changes the cluster has priority; poll again afterwards.
-        let lock = match Lock::take_as_keeper(&self.profile, &self.cluster_id) {
+        let lock = match Lock::take_as_monitor(&self.profile, &self.cluster_id) {
             Err(ClusterError::Busy { .. }) => return Ok(()),
             taken => taken?,
         };

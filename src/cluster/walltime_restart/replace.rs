@@ -20,8 +20,8 @@ pub(super) fn replace(profile: &ProfileDir, cluster_id: &str, started: f64, due:
     }
     let problem = failed.as_ref().map(|error| format!("cannot replace engines: {error}"));
     state.engines.retain(|launched| !launched.is_empty());
-    if let Some(keeper) = &mut state.keeper {
-        keeper.problem = problem;
+    if let Some(monitor) = &mut state.walltime_monitor {
+        monitor.problem = problem;
     }
     state.write(profile)?;
     failed.map_or(Ok(()), Err)
@@ -62,8 +62,8 @@ fn of_launch(profile: &ProfileDir, state: &mut ClusterState, at: usize, due: &[D
     state.next_engine += n;
     state.engines[at] = old.only(|place| !places.contains(&place));
     state.engines.push(new);
-    if let Some(keeper) = &mut state.keeper {
-        keeper.replaced += n;
+    if let Some(monitor) = &mut state.walltime_monitor {
+        monitor.replaced += n;
     }
     state.write(profile)
 }

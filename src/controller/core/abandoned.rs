@@ -1,7 +1,8 @@
 //! Maps whose inputs end early: their client reports why, or it has died. A client without input to send sends keep-alive
 //! messages; after some leases without a message, the map is closed: its unassigned tasks are aborted, and an additional task
 //! represents the missing inputs. So the map ends as failed, waiting clients are notified, and maps that follow it do not run.
-use super::{Core, Timer};
+use super::Core;
+use super::outbox::Timer;
 use crate::model::change::Change;
 use crate::model::task::{INPUTS_MISSING, TaskState};
 use crate::model::{MapId, TaskId};
@@ -22,14 +23,14 @@ impl Core {
     /// Notes a message from the client of an open map.
     pub(super) fn note_input(&mut self, id: MapId) {
         if let Some(map) = self.maps.get_mut(&id) {
-            map.last_input = self.now.since_start;
+            map.last_input = self.out.now().since_start;
         }
     }
 
     /// Starts the timeout for inputs.
     pub(super) fn expect_inputs(&mut self, id: MapId) {
         self.note_input(id);
-        self.set_timer(self.inputs_lease(), Timer::Inputs(id));
+        self.out.set_timer(self.inputs_lease(), Timer::Inputs(id));
     }
 
     pub(super) fn inputs_due(&mut self, id: MapId) {
@@ -37,8 +38,8 @@ impl Core {
             return;
         };
         let until = map.last_input + self.inputs_lease();
-        match until.checked_sub(self.now.since_start).filter(|left| !left.is_zero()) {
-            Some(left) => self.set_timer(left, Timer::Inputs(id)),
+        match until.checked_sub(self.out.now().since_start).filter(|left| !left.is_zero()) {
+            Some(left) => self.out.set_timer(left, Timer::Inputs(id)),
             None => self.client_is_silent(id),
         }
     }
@@ -66,15 +67,15 @@ impl Core {
             Some(_) => TaskState::Waiting,
             None => TaskState::Ready,
         };
-        let submitted = self.now.unix;
-        self.record(Change::TasksAdded {
+        let submitted = self.out.now().unix;
+        self.out.record(Change::TasksAdded {
             map: id,
             first: came,
             inputs: vec![Bytes::from_static(b"null")],
             state,
             submitted,
         });
-        self.record(Change::MapClosed { map: id, total: came + 1 });
+        self.out.record(Change::MapClosed { map: id, total: came + 1 });
         self.finish(
             TaskId::new(id, came),
             1,

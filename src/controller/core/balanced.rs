@@ -2,8 +2,9 @@
 //!
 //! Short tasks: an engine holds as many as fill `prefetch_ms`, so that it never waits for the network. Long tasks: one each.
 //! Tasks queued on a stuck engine are requested back while another engine is idle.
+use super::Core;
 use super::maps::{InFlight, NextTask};
-use super::{Core, Timer};
+use super::outbox::Timer;
 use crate::model::change::Change;
 use crate::model::definition::MapDefinition;
 use crate::model::task::TaskState;
@@ -78,9 +79,11 @@ impl Core {
             let Some(least) = self.engines.least_loaded(is_command) else {
                 return false;
             };
-            let in_time = match least.1.has_time_for(limit, self.now.unix) {
+            let in_time = match least.1.has_time_for(limit, self.out.now().unix) {
                 true => Some(least),
-                false => self.engines.least_loaded_of(is_command, |e| e.has_time_for(limit, self.now.unix)),
+                false => self
+                    .engines
+                    .least_loaded_of(is_command, |e| e.has_time_for(limit, self.out.now().unix)),
             };
             // Other maps may have shorter tasks.
             let Some((engine, load)) = in_time.map(|(uuid, e)| (uuid.clone(), e.load())) else {
@@ -124,7 +127,7 @@ impl Core {
     }
 
     fn send_tasks(&mut self, id: MapId, engine: &EngineUuid, tasks: Vec<NextTask>) {
-        let Some(engine_id) = self.engines.get(engine).map(|e| e.id) else {
+        let Some(engine_id) = self.engines.get(engine).map(|e| e.id()) else {
             return;
         };
         let definition = self.send_definition(id, engine);
@@ -142,7 +145,7 @@ impl Core {
         self.engines.change(engine, |e| {
             for task in tasks {
                 *sent += 1;
-                e.tasks.insert(TaskId::new(id, task.index), task.run);
+                e.assign(TaskId::new(id, task.index), task.run);
                 map.in_flight.insert(
                     task.index,
                     InFlight {
@@ -158,7 +161,7 @@ impl Core {
                 );
             }
         });
-        self.send_to_engine(
+        self.out.send_to_engine(
             engine,
             engine::TASKS,
             &engine::Tasks {
@@ -171,11 +174,8 @@ impl Core {
 
     /// Sends the definition to an engine that lacks it, or returns it to be sent with the tasks.
     fn send_definition(&mut self, id: MapId, engine: &EngineUuid) -> Option<Arc<MapDefinition>> {
-        let known = self.engines.change(engine, |e| {
-            e.to_forget.retain(|map| *map != id);
-            (!e.definitions.insert(id), e.joined)
-        });
-        if let Some((false, joined)) = known
+        let known = self.engines.change(engine, |e| (e.learn_definition(id), e.supports_joined()));
+        if let Some((true, joined)) = known
             && let Some(map) = self.maps.get_mut(&id)
         {
             map.known_by.push(engine.clone());
@@ -190,7 +190,7 @@ impl Core {
                 map: id,
                 definition: (*definition).clone(),
             };
-            self.send_to_engine(engine, engine::DEFINITION, &content);
+            self.out.send_to_engine(engine, engine::DEFINITION, &content);
         }
         None
     }
@@ -205,7 +205,7 @@ impl Core {
             }
         }
         for (first, count, run) in runs {
-            self.record(Change::TasksAssigned {
+            self.out.record(Change::TasksAssigned {
                 map,
                 first,
                 count,
@@ -217,19 +217,14 @@ impl Core {
 
     /// Requests unstarted tasks back from engines without progress while another engine is idle.
     pub(super) fn relieve_stuck(&mut self) {
+        let is_balanced = |map: MapId| self.maps.get(&map).is_some_and(|m| m.targets.is_none());
         let queues: Vec<(EngineUuid, u32, bool)> = self
             .engines
             .by_load()
             .rev()
             .take_while(|(_, e)| e.load() >= 2)
-            .filter(|(_, e)| e.native && !(e.tasks.is_empty() && e.quick.is_empty()))
-            .map(|(uuid, e)| {
-                (
-                    uuid.clone(),
-                    e.load(),
-                    !e.recall_pending && e.finished == e.finished_seen && self.has_balanced(e),
-                )
-            })
+            .filter(|(_, e)| e.has_queue())
+            .map(|(uuid, e)| (uuid.clone(), e.load(), e.is_stuck(is_balanced)))
             .collect();
         if queues.is_empty() {
             return;
@@ -238,26 +233,17 @@ impl Core {
             .engines
             .by_load()
             .take_while(|(_, e)| e.load() == 0)
-            .filter(|(_, e)| e.native)
+            .filter(|(_, e)| e.is_native())
             .count();
         let stuck = queues.iter().filter(|(_, _, stuck)| *stuck).take(idle);
         let stuck: Vec<(EngineUuid, u32)> = stuck.map(|(uuid, load, _)| (uuid.clone(), load - 1)).collect();
         for (uuid, _, _) in &queues {
-            self.engines.change(uuid, |e| e.finished_seen = e.finished);
+            self.engines.change(uuid, |e| e.check_progress());
         }
         for (uuid, at_most) in stuck {
-            self.engines.change(&uuid, |e| (e.recall_pending, e.stuck) = (true, true));
-            self.send_to_engine(&uuid, engine::GIVE_BACK, &engine::GiveBack { at_most });
+            self.engines.change(&uuid, |e| e.recall());
+            self.out.send_to_engine(&uuid, engine::GIVE_BACK, &engine::GiveBack { at_most });
         }
-    }
-
-    /// True if it holds a task that another engine could run.
-    fn has_balanced(&self, engine: &super::engines::Engine) -> bool {
-        !engine.quick.is_empty()
-            || engine
-                .tasks
-                .keys()
-                .any(|task| self.maps.get(&task.map).is_some_and(|m| m.targets.is_none()))
     }
 
     pub(super) fn beat(&mut self) {
@@ -265,8 +251,8 @@ impl Core {
         let heartbeat = Self::period(self.config.heartbeat_interval_ms.max(10));
         // Stuck queues are checked more often than heartbeats are sent.
         let step = heartbeat.min(std::time::Duration::from_millis(100));
-        self.set_timer(step, Timer::Heartbeat);
-        self.flush_settled();
+        self.out.set_timer(step, Timer::Heartbeat);
+        self.engines.flush_settled(&mut self.out);
         self.relieve_stuck();
         let per_heartbeat = (heartbeat.as_millis() / step.as_millis().max(1)).max(1) as u64;
         if self.heartbeats % per_heartbeat == 1 % per_heartbeat {

@@ -1,5 +1,6 @@
 //! The broadcast scheduler: sends one request to many engines and returns their replies one by one or joined.
-use super::{ClientChannel, Core};
+use super::Core;
+use super::effect::ClientChannel;
 use crate::model::{EngineUuid, TaskId};
 use crate::wire::Message;
 use crate::wire::content::engine::Channel;
@@ -88,7 +89,9 @@ impl Core {
                 self.open_request(Channel::Broadcast, client.clone(), part, Some(engine), Some(original.clone()));
             } else if coalescing {
                 let content = ErrorContent::new("EngineError", format!("engine {uuid} is not registered"));
-                let reply = self.message(&super::requests::reply_type(&part), Some(&part.header_json), &content);
+                let reply = self
+                    .out
+                    .message(&super::requests::reply_type(&part), Some(&part.header_json), &content);
                 let key = self.requests.reconnects.key_of(ClientChannel::Broadcast, &client);
                 self.broadcast_reply(&original, msg_id, (client.clone(), key), None, reply, "error");
             } else {

@@ -1,7 +1,7 @@
 //! The code of open maps ([`crate::model::bundle`]): read from the request or the records into the map's definition, shared by maps with
 //! the same code, and sent to each engine once, before the first definition that refers to it.
 use super::Core;
-use super::clients::read;
+use super::outbox::RequestContext;
 use crate::model::bundle::Bundle;
 use crate::model::definition::{BundleRef, MapDefinition};
 use crate::model::{EngineUuid, MapId};
@@ -10,11 +10,8 @@ use crate::wire::content::client::{self, UNKNOWN_BUNDLE};
 use crate::wire::content::engine;
 use crate::wire::content::error::ErrorContent;
 use bytes::Bytes;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
-
-/// Bundles that an engine caches, besides those that open maps need.
-const KEPT: usize = 32;
 
 #[derive(Debug, Default)]
 pub(super) struct Bundles {
@@ -81,63 +78,44 @@ impl Core {
         definition
     }
 
-    /// Handles the records' answer: the map that this request created before, if any; otherwise the bundle missing from it.
-    pub(super) fn map_found(&mut self, message: Message, map: Option<MapId>, bundle: Option<Bytes>) {
-        let context = super::clients::RequestContext::of(&message);
-        let result = read(&message).and_then(|mut request: client::MapRequest| {
-            if let Some(id) = self.keys.get(&request.key).copied().or(map) {
-                return self.map_known(&context, &message, request, id);
-            }
-            let missing = match self.take_bundle(&message, &mut request)? {
-                None => None,
-                Some(_) => self.add_content(&mut request.definition, bundle)?,
-            };
-            match missing {
-                None => self.map_new(&context, &message, request),
-                Some(hash) => Err(ErrorContent::new(UNKNOWN_BUNDLE, format!("unknown bundle {hash}"))),
-            }
-        });
-        if let Err(error) = result {
-            self.answer(&context, &error);
+    /// Goes on with a `map_request`: `map` is the one that it created before, if any; else `bundle` is its missing code.
+    pub(super) fn map_request_found(
+        &mut self,
+        context: &RequestContext,
+        message: &Message,
+        mut request: client::MapRequest,
+        map: Option<MapId>,
+        bundle: Option<Bytes>,
+    ) -> Result<(), ErrorContent> {
+        if let Some(id) = self.keys.get(&request.key).copied().or(map) {
+            return self.map_known(context, message, request, id);
+        }
+        let missing = match self.take_bundle(message, &mut request)? {
+            None => None,
+            Some(_) => self.add_content(&mut request.definition, bundle)?,
+        };
+        match missing {
+            None => self.map_new(context, message, request),
+            Some(hash) => Err(ErrorContent::new(UNKNOWN_BUNDLE, format!("unknown bundle {hash}"))),
         }
     }
 
     /// Sends the code of a map to an engine that does not have it.
     pub(super) fn send_bundle(&mut self, engine: &EngineUuid, named: &BundleRef) {
-        let Some(content) = named.content.clone() else { return };
-        let has = self.engines.change(engine, |e| {
-            let place = e.bundles.iter().position(|hash| *hash == named.hash);
-            let hash = place.map(|place| e.bundles.remove(place));
-            let has = hash.is_some();
-            e.bundles.push(hash.unwrap_or_else(|| named.hash.clone()));
-            has
-        });
-        if has != Some(false) {
+        let Some(bundle) = named.content.clone() else { return };
+        if self.engines.change(engine, |e| e.use_bundle(&named.hash)) != Some(false) {
             return;
         }
-        let forget = self.superfluous_bundles(engine);
-        let content_here = engine::BundleContent {
+        let of_map = |id: &MapId| Some(self.maps.get(id)?.definition.bundle()?.hash.as_str());
+        let forget = self
+            .engines
+            .change(engine, |e| e.take_superfluous_bundles(of_map))
+            .unwrap_or_default();
+        let content = engine::BundleContent {
             hash: named.hash.clone(),
             forget,
         };
-        self.send_to_engine_with(engine, engine::BUNDLE, &content_here, vec![content.content.clone()]);
-    }
-
-    /// Removes the oldest bundles that no open map needs from the engine's list, and returns them.
-    fn superfluous_bundles(&mut self, engine: &EngineUuid) -> Vec<String> {
-        let Some(e) = self.engines.get(engine).filter(|e| e.bundles.len() > KEPT) else {
-            return Vec::new();
-        };
-        let of_map = |id: &MapId| Some(self.maps.get(id)?.definition.bundle()?.hash.as_str());
-        let needed: HashSet<&str> = e.definitions.iter().filter_map(of_map).collect();
-        let many = e.bundles.len() - KEPT;
-        let forget: Vec<String> = e.bundles[..e.bundles.len() - 1]
-            .iter()
-            .filter(|hash| !needed.contains(hash.as_str()))
-            .take(many)
-            .cloned()
-            .collect();
-        self.engines.change(engine, |e| e.bundles.retain(|hash| !forget.contains(hash)));
-        forget
+        self.out
+            .send_to_engine_with(engine, engine::BUNDLE, &content, vec![bundle.content.clone()]);
     }
 }

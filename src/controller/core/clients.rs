@@ -1,122 +1,25 @@
 //! Requests of pcluster's own clients ([`crate::wire::content::client`]). Other requests are ipyparallel's: [`super::hub`].
+use super::Core;
+use super::effect::QueryKind;
 use super::event::FoundMap;
 use super::maps::{Map, Returned, Tries, Watch};
-use super::{Core, Effect, Query, QueryKind, Timer};
+use super::outbox::{RequestContext, Timer};
 use crate::model::change::{Change, Purge};
 use crate::model::definition::{MapDefinition, Work};
-use crate::model::engine::EngineStatus;
 use crate::model::targets::Targets;
 use crate::model::task::TaskState;
 use crate::model::{EngineId, EngineUuid, MapId, PROTOCOL_VERSION, TaskId, VERSION};
 use crate::wire::Message;
-use crate::wire::content::client::{self, ok, reply_type};
+use crate::wire::content::client::{self, ok};
 use crate::wire::content::error::ErrorContent;
 use bytes::Bytes;
-use serde::de::DeserializeOwned;
 use std::time::Duration;
 
 /// The maximum time that a watch waits for an answer.
 const MAX_WATCH: Duration = Duration::from_secs(60);
 
-/// A request being answered.
-pub(super) struct RequestContext {
-    pub client: Bytes,
-    pub parent: Bytes,
-    pub request: String,
-}
-
-impl RequestContext {
-    pub(super) fn of(message: &Message) -> RequestContext {
-        RequestContext {
-            client: message.sender(),
-            parent: message.header_json.clone(),
-            request: message.header.msg_type.clone(),
-        }
-    }
-}
-
 impl Core {
-    pub(super) fn client_request(&mut self, message: Message) {
-        let context = RequestContext::of(&message);
-        let result = match message.msg_type() {
-            client::HELLO => self.hello(&context, &message),
-            client::MAP => self.map_request(&context, &message),
-            client::INPUTS => self.inputs_request(&context, &message),
-            client::WATCH => self.watch_request(&context, &message),
-            client::MAPS => read(&message).map(|r: client::MapsRequest| {
-                self.query(
-                    &context,
-                    QueryKind::Maps {
-                        maps: r.maps,
-                        since: r.since,
-                        label: r.label,
-                        limit: r.limit,
-                    },
-                );
-            }),
-            client::TASKS => {
-                read(&message).map(|r: client::TasksRequest| self.query(&context, QueryKind::Tasks { query: Box::new(r.query) }))
-            }
-            client::OUTPUT => read(&message).map(|r: client::OutputRequest| self.query(&context, QueryKind::Output(r))),
-            client::DETAILS => read(&message).map(|r: client::DetailsRequest| {
-                self.query(
-                    &context,
-                    QueryKind::Details {
-                        task: r.task,
-                        files: r.files,
-                    },
-                )
-            }),
-            client::CANCEL => read(&message).map(|r: client::SelectionRequest| {
-                let reply = self.cancel(&r.selection);
-                self.answer(&context, &reply);
-            }),
-            client::RESUBMIT => self.resubmit(&context, &message),
-            client::STATUS => {
-                self.status(&context);
-                Ok(())
-            }
-            client::STOP => read(&message).map(|r: client::StopRequest| {
-                self.answer(&context, &client::Done { status: ok() });
-                self.stop(r.engines);
-            }),
-            client::STOP_ENGINES => self.stop_engines(&context, &message),
-            client::JOBS => read(&message).map(|r: client::JobsRequest| {
-                if !r.jobs.is_empty() {
-                    self.record(Change::JobsSeen { jobs: r.jobs });
-                }
-                self.query(
-                    &context,
-                    QueryKind::Jobs {
-                        list: r.list,
-                        gone_since: r.gone_since,
-                    },
-                );
-            }),
-            client::SIGNAL_ENGINES => self.signal_engines(&context, &message),
-            client::PURGE => self.purge_maps(&context, &message),
-            _ => return self.hub_request(context, message),
-        };
-        if let Err(error) = result {
-            self.answer(&context, &error);
-        }
-    }
-
-    pub(super) fn answer<T: serde::Serialize>(&mut self, context: &RequestContext, content: &T) {
-        self.reply(context.client.clone(), &reply_type(&context.request), &context.parent, content);
-    }
-
-    pub(super) fn query(&mut self, context: &RequestContext, kind: QueryKind) {
-        self.effects.push(Effect::Query(Query {
-            client: context.client.clone(),
-            request: context.request.clone(),
-            parent: context.parent.clone(),
-            kind,
-        }));
-    }
-
-    fn hello(&mut self, context: &RequestContext, message: &Message) -> Result<(), ErrorContent> {
-        let hello: client::Hello = read(message)?;
+    pub(super) fn hello(&mut self, context: &RequestContext, hello: &client::Hello) {
         let mut reply = serde_json::to_value(client::HelloReply {
             status: ok(),
             protocol: PROTOCOL_VERSION,
@@ -138,12 +41,15 @@ impl Core {
             )
             .into();
         }
-        self.answer(context, &reply);
-        Ok(())
+        self.out.answer(context, &reply);
     }
 
-    fn map_request(&mut self, context: &RequestContext, message: &Message) -> Result<(), ErrorContent> {
-        let mut request: client::MapRequest = read(message)?;
+    pub(super) fn map_request(
+        &mut self,
+        context: &RequestContext,
+        message: &Message,
+        mut request: client::MapRequest,
+    ) -> Result<(), ErrorContent> {
         let again = message.metadata::<client::Again>().unwrap_or_default().again;
         if let Some(id) = self.keys.get(&request.key).copied() {
             return self.map_known(context, message, request, id);
@@ -152,7 +58,7 @@ impl Core {
         // A repeated request with inputs may belong to a map that has finished meanwhile.
         if bundle.is_some() || (request.whole && again) {
             let (key, request) = (request.key, Box::new(message.clone()));
-            self.query(context, QueryKind::MapOf { key, request, bundle });
+            self.out.query(context, QueryKind::MapOf { key, request, bundle });
             return Ok(());
         }
         self.map_new(context, message, request)
@@ -215,7 +121,7 @@ impl Core {
             .into_iter()
             .flatten()
             .filter_map(|uuid| self.engines.get(uuid))
-            .map(|e| e.id)
+            .map(|e| e.id())
             .collect();
         match watch {
             Some(watch) => {
@@ -228,7 +134,7 @@ impl Core {
                 };
                 self.watch(context, &request, Some(engines));
             }
-            None => self.answer(
+            None => self.out.answer(
                 context,
                 &client::MapReply {
                     status: ok(),
@@ -260,8 +166,8 @@ impl Core {
         self.maps.insert(id, map);
         self.follow(id, waiting_for);
         self.keys.insert(key.clone(), id);
-        let submitted = self.now.unix;
-        self.record(Change::MapAdded {
+        let submitted = self.out.now().unix;
+        self.out.record(Change::MapAdded {
             map: id,
             definition: Box::new(definition),
             client: key,
@@ -288,8 +194,8 @@ impl Core {
         let registered: Vec<String> = self
             .engines
             .iter()
-            .filter(|(_, e)| e.native)
-            .map(|(_, e)| e.id.to_string())
+            .filter(|(_, e)| e.is_native())
+            .map(|(_, e)| e.id().to_string())
             .collect();
         let list = if registered.is_empty() {
             "none is registered".to_string()
@@ -302,13 +208,13 @@ impl Core {
             Targets::All => Ok(self
                 .engines
                 .iter()
-                .filter(|(_, e)| e.native)
+                .filter(|(_, e)| e.is_native())
                 .map(|(uuid, _)| uuid.clone())
                 .collect()),
             Targets::Some(ids) => ids
                 .iter()
                 .map(|id| match self.engines.by_id(*id) {
-                    Some(engine) if engine.native => Ok(engine.facts.uuid.clone()),
+                    Some(engine) if engine.is_native() => Ok(engine.facts().uuid.clone()),
                     Some(_) => Err(no_such(format!(
                         "engine {id} is an ipengine: it runs the requests of ipyparallel clients only"
                     ))),
@@ -318,8 +224,12 @@ impl Core {
         }
     }
 
-    fn inputs_request(&mut self, context: &RequestContext, message: &Message) -> Result<(), ErrorContent> {
-        let request: client::InputsRequest = read(message)?;
+    pub(super) fn inputs_request(
+        &mut self,
+        context: &RequestContext,
+        message: &Message,
+        request: &client::InputsRequest,
+    ) -> Result<(), ErrorContent> {
         let id = request.map;
         let lines = message.buffers.first().cloned().unwrap_or_default();
         self.check_abandoned(id)?;
@@ -333,7 +243,7 @@ impl Core {
         let total = map.counts.total as u32;
         if request.first > total {
             // An earlier message was lost: report the number of received inputs, and the client resends the rest.
-            self.answer(context, &client::InputsReply { status: ok(), total });
+            self.out.answer(context, &client::InputsReply { status: ok(), total });
             return Ok(());
         }
         let known = (total - request.first) as usize;
@@ -346,7 +256,7 @@ impl Core {
             ));
         }
         if let Some(why) = &request.abandoned {
-            self.answer(context, &client::InputsReply { status: ok(), total });
+            self.out.answer(context, &client::InputsReply { status: ok(), total });
             self.abandon(id, "Abandoned", why);
             return Ok(());
         }
@@ -359,7 +269,7 @@ impl Core {
             self.close_map(id);
         }
         self.note_runnable(id);
-        self.answer(
+        self.out.answer(
             context,
             &client::InputsReply {
                 status: ok(),
@@ -383,8 +293,8 @@ impl Core {
         } else {
             TaskState::Ready
         };
-        let submitted = self.now.unix;
-        self.record(Change::TasksAdded {
+        let submitted = self.out.now().unix;
+        self.out.record(Change::TasksAdded {
             map: id,
             first,
             inputs,
@@ -397,17 +307,16 @@ impl Core {
         let Some(map) = self.maps.get_mut(&id) else { return };
         if !std::mem::replace(&mut map.closed, true) {
             let total = map.counts.total as u32;
-            self.record(Change::MapClosed { map: id, total });
+            self.out.record(Change::MapClosed { map: id, total });
         }
     }
 
-    fn watch_request(&mut self, context: &RequestContext, message: &Message) -> Result<(), ErrorContent> {
-        let request: client::WatchRequest = read(message)?;
+    pub(super) fn watch_request(&mut self, context: &RequestContext, request: &client::WatchRequest) -> Result<(), ErrorContent> {
         let id = request.map;
         if !self.maps.contains_key(&id) && !self.finished.contains_key(&id) {
             return Err(ErrorContent::new("NoSuchMap", format!("there is no map {id}")).hint("`pcluster results` lists the maps"));
         }
-        self.watch(context, &request, None);
+        self.watch(context, request, None);
         self.after_changes(id);
         Ok(())
     }
@@ -415,12 +324,12 @@ impl Core {
     fn watch(&mut self, context: &RequestContext, request: &client::WatchRequest, begun: Option<Vec<EngineId>>) {
         let id = request.map;
         let wait = Duration::from_millis(request.wait_ms).min(MAX_WATCH);
-        let until = self.now.since_start + wait;
+        let until = self.out.now().since_start + wait;
         let Some(map) = self.maps.get_mut(&id) else {
             // The map is complete: no task waits for an engine.
             let engines = self.engines.free(true);
             self.note_reader(id);
-            self.query(
+            self.out.query(
                 context,
                 QueryKind::Watch {
                     map: id,
@@ -445,12 +354,12 @@ impl Core {
             done: request.done,
             begun,
         });
-        self.set_timer(wait, Timer::Watches(id));
+        self.out.set_timer(wait, Timer::Watches(id));
     }
 
     /// Answers the watches whose results are available or whose time is up.
     pub(super) fn answer_watches(&mut self, id: MapId) {
-        let now = self.now.since_start;
+        let now = self.out.now().since_start;
         let Some(map) = self.maps.get_mut(&id) else { return };
         let engines = self.engines.free(map.is_command());
         let complete = map.is_complete();
@@ -471,7 +380,7 @@ impl Core {
                 parent: watch.parent,
                 request: if watch.begun.is_some() { client::MAP } else { client::WATCH }.into(),
             };
-            self.query(
+            self.out.query(
                 &context,
                 QueryKind::Watch {
                     map: id,
@@ -497,7 +406,7 @@ impl Core {
             };
             let limit = map.definition.options.timeout_s;
             let is_command = map.is_command();
-            let has_time = |e: &super::engines::Engine| e.has_time_for(limit, self.now.unix);
+            let has_time = |e: &super::engines::Engine| e.has_time_for(limit, self.out.now().unix);
             self.engines.least_loaded(is_command).is_some() && self.engines.least_loaded_of(is_command, has_time).is_none()
         };
         let maps = self.runnable.iter().filter(waits);
@@ -508,33 +417,14 @@ impl Core {
     /// Describes requests of ipyparallel's clients that wait because no engine has a working Python.
     fn requests_without_python(&self) -> Option<String> {
         let waiting = self.requests.queued();
-        let has_unavailable = self.engines.iter().any(|(_, e)| e.is_connected() && e.unavailable.is_some());
+        let has_unavailable = self.engines.iter().any(|(_, e)| e.is_connected() && e.is_unavailable());
         let waits = waiting > 0 && has_unavailable && self.engines.by_load().next().is_none();
         waits
             .then(|| format!("requests of ipyparallel's clients wait ({waiting}): no engine has a working Python (see `pcluster engines`)"))
     }
 
-    fn status(&mut self, context: &RequestContext) {
-        let engines = self
-            .engines
-            .iter()
-            .map(|(_, e)| EngineStatus {
-                id: e.id,
-                facts: e.facts.clone(),
-                state: match (e.is_connected(), e.load()) {
-                    (false, _) => "silent",
-                    _ if e.leaving => "leaving",
-                    (true, 0) if e.unavailable.is_some() => "unavailable",
-                    (true, 0) => "idle",
-                    (true, _) => "busy",
-                }
-                .into(),
-                reason: e.unavailable.clone(),
-                assigned: e.load(),
-                finished: e.finished,
-                registered: e.registered,
-            })
-            .collect();
+    pub(super) fn status(&mut self, context: &RequestContext) {
+        let engines = self.engines.iter().map(|(_, e)| e.status()).collect();
         let begun: usize = self.engines.iter().filter(|(_, e)| e.load() > 0).count();
         let in_flight: usize = self.engines.iter().map(|(_, e)| e.load() as usize).sum();
         let ready: usize = self.maps.values().map(|m| m.ready()).sum::<usize>() + self.requests.queued();
@@ -553,11 +443,10 @@ impl Core {
             disconnected_peers: self.cut_off,
             notes: self.maps_without_time().into_iter().chain(self.requests_without_python()).collect(),
         };
-        self.answer(context, &reply);
+        self.out.answer(context, &reply);
     }
 
-    fn purge_maps(&mut self, context: &RequestContext, message: &Message) -> Result<(), ErrorContent> {
-        let request: client::PurgeRequest = read(message)?;
+    pub(super) fn purge_maps(&mut self, context: &RequestContext, request: client::PurgeRequest) -> Result<(), ErrorContent> {
         if let Some(open) = request
             .maps
             .iter()
@@ -569,21 +458,26 @@ impl Core {
         }
         for map in request.maps {
             self.finished.remove(&map);
-            self.record(Change::Purged { what: Purge::Map(map) });
+            self.out.record(Change::Purged { what: Purge::Map(map) });
         }
-        self.answer(context, &client::Done { status: ok() });
+        self.out.answer(context, &client::Done { status: ok() });
         Ok(())
     }
 
-    fn resubmit(&mut self, context: &RequestContext, message: &Message) -> Result<(), ErrorContent> {
-        let client::ResubmitRequest { selection, mut definition } = read(message)?;
+    pub(super) fn resubmit(
+        &mut self,
+        context: &RequestContext,
+        message: &Message,
+        request: client::ResubmitRequest,
+    ) -> Result<(), ErrorContent> {
+        let client::ResubmitRequest { selection, mut definition } = request;
         if let Some(definition) = &mut definition
             && self.add_content(definition, message.buffers.first().cloned())?.is_some()
         {
             return Err(ErrorContent::new("ValueError", "the request lacks the new code"));
         }
         let definition = definition.map(Box::new);
-        self.query(context, QueryKind::Resubmit { selection, definition });
+        self.out.query(context, QueryKind::Resubmit { selection, definition });
         Ok(())
     }
 
@@ -602,7 +496,7 @@ impl Core {
             );
         }
         found.definition.work = definition.work;
-        self.record(Change::CodeReplaced {
+        self.out.record(Change::CodeReplaced {
             map: id,
             definition: Box::new(found.definition.clone()),
         });
@@ -632,17 +526,17 @@ impl Core {
             if matches!(map.definition.work, Work::Client { .. }) {
                 let error = ErrorContent::new("NotOurs", format!("submission {id} holds requests of an ipyparallel client"))
                     .hint("resubmit them from there: `client.resubmit(msg_ids)`");
-                return self.answer(&context, &error);
+                return self.out.answer(&context, &error);
             }
             if let Some(definition) = definition.take()
                 && let Err(error) = self.replace_code(&mut map, *definition)
             {
-                return self.answer(&context, &error);
+                return self.out.answer(&context, &error);
             }
             maps.push(id);
             let reopened = !self.maps.contains_key(&id);
             if reopened && let Err(error) = self.reopen(&map) {
-                return self.answer(&context, &error);
+                return self.out.answer(&context, &error);
             }
             for task in map.tasks {
                 let Some(open) = self.maps.get_mut(&id) else { break };
@@ -665,7 +559,7 @@ impl Core {
                 if let Some(counter) = open.counts.done_counter(task.state) {
                     *counter = counter.saturating_sub(1);
                 }
-                self.record(Change::TaskResubmitted {
+                self.out.record(Change::TaskResubmitted {
                     task: TaskId::new(id, task.index),
                     run,
                 });
@@ -673,7 +567,7 @@ impl Core {
             self.after_changes(id);
         }
         unchanged += asked_for.saturating_sub(changed + unchanged);
-        self.answer(
+        self.out.answer(
             &context,
             &client::SelectionReply {
                 status: ok(),
@@ -696,15 +590,9 @@ impl Core {
         self.maps.insert(found.map, map);
         self.keys.insert(found.key.clone(), found.map);
         self.finished.remove(&found.map);
-        self.record(Change::MapCompleted { map: found.map, at: None });
+        self.out.record(Change::MapCompleted { map: found.map, at: None });
         Ok(())
     }
-}
-
-pub(super) fn read<T: DeserializeOwned>(message: &Message) -> Result<T, ErrorContent> {
-    message
-        .content()
-        .map_err(|e| ErrorContent::new("BadRequest", format!("malformed {}: {e}", message.msg_type())))
 }
 
 fn check_json(inputs: &[Bytes], first: usize) -> Result<(), ErrorContent> {

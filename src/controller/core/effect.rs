@@ -45,7 +45,7 @@ pub enum Effect {
     Reply {
         channel: ClientChannel,
         client: Bytes,
-        reply: super::reconnect::UndeliveredReply,
+        reply: UndeliveredReply,
     },
     /// Publishes to every subscribed client.
     Notify {
@@ -72,6 +72,17 @@ pub enum Effect {
     Stop {
         after: Duration,
     },
+}
+
+/// A reply in transit to a client that can be identified after a reconnect.
+#[derive(Clone, Debug)]
+pub struct UndeliveredReply {
+    pub key: String,
+    /// The answered tasks: one request, or the parts of a broadcast.
+    pub tasks: Vec<TaskId>,
+    /// The frame before the reply: the engine, if an engine made it.
+    pub engine: Option<Bytes>,
+    pub message: Message,
 }
 
 /// A query that only the records can answer. `client` and `parent` address the answer.

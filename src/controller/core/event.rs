@@ -1,5 +1,5 @@
-//! Events: what has happened. The time is passed with each event, see [`super::EventTime`].
-use super::effect::ClientChannel;
+//! Events: what has happened. The time is passed with each event, see [`EventTime`].
+use super::effect::{ClientChannel, UndeliveredReply};
 use crate::model::change::Request;
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineFacts;
@@ -11,6 +11,29 @@ use crate::wire::content::client::Selection;
 use crate::wire::content::engine::Channel;
 use bytes::Bytes;
 use std::collections::HashSet;
+use std::time::Duration;
+
+/// The time of an event: since the controller's start for intervals, since 1970 for records.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EventTime {
+    pub since_start: Duration,
+    pub unix: UnixTime,
+}
+
+/// Facts about the controller's own process.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    pub cluster_id: String,
+    pub pid: u32,
+    pub host: String,
+    pub started: UnixTime,
+    /// Unique to this run of the controller; the prefix of its message ids.
+    pub session: String,
+    /// The engine connection file as JSON; an `ipengine` receives it with its id.
+    pub engine_file: serde_json::Value,
+    /// For schemes that choose at random.
+    pub seed: u64,
+}
 
 #[derive(Debug)]
 pub enum Event {
@@ -87,7 +110,7 @@ pub enum Event {
         address: Result<serde_json::Value, crate::wire::content::error::ErrorContent>,
     },
     /// The records' answer to [`super::effect::QueryKind::Expired`].
-    ExpiredFound(super::Expired),
+    ExpiredFound(Expired),
     /// These replies have been written to the clients' connections.
     RepliesDelivered {
         tasks: Vec<TaskId>,
@@ -97,7 +120,7 @@ pub enum Event {
         channel: ClientChannel,
         /// The routing id it was connected under.
         client: Bytes,
-        reply: super::reconnect::UndeliveredReply,
+        reply: UndeliveredReply,
     },
     /// The number of peers disconnected since the start because they exceeded the send queue limit.
     PeersDisconnected {
@@ -107,6 +130,16 @@ pub enum Event {
     StopRequested {
         engines: bool,
     },
+}
+
+/// Expired records: the oldest ones, not necessarily all.
+#[derive(Debug, Default)]
+pub struct Expired {
+    pub maps: Vec<MapId>,
+    /// Requests of ipyparallel clients, by message id.
+    pub requests: Vec<String>,
+    /// Submissions of such clients without any request.
+    pub empty: Vec<MapId>,
 }
 
 /// A map as recorded.

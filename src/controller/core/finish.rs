@@ -1,6 +1,7 @@
 //! The end of an attempt: its task is finished or retried.
+use super::Core;
 use super::maps::{InFlight, Returned, Tries};
-use super::{Core, Timer};
+use super::outbox::Timer;
 use crate::model::change::{Attempt, Change};
 use crate::model::output::{Output, Stream, Written};
 use crate::model::task::{Outcome, TaskState};
@@ -72,43 +73,7 @@ impl Core {
         for map in maps {
             self.after_changes(map);
         }
-        let joined = self.engines.change(engine, |e| {
-            e.recorded.push(sequence);
-            (e.joined, e.leaving)
-        });
-        match joined {
-            Some((true, false)) => {
-                self.unsettled.insert(engine.clone());
-            }
-            // A leaving engine waits for this acknowledgement.
-            _ => self.send_settled(engine),
-        }
-    }
-
-    /// Sends deferred acknowledgements: many results and maps in one message.
-    pub(super) fn flush_settled(&mut self) {
-        for engine in std::mem::take(&mut self.unsettled) {
-            self.send_settled(&engine);
-        }
-    }
-
-    fn send_settled(&mut self, engine: &EngineUuid) {
-        let lists = self.engines.change(engine, |e| {
-            (e.joined, std::mem::take(&mut e.recorded), std::mem::take(&mut e.to_forget))
-        });
-        match lists {
-            Some((true, recorded, forget)) if recorded.is_empty() && forget.is_empty() => {}
-            Some((true, recorded, forget)) => self.send_to_engine(engine, engine::SETTLED, &engine::Settled { recorded, forget }),
-            Some((false, recorded, forget)) => {
-                for sequence in recorded {
-                    self.send_to_engine(engine, engine::RECORDED, &engine::Recorded { sequence });
-                }
-                for map in forget {
-                    self.send_to_engine(engine, engine::FORGET, &engine::Forget { map });
-                }
-            }
-            None => {}
-        }
+        self.engines.acknowledge(engine, sequence, &mut self.out);
     }
 
     /// Accepts the first result for a task's current run and ignores all others.
@@ -120,8 +85,8 @@ impl Core {
             return;
         }
         let Some(in_flight) = self.take_from_engine(task) else { return };
-        let outcome = with_output(outcome, in_flight.written, self.now.unix);
-        self.engines.change(engine, |e| e.finished += 1);
+        let outcome = with_output(outcome, in_flight.written, self.out.now().unix);
+        self.engines.change(engine, |e| e.finish_task());
         let Some(map) = self.maps.get_mut(&map) else { return };
         map.learn_duration(outcome.ended.since(outcome.started));
         map.large |= outcome.bytes() + in_flight.input.len() > LARGE;
@@ -149,14 +114,14 @@ impl Core {
     /// Removes a task from its engine.
     pub(super) fn take_from_engine(&mut self, task: TaskId) -> Option<InFlight> {
         let in_flight = self.maps.get_mut(&task.map)?.in_flight.remove(&task.index)?;
-        self.engines.change(&in_flight.engine, |e| e.tasks.remove(&task));
+        self.engines.change(&in_flight.engine, |e| e.drop_task(task));
         Some(in_flight)
     }
 
     /// Requeues a task under the next run number, so that later messages about this run are ignored.
     pub(super) fn return_task(&mut self, task: TaskId, was: InFlight, tries: Tries, outcome: Option<Outcome>) {
         let run = was.run + 1;
-        let engine_id = self.engines.get(&was.engine).map(|e| e.id);
+        let engine_id = self.engines.get(&was.engine).map(|e| e.id());
         let attempt = match (outcome, engine_id) {
             (Some(outcome), Some(engine)) => Some(Attempt {
                 engine,
@@ -164,7 +129,7 @@ impl Core {
             }),
             _ => None,
         };
-        self.record(Change::TaskReturned { task, run, attempt });
+        self.out.record(Change::TaskReturned { task, run, attempt });
         if let Some(map) = self.maps.get_mut(&task.map) {
             let engine = map.targets.is_some().then_some(was.engine);
             map.returned.insert(
@@ -182,12 +147,12 @@ impl Core {
 
     /// Finishes a task.
     pub(super) fn finish(&mut self, task: TaskId, run: u32, engine: Option<&EngineUuid>, outcome: Outcome) {
-        let engine = engine.and_then(|uuid| self.engines.get(uuid)).map(|e| e.id);
+        let engine = engine.and_then(|uuid| self.engines.get(uuid)).map(|e| e.id());
         self.finished_tasks += 1;
         if let Some(map) = self.maps.get_mut(&task.map) {
             map.count(outcome.status);
         }
-        self.record(Change::TaskFinished {
+        self.out.record(Change::TaskFinished {
             task,
             run,
             engine,
@@ -197,7 +162,7 @@ impl Core {
 
     /// Finishes an unassigned task.
     pub(super) fn finish_unsent(&mut self, task: TaskId, run: u32, status: TaskState, ename: &str, why: &str) {
-        let at = self.now.unix;
+        let at = self.out.now().unix;
         self.finish(task, run, None, Outcome::failure(status, ename, why, at, at));
         self.after_changes(task.map);
     }
@@ -214,19 +179,19 @@ impl Core {
         if map.watches.is_empty() {
             return;
         }
-        if due <= self.now.since_start {
+        if due <= self.out.now().since_start {
             self.answer_watches(id);
         } else {
-            let after = due - self.now.since_start;
-            self.set_timer(after, Timer::Watches(id));
+            let after = due - self.out.now().since_start;
+            self.out.set_timer(after, Timer::Watches(id));
         }
     }
 
     /// Removes a complete map from memory; its records stay.
     fn complete(&mut self, id: MapId) {
-        self.record(Change::MapCompleted {
+        self.out.record(Change::MapCompleted {
             map: id,
-            at: Some(self.now.unix),
+            at: Some(self.out.now().unix),
         });
         self.answer_watches(id);
         let Some(map) = self.maps.remove(&id) else { return };
@@ -235,16 +200,7 @@ impl Core {
         let failed = map.counts.failed();
         self.finished.insert(id, failed > 0);
         for engine in map.known_by {
-            let knew = self.engines.change(&engine, |e| {
-                let knew = e.definitions.remove(&id);
-                if knew {
-                    e.to_forget.push(id);
-                }
-                knew
-            });
-            if knew == Some(true) {
-                self.unsettled.insert(engine);
-            }
+            self.engines.forget_map(engine, id);
         }
         if let Some(others) = map.waiting_for.and_then(|other| self.followers.get_mut(&other)) {
             others.retain(|other| *other != id);
@@ -259,7 +215,7 @@ impl Core {
                 if let Some(map) = self.maps.get_mut(&follower) {
                     map.waiting_for = None;
                 }
-                self.record(Change::MapReleased { map: follower });
+                self.out.record(Change::MapReleased { map: follower });
                 self.note_runnable(follower);
             } else {
                 self.abort_if_hopeless(follower);
@@ -287,7 +243,7 @@ impl Core {
         let Some(map) = self.maps.get_mut(&id) else { return 0 };
         let mut tasks: Vec<(u32, u32)> = map.drop_unsent().into_iter().map(|index| (index, 1)).collect();
         tasks.extend(std::mem::take(&mut map.returned).into_iter().map(|(index, t)| (index, t.run)));
-        let at = self.now.unix;
+        let at = self.out.now().unix;
         for (index, run) in &tasks {
             let outcome = Outcome::failure(TaskState::Aborted, ename, why, at, at);
             self.finish(TaskId::new(id, *index), *run, None, outcome);
@@ -308,10 +264,12 @@ impl Core {
             return;
         };
         let first = !std::mem::replace(&mut in_flight.begun, true);
-        let Some(id) = self.engines.get(engine).map(|e| e.id) else { return };
+        let Some(id) = self.engines.get(engine).map(|e| e.id()) else {
+            return;
+        };
         if first {
-            let started = super::untrusted::time(UnixTime(progress.started), self.now);
-            self.record(Change::TaskBegun {
+            let started = super::untrusted::time(UnixTime(progress.started), self.out.now());
+            self.out.record(Change::TaskBegun {
                 task,
                 run,
                 engine: id,
@@ -330,7 +288,7 @@ impl Core {
             }
         }
         for (stream, bytes) in added {
-            self.record(Change::OutputAdded { task, stream, bytes });
+            self.out.record(Change::OutputAdded { task, stream, bytes });
         }
         if !progress.parts.is_empty() {
             let in_flight = self.maps.get(&map).and_then(|m| m.in_flight.get(&index));
@@ -346,12 +304,12 @@ impl Core {
             stderr,
             value,
         };
-        self.send_to_engine(engine, engine::OUTPUT_RECORDED, &recorded);
+        self.out.send_to_engine(engine, engine::OUTPUT_RECORDED, &recorded);
     }
 
     /// Unbegun tasks come back.
     pub(super) fn returned(&mut self, engine: &EngineUuid, tasks: &[Held]) {
-        self.engines.change(engine, |e| e.recall_pending = false);
+        self.engines.change(engine, |e| e.end_recall());
         for held in tasks {
             let task = TaskId::new(held.map, held.index);
             let expected = self.maps.get(&held.map).and_then(|m| m.in_flight.get(&held.index));
@@ -391,7 +349,7 @@ impl Core {
         for (task, run) in tasks {
             let Some(in_flight) = self.take_from_engine(task) else { continue };
             maps.insert(task.map);
-            let at = self.now.unix;
+            let at = self.out.now().unix;
             let mut tries = in_flight.tries;
             // A task that was not started cannot have been the cause.
             tries.crashes += u32::from(in_flight.begun);
@@ -435,9 +393,9 @@ impl Core {
                 changed += 1;
             }
             for task in cancelling {
-                self.record(Change::TaskCancelling { task });
+                self.out.record(Change::TaskCancelling { task });
             }
-            self.record(Change::MapClosed { map: *id, total });
+            self.out.record(Change::MapClosed { map: *id, total });
             changed += self.abort_unsent(*id, "TaskCancelled", "cancelled");
             self.after_changes(*id);
         }
@@ -454,7 +412,7 @@ impl Core {
                     run: in_flight.run,
                 };
                 to_engines.entry(in_flight.engine.clone()).or_default().push(held);
-                self.record(Change::TaskCancelling { task: *task });
+                self.out.record(Change::TaskCancelling { task: *task });
             } else if let Some(returned) = map.returned.remove(&task.index) {
                 self.finish_unsent(*task, returned.run, TaskState::Aborted, "TaskCancelled", "cancelled");
             } else if map.is_unsent(task.index) {
@@ -467,7 +425,7 @@ impl Core {
             changed += 1;
         }
         for (engine, tasks) in to_engines {
-            self.send_to_engine(&engine, engine::CANCEL, &engine::Cancel { tasks });
+            self.out.send_to_engine(&engine, engine::CANCEL, &engine::Cancel { tasks });
         }
         let mut maps: Vec<MapId> = selection.maps.clone();
         maps.extend(selection.tasks.iter().map(|t| t.map));

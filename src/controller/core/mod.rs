@@ -6,6 +6,7 @@
 //! [`abandoned`] (maps whose client has died), [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`schedule`] (assigns them to engines), [`prefetch`], [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`reconnect`] (clients that reconnect), [`admin`] (stop and signal engines), [`values`], [`restore`], [`retention`] (expiry of old records), [`transition`], [`untrusted`] (validation of what engines send).
 mod abandoned;
 mod admin;
+mod api;
 mod balanced;
 mod broadcast;
 mod bundles;
@@ -18,6 +19,7 @@ mod finish;
 mod hub;
 mod maps;
 mod membership;
+mod outbox;
 mod output;
 pub(crate) mod policy;
 mod prefetch;
@@ -36,87 +38,30 @@ mod tests;
 
 pub use effect::{ClientChannel, Effect};
 pub(crate) use effect::{Query, QueryKind};
-pub use event::Event;
-pub(crate) use retention::Expired;
+pub(crate) use event::Expired;
+pub use event::{Event, EventTime, Facts};
 
 use crate::model::change::Change;
 use crate::model::{EngineUuid, MapId, UnixTime};
 use crate::profile::config::ControllerConfig;
-use crate::wire::content::engine::Channel;
-use crate::wire::{Message, Session};
 use bundles::Bundles;
-use bytes::Bytes;
-use engines::Engines;
+use engines::{Departures, Engines};
 use maps::Map;
+use outbox::{Outbox, Timer};
 use prefetch::Prefetch;
 use requests::Requests;
-use serde::Serialize;
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
-
-/// The time of an event: since the controller's start for intervals, since 1970 for records.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct EventTime {
-    pub since_start: Duration,
-    pub unix: UnixTime,
-}
-
-/// Facts about the controller's own process.
-#[derive(Clone, Debug)]
-pub struct Facts {
-    pub cluster_id: String,
-    pub pid: u32,
-    pub host: String,
-    pub started: UnixTime,
-    /// Unique to this run of the controller; the prefix of its message ids.
-    pub session: String,
-    /// The engine connection file as JSON; an `ipengine` receives it with its id.
-    pub engine_file: serde_json::Value,
-    /// For schemes that choose at random.
-    pub seed: u64,
-}
-
-/// An action scheduled for a later time. Its subject may no longer exist by then.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Timer {
-    /// Sends pings and checks for silent engines and stuck queues.
-    Heartbeat,
-    Lease(EngineUuid),
-    /// An `ipengine` that has not answered its first ping.
-    Registration(EngineUuid),
-    /// Tasks that were assigned to an engine and that it did not list when it reconnected.
-    Unconfirmed(EngineUuid, Vec<(crate::model::TaskId, u32)>),
-    Watches(MapId),
-    /// Checks whether the client that sends the map's inputs is still alive.
-    Inputs(MapId),
-    /// Acknowledges this engine's recorded replies.
-    RepliesRecorded(EngineUuid),
-    /// The request timed out waiting for an engine in this run.
-    RequestTimeout(String, u32),
-    /// Ends the requests that an `ipengine` held when it left; late replies could arrive until now.
-    Orphaned(EngineUuid),
-    /// Announces the engine's departure to ipyparallel's clients.
-    Departed(EngineUuid),
-    /// Checks for expired records.
-    Retention,
-    /// Announces engines that registered since then again, for a client that had not subscribed yet.
-    Announce(Duration),
-}
 
 pub struct Core {
     config: ControllerConfig,
     facts: Facts,
-    session: Session,
+    out: Outbox,
     engines: Engines,
-    /// `ipengine`s that requested registration and have not answered a ping yet.
-    incoming: HashMap<EngineUuid, crate::model::EngineId>,
     maps: BTreeMap<MapId, Map>,
     keys: HashMap<String, MapId>,
     next_map: u32,
     bundles: Bundles,
-    /// Engines with pending acknowledgements: results on disk, finished maps.
-    unsettled: BTreeSet<EngineUuid>,
     /// For each map, the maps that wait for it.
     followers: HashMap<MapId, Vec<MapId>>,
     /// Maps with tasks that can be sent now.
@@ -124,71 +69,59 @@ pub struct Core {
     /// Finished maps: true if a task failed. One entry per map, not per task.
     finished: HashMap<MapId, bool>,
     requests: Requests,
-    departures: membership::Departures,
-    /// Engines that violated the protocol, with the reason: they are not registered again.
-    refused: HashMap<EngineUuid, String>,
+    departures: Departures,
     prefetch: Prefetch,
     readers: retention::Readers,
     /// [`Core::retention_clock`] at the start of this controller.
     retention_base: UnixTime,
-    timers: BinaryHeap<Reverse<(Duration, Timer)>>,
     rng: policy::Rng,
     heartbeats: u64,
     finished_tasks: u64,
     sent_tasks: u64,
     cut_off: u64,
-    effects: Vec<Effect>,
-    now: EventTime,
 }
 
 impl Core {
     pub fn new(config: ControllerConfig, facts: Facts, now: EventTime) -> Core {
-        let session = Session::new(b"", facts.session.clone(), "pcluster");
         let mut core = Core {
             config,
-            session,
+            out: Outbox::new(facts.session.clone(), now),
             engines: Engines::default(),
-            incoming: HashMap::new(),
             maps: BTreeMap::new(),
             keys: HashMap::new(),
             next_map: 1,
             bundles: Bundles::default(),
-            unsettled: BTreeSet::new(),
             followers: HashMap::new(),
             runnable: BTreeSet::new(),
             finished: HashMap::new(),
             requests: Requests::default(),
             departures: Default::default(),
-            refused: HashMap::new(),
             prefetch: Prefetch::default(),
             readers: Default::default(),
             retention_base: UnixTime(now.unix.0 - now.since_start.as_secs_f64()),
-            timers: BinaryHeap::new(),
             rng: policy::Rng::new(facts.seed),
             facts,
             heartbeats: 0,
             finished_tasks: 0,
             sent_tasks: 0,
             cut_off: 0,
-            effects: Vec::new(),
-            now,
         };
-        core.set_timer(Duration::ZERO, Timer::Heartbeat);
+        core.out.set_timer(Duration::ZERO, Timer::Heartbeat);
         if core.config.retention_days.is_some() {
-            core.set_timer(retention::FIRST_CHECK, Timer::Retention);
+            core.out.set_timer(retention::FIRST_CHECK, Timer::Retention);
         }
         core
     }
 
     /// The only entry point. Appends the effects to carry out to `effects`.
     pub fn handle(&mut self, now: EventTime, event: Event, effects: &mut Vec<Effect>) {
-        self.now = now;
-        std::mem::swap(&mut self.effects, effects);
+        self.out.set_now(now);
+        self.out.swap_effects(effects);
         match event {
             Event::ClientMessage {
                 channel: ClientChannel::Registration,
                 message,
-            } => self.client_request(message),
+            } => self.client_request(&message),
             Event::ClientMessage {
                 channel: ClientChannel::Mux,
                 message,
@@ -211,10 +144,10 @@ impl Core {
                 channel,
                 client,
                 message,
-            } => self.engine_message(engine, native, channel, client, message),
-            Event::RegistrantMessage { identity, message } => self.registrant_message(identity, message),
+            } => self.engine_message(&engine, native, channel, client, message),
+            Event::RegistrantMessage { identity, message } => self.registrant_message(identity, &message),
             Event::PongReceived { engine } => self.pong_received(engine),
-            Event::EngineDisconnected { engine } => self.engine_disconnected(engine),
+            Event::EngineDisconnected { engine } => self.engine_disconnected(&engine),
             Event::ClientConnected { channel, identity, key } => self.client_connected(channel, identity, key),
             Event::ClientDisconnected { channel, identity } => self.client_disconnected(channel, &identity),
             Event::TimePassed => self.time_passed(),
@@ -227,7 +160,7 @@ impl Core {
                 maps,
             } => self.resubmit_found(client, parent, &request, selection, definition, maps),
             Event::ValuesFound { engine, values, buffers } => self.values_found(&engine, &values, buffers),
-            Event::MapFound { request, map, bundle } => self.map_found(*request, map, bundle),
+            Event::MapFound { request, map, bundle } => self.map_found(&request, map, bundle),
             Event::RequestsFound {
                 client,
                 parent,
@@ -237,13 +170,13 @@ impl Core {
             } => self.requests_found(client, parent, &request, found, missing),
             Event::DaskStarted { client, parent, address } => self.dask_started(client, parent, address),
             Event::ExpiredFound(expired) => self.expired_found(expired),
-            Event::RepliesDelivered { tasks } => self.record(Change::RepliesDelivered { tasks }),
+            Event::RepliesDelivered { tasks } => self.out.record(Change::RepliesDelivered { tasks }),
             Event::ReplyUndelivered { channel, client, reply } => self.reply_undelivered(channel, &client, reply),
             Event::PeersDisconnected { total } => self.cut_off = total,
             Event::StopRequested { engines } => self.stop(engines),
         }
         self.dispatch();
-        std::mem::swap(&mut self.effects, effects);
+        self.out.swap_effects(effects);
     }
 
     /// The engine named by an iopub topic such as `engine.3.stdout`.
@@ -254,30 +187,22 @@ impl Core {
 
     /// When the next [`Event::TimePassed`] is due, counted from the start.
     pub fn next_wake(&self) -> Option<Duration> {
-        self.timers.peek().map(|Reverse((at, _))| *at)
-    }
-
-    fn set_timer(&mut self, after: Duration, due: Timer) {
-        self.timers.push(Reverse((self.now.since_start + after, due)));
+        self.out.next_wake()
     }
 
     fn time_passed(&mut self) {
-        while let Some(Reverse((at, _))) = self.timers.peek() {
-            if *at > self.now.since_start {
-                break;
-            }
-            let Some(Reverse((_, due))) = self.timers.pop() else { break };
-            match due {
+        while let Some(timer) = self.out.take_due_timer() {
+            match timer {
                 Timer::Heartbeat => self.beat(),
                 Timer::Lease(engine) => self.lease_expired(engine),
                 Timer::Registration(engine) => self.registration_stalled(engine),
                 Timer::Unconfirmed(engine, tasks) => self.unconfirmed(engine, tasks),
                 Timer::Watches(map) => self.answer_watches(map),
                 Timer::Inputs(map) => self.inputs_due(map),
-                Timer::RepliesRecorded(engine) => self.send_replies_recorded(&engine),
+                Timer::RepliesRecorded(engine) => self.engines.send_replies_recorded(&engine, &mut self.out),
                 Timer::RequestTimeout(msg_id, run) => self.request_timed_out(&msg_id, run),
                 Timer::Orphaned(engine) => self.orphaned(engine),
-                Timer::Departed(engine) => self.departed(engine),
+                Timer::Departed(engine) => self.departures.publish_due(engine, &mut self.out),
                 Timer::Announce(since) => self.announce_again(since),
                 Timer::Retention => self.check_expired(),
             }
@@ -288,43 +213,6 @@ impl Core {
         if let Some(other) = waiting_for {
             self.followers.entry(other).or_default().push(follower);
         }
-    }
-
-    fn record(&mut self, change: Change) {
-        self.effects.push(Effect::Record(change));
-    }
-
-    fn message<T: Serialize + ?Sized>(&mut self, msg_type: &str, parent: Option<&Bytes>, content: &T) -> Message {
-        let date = self.now.unix.to_iso();
-        self.session.message(&date, msg_type, parent, content)
-    }
-
-    /// Answers a request on the registration socket.
-    fn reply<T: Serialize + ?Sized>(&mut self, client: Bytes, msg_type: &str, parent: &Bytes, content: &T) {
-        let message = self.message(msg_type, Some(parent), content);
-        self.effects.push(Effect::ToClient {
-            channel: ClientChannel::Registration,
-            route: vec![client],
-            message,
-        });
-    }
-
-    fn send_to_engine<T: Serialize + ?Sized>(&mut self, engine: &EngineUuid, msg_type: &str, content: &T) {
-        self.send_to_engine_with(engine, msg_type, content, Vec::new());
-    }
-
-    fn send_to_engine_with<T: Serialize + ?Sized>(&mut self, engine: &EngineUuid, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
-        let message = Message {
-            buffers,
-            ..self.message(msg_type, None, content)
-        };
-        self.effects.push(Effect::ToEngine {
-            engine: engine.clone(),
-            native: true,
-            channel: Channel::Native,
-            client: Bytes::new(),
-            message,
-        });
     }
 
     /// The size limit of incoming messages; reported to peers.
@@ -348,15 +236,14 @@ impl Core {
             for (index, task) in &map.in_flight {
                 let id = crate::model::TaskId::new(*id, *index);
                 let engine = self.engines.get(&task.engine);
-                let holds = engine.and_then(|e| e.tasks.get(&id));
-                assert_eq!(holds, Some(&task.run), "{id} is with engine {}", task.engine);
+                assert!(engine.is_some_and(|e| e.holds(id, task.run)), "{id} is with engine {}", task.engine);
             }
         }
         for (uuid, engine) in self.engines.iter() {
-            for (task, run) in &engine.tasks {
+            for (task, run) in engine.tasks() {
                 let in_flight = self.maps.get(&task.map).and_then(|m| m.in_flight.get(&task.index));
                 assert!(
-                    in_flight.is_some_and(|t| t.engine == *uuid && t.run == *run),
+                    in_flight.is_some_and(|t| t.engine == *uuid && t.run == run),
                     "{task} of engine {uuid} is in flight"
                 );
             }

@@ -1,5 +1,6 @@
 //! Output of ipyparallel's tasks (iopub): recorded with the request, and published to every subscribed client.
-use super::{Core, Effect};
+use super::Core;
+use super::effect::Effect;
 use crate::model::EngineUuid;
 use crate::model::change::{Change, RequestOutput};
 use crate::wire::Message;
@@ -15,12 +16,12 @@ impl Core {
         if let Some(parent) = message.parent()
             && let Some(output) = output_of(&message)
         {
-            self.record(Change::RequestOutput {
+            self.out.record(Change::RequestOutput {
                 msg_id: parent.msg_id,
                 output,
             });
         }
-        self.effects.push(Effect::Iopub { topic, message });
+        self.out.push(Effect::Iopub { topic, message });
     }
 }
 

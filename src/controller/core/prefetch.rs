@@ -4,8 +4,9 @@
 //! The controller does not know which function a request calls, but it hashes its bytes: the durations of earlier requests with the
 //! same function predict the next one. Unknown and long functions are limited by `hwm` alone. Requests that an engine has not started
 //! are requested back when another engine is idle, and rescheduled when the engine leaves.
+use super::Core;
+use super::effect::Effect;
 use super::requests::Open;
-use super::{Core, Effect, Timer};
 use crate::model::{EngineUuid, UnixTime};
 use crate::wire::Message;
 use crate::wire::content::engine::{self, Channel};
@@ -13,7 +14,6 @@ use crate::wire::message::to_json;
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::time::Duration;
 
 /// Functions whose mean duration is kept.
 const MAX_FUNCTIONS: usize = 1024;
@@ -21,17 +21,11 @@ const MAX_FUNCTIONS: usize = 1024;
 const HASHED_BYTES: usize = 4096;
 /// Engines checked for a free slot, least loaded first.
 const MAX_CANDIDATES: usize = 8;
-/// Recorded replies are acknowledged in batches after this delay,
-const RECORDED_DELAY: Duration = Duration::from_millis(20);
-/// or immediately for a reply of at least this size, since the engine keeps it until then.
-const RECORDED_FLUSH_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Default)]
 pub(super) struct Prefetch {
     /// Mean seconds by function.
     means: HashMap<u64, f64>,
-    /// Recorded replies that are not acknowledged yet.
-    recorded: HashMap<EngineUuid, Vec<String>>,
     /// A request that may be long was sent: its engine must not wait for a batch.
     pub(super) flush_now: bool,
 }
@@ -135,28 +129,12 @@ impl Core {
 
     /// Publishes on iopub that a request's output is complete: its reply arrived after the output.
     pub(super) fn publish_idle(&mut self, uuid: &EngineUuid, reply: &Message) {
-        let Some(id) = self.engines.get(uuid).map(|e| e.id) else { return };
-        let mut message = self.message("status", Some(&reply.parent_json), &serde_json::json!({"execution_state": "idle"}));
+        let Some(id) = self.engines.get(uuid).map(|e| e.id()) else { return };
+        let mut message = self
+            .out
+            .message("status", Some(&reply.parent_json), &serde_json::json!({"execution_state": "idle"}));
         message.metadata_json = to_json(&serde_json::json!({ "engine": uuid }));
         let topic = Bytes::from(format!("engine.{id}.status"));
-        self.effects.push(Effect::Iopub { topic, message });
-    }
-
-    /// Schedules the acknowledgement of a recorded reply; the engine keeps the reply until then.
-    pub(super) fn note_recorded(&mut self, uuid: &EngineUuid, msg_id: String, reply: &Message) {
-        let waiting = self.prefetch.recorded.entry(uuid.clone()).or_default();
-        waiting.push(msg_id);
-        let first = waiting.len() == 1;
-        if reply.buffers.iter().map(Bytes::len).sum::<usize>() >= RECORDED_FLUSH_BYTES {
-            self.send_replies_recorded(uuid);
-        } else if first {
-            self.set_timer(RECORDED_DELAY, Timer::RepliesRecorded(uuid.clone()));
-        }
-    }
-
-    pub(super) fn send_replies_recorded(&mut self, uuid: &EngineUuid) {
-        if let Some(msg_ids) = self.prefetch.recorded.remove(uuid) {
-            self.send_to_engine(uuid, engine::REPLIES_RECORDED, &engine::RepliesRecorded { msg_ids });
-        }
+        self.out.push(Effect::Iopub { topic, message });
     }
 }

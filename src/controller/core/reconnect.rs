@@ -1,7 +1,8 @@
 //! Reconnecting ipyparallel clients. Their sockets have no identity of their own: after a broken connection or a restart of the
 //! controller, they reconnect under another routing id. With CURVE, their key identifies them, and they receive the replies
 //! that arrived meanwhile.
-use super::{ClientChannel, Core, Effect};
+use super::Core;
+use super::effect::{ClientChannel, Effect, UndeliveredReply};
 use crate::model::TaskId;
 use crate::model::change::Change;
 use crate::wire::Message;
@@ -19,17 +20,6 @@ pub(super) struct Reconnects {
     connected: HashMap<(ClientChannel, Bytes), Option<String>>,
     queued: HashMap<(ClientChannel, String), Vec<QueuedReply>>,
     bytes: usize,
-}
-
-/// A reply in transit to a client that can be identified after a reconnect.
-#[derive(Clone, Debug)]
-pub struct UndeliveredReply {
-    pub key: String,
-    /// The answered tasks: one request, or the parts of a broadcast.
-    pub tasks: Vec<TaskId>,
-    /// The frame before the reply: the engine, if an engine made it.
-    pub engine: Option<Bytes>,
-    pub message: Message,
 }
 
 #[derive(Debug)]
@@ -103,7 +93,7 @@ impl Core {
             }
         }
         for map in newly_known {
-            self.record(Change::ClientKnown {
+            self.out.record(Change::ClientKnown {
                 map,
                 curve_key: key.clone(),
             });
@@ -146,23 +136,23 @@ impl Core {
             return tracing::info!("a reply's client is disconnected; the reply stays in the records");
         }
         let route = std::iter::once(client).chain(engine).collect();
-        self.effects.push(Effect::ToClient { channel, route, message });
+        self.out.push(Effect::ToClient { channel, route, message });
     }
 
     fn send_or_queue(&mut self, channel: ClientChannel, client: Bytes, reply: UndeliveredReply) {
         tracing::debug!(?channel, client = %client.escape_ascii(), tasks = ?reply.tasks, "sending a reply to its client");
         match client.is_empty() {
-            false => self.effects.push(Effect::Reply { channel, client, reply }),
+            false => self.out.push(Effect::Reply { channel, client, reply }),
             true => self.queue_for_client(channel, reply),
         }
     }
 
     /// Queues a reply for a disconnected client. Also used by `restore` for replies of the previous controller.
     pub(super) fn queue_for_client(&mut self, channel: ClientChannel, reply: UndeliveredReply) {
-        let at = self.now.since_start;
+        let at = self.out.now().since_start;
         let tasks = self.requests.reconnects.enqueue(channel, QueuedReply { at, reply });
         if !tasks.is_empty() {
-            self.record(Change::RepliesDelivered { tasks });
+            self.out.record(Change::RepliesDelivered { tasks });
         }
     }
 

@@ -1,10 +1,11 @@
 //! Tasks of ipyparallel clients: `apply_request` and `execute_request` through the direct (`mux`), balanced (`task`) and
 //! broadcast schedulers. Frames are forwarded unchanged; only header and metadata are read.
+use super::Core;
 use super::dependency::Dependency;
-use super::engines::Engines;
-use super::membership::ORPHAN_GRACE;
+use super::effect::{ClientChannel, Effect};
+use super::engines::{Engines, ORPHAN_GRACE};
+use super::outbox::Timer;
 use super::prefetch::function_of;
-use super::{ClientChannel, Core, Effect, Timer};
 use crate::model::buffer_file::BufferFile;
 use crate::model::change::{Change, Reply, Request};
 use crate::model::definition::{MapDefinition, MapOptions, Work};
@@ -185,7 +186,7 @@ impl Requests {
             // Orphaned requests wait even if their engine has reconnected.
             let orphaned = self.orphaned.get(uuid).is_some_and(|ids| ids.contains(id));
             if let Some(engine) = engines.get(uuid).filter(|_| !orphaned) {
-                assert!(engine.requests.contains(id), "{id} is assigned to its engine");
+                assert!(engine.holds_request(id), "{id} is assigned to its engine");
             }
         }
         for id in self.unassigned() {
@@ -233,8 +234,8 @@ impl Core {
                     work: Work::Client { curve_key: key.clone() },
                     options,
                 });
-                let submitted = self.now.unix;
-                self.record(Change::MapAdded {
+                let submitted = self.out.now().unix;
+                self.out.record(Change::MapAdded {
                     map,
                     definition,
                     client: session.clone(),
@@ -249,7 +250,7 @@ impl Core {
             Channel::Broadcast => "broadcast",
             _ => "task",
         };
-        self.record(Change::RequestAdded {
+        self.out.record(Change::RequestAdded {
             task: TaskId::new(map, index),
             request: Box::new(Request {
                 msg_id: message.header.msg_id.clone(),
@@ -261,14 +262,14 @@ impl Core {
                 buffers: message.buffers.clone(),
                 buffer_file: message.buffer_file.clone(),
                 engine: engine.clone(),
-                submitted: date_of(&message, self.now.unix),
+                submitted: date_of(&message, self.out.now().unix),
                 label: metadata.get("label").and_then(Value::as_str).map(str::to_string),
             }),
         });
         let mut open = Open::new(TaskId::new(map, index), queue, (client, key), message, &metadata, broadcast);
         let msg_id = open.message.header.msg_id.clone();
         if let Some(timeout) = open.timeout(&metadata) {
-            self.set_timer(timeout, Timer::RequestTimeout(msg_id.clone(), open.run));
+            self.out.set_timer(timeout, Timer::RequestTimeout(msg_id.clone(), open.run));
         }
         self.requests.open.insert(msg_id.clone(), open);
         if let Some(engine) = engine {
@@ -300,16 +301,14 @@ impl Core {
         let mut open = Open::new(found.task, queue, (Bytes::new(), key), message, &metadata, broadcast);
         open.run = found.run;
         if let Some(timeout) = open.timeout(&metadata) {
-            self.set_timer(timeout, Timer::RequestTimeout(msg_id.clone(), open.run));
+            self.out.set_timer(timeout, Timer::RequestTimeout(msg_id.clone(), open.run));
         }
         let engine = found.engine.and_then(|id| self.engines.uuid_of(id).cloned());
         open.engine = engine.clone();
         self.requests.open.insert(msg_id.clone(), open);
         match engine {
             Some(engine) => {
-                self.engines.change(&engine, |e| {
-                    e.requests.insert(msg_id);
-                });
+                self.engines.change(&engine, |e| e.assign_request(&msg_id, false));
             }
             None if queue == Channel::Task && found.engine.is_none() => self.admit(&msg_id),
             None if self.has_retry(&msg_id) => self.rerun_request(&msg_id),
@@ -330,15 +329,15 @@ impl Core {
     }
 
     pub(super) fn send_request(&mut self, msg_id: &str, uuid: &EngineUuid) {
-        let supports_files = self.engines.get(uuid).is_some_and(|e| e.facts.supports_files());
+        let supports_files = self.engines.get(uuid).is_some_and(|e| e.facts().supports_files());
         let Some(open) = self.requests.open.get_mut(msg_id) else { return };
         open.engine = Some(uuid.clone());
         let balanced = open.queue == Channel::Task;
         let function = open.function;
         let (task, run) = (open.task, open.run);
         let (channel, client, message) = (open.queue, open.client.clone(), open.of_run(supports_files));
-        if let (true, Some(engine)) = (balanced, self.engines.get(uuid).map(|e| e.id)) {
-            self.record(Change::TasksAssigned {
+        if let (true, Some(engine)) = (balanced, self.engines.get(uuid).map(|e| e.id())) {
+            self.out.record(Change::TasksAssigned {
                 map: task.map,
                 first: task.index,
                 count: 1,
@@ -349,11 +348,8 @@ impl Core {
         let quick = function.is_some_and(|function| self.is_quick(function));
         self.prefetch.flush_now |= !quick;
         let native = self.engines.change(uuid, |e| {
-            e.requests.insert(msg_id.to_string());
-            if quick {
-                e.quick.insert(msg_id.to_string());
-            }
-            e.native
+            e.assign_request(msg_id, quick);
+            e.is_native()
         });
         let native = native.unwrap_or(false);
         self.sent_tasks += 1;
@@ -361,7 +357,7 @@ impl Core {
         if let Some(open) = self.requests.open.get_mut(msg_id) {
             open.sent = sent;
         }
-        self.effects.push(Effect::ToEngine {
+        self.out.push(Effect::ToEngine {
             engine: uuid.clone(),
             native,
             channel,
@@ -383,18 +379,18 @@ impl Core {
             return;
         };
         message.identities.clear();
-        if self.departures.pending.contains_key(&target) {
+        if self.departures.is_pending(&target) {
             // The client is about to be notified of the departure, and ends this request with the others.
             return tracing::info!(%target, "direct request to an engine that just left");
         }
-        let Some(native) = self.engines.get(&target).map(|e| e.native) else {
+        let Some(native) = self.engines.get(&target).map(|e| e.is_native()) else {
             let content = ErrorContent::new("EngineError", format!("engine {target} is not registered"));
             return self.refuse(ClientChannel::Mux, client, &message, &content);
         };
         if is_task(&message) {
             self.open_request(Channel::Mux, client, message, Some(target), None);
         } else {
-            self.effects.push(Effect::ToEngine {
+            self.out.push(Effect::ToEngine {
                 engine: target,
                 native,
                 channel: Channel::Mux,
@@ -411,8 +407,8 @@ impl Core {
             .get(1)
             .map(|t| EngineUuid::from(String::from_utf8_lossy(t).as_ref()));
         message.identities.clear();
-        match target.and_then(|uuid| self.engines.get(&uuid).map(|e| (uuid, e.native))) {
-            Some((engine, native)) => self.effects.push(Effect::ToEngine {
+        match target.and_then(|uuid| self.engines.get(&uuid).map(|e| (uuid, e.is_native()))) {
+            Some((engine, native)) => self.out.push(Effect::ToEngine {
                 engine,
                 native,
                 channel: Channel::Control,
@@ -432,7 +428,9 @@ impl Core {
             self.forget_at_engine(msg_id, engine);
         }
         let content = ErrorContent::new(ename, why);
-        let mut reply = self.message(&reply_type(&open.message), Some(&open.message.header_json), &content);
+        let mut reply = self
+            .out
+            .message(&reply_type(&open.message), Some(&open.message.header_json), &content);
         if let Some(engine) = &open.engine {
             reply.metadata_json = to_json(&serde_json::json!({"status": "error", "engine": engine.to_string()}));
         }
@@ -442,8 +440,8 @@ impl Core {
     }
 
     pub(super) fn refuse(&mut self, channel: ClientChannel, client: Bytes, request: &Message, content: &ErrorContent) {
-        let reply = self.message(&reply_type(request), Some(&request.header_json), content);
-        self.effects.push(Effect::ToClient {
+        let reply = self.out.message(&reply_type(request), Some(&request.header_json), content);
+        self.out.push(Effect::ToClient {
             channel,
             route: vec![client],
             message: reply,
@@ -457,12 +455,7 @@ impl Core {
     }
 
     fn forget_at_engine(&mut self, msg_id: &str, engine: &EngineUuid) {
-        self.engines.change(engine, |e| {
-            if e.drop_request(msg_id) {
-                e.stuck = false;
-                e.finished += 1;
-            }
-        });
+        self.engines.change(engine, |e| e.finish_request(msg_id));
         self.requests.recheck = !self.requests.bound.is_empty();
     }
 
@@ -471,20 +464,19 @@ impl Core {
     pub(super) fn send_again(&mut self, uuid: &EngineUuid, has: &[String]) {
         let Some(engine) = self.engines.get(uuid) else { return };
         let mut missing: Vec<&Open> = engine
-            .requests
-            .iter()
+            .requests()
             .filter(|id| !has.contains(id))
             .filter_map(|id| self.requests.open.get(id))
             .collect();
         missing.sort_by_key(|open| open.task);
-        let (native, supports_files) = (engine.native, engine.facts.supports_files());
+        let (native, supports_files) = (engine.is_native(), engine.facts().supports_files());
         let mut of_before = Vec::new();
         for open in missing {
             if open.queue == Channel::Task && open.sent == 0 {
                 of_before.push(open.message.header.msg_id.clone());
                 continue;
             }
-            self.effects.push(Effect::ToEngine {
+            self.out.push(Effect::ToEngine {
                 engine: uuid.clone(),
                 native,
                 channel: open.queue,
@@ -506,9 +498,10 @@ impl Core {
         let uuid = Bytes::copy_from_slice(engine.0.as_bytes());
         let known = self.requests.open.get(&msg_id).is_some_and(|o| o.engine.as_ref() == Some(engine));
         let is_reply = matches!(message.msg_type(), "apply_reply" | "execute_reply");
-        let native = self.engines.get(engine).is_some_and(|e| e.native);
+        let native = self.engines.get(engine).is_some_and(|e| e.is_native());
         if is_reply && native {
-            self.note_recorded(engine, msg_id.clone(), &message);
+            let bytes = message.buffers.iter().map(Bytes::len).sum();
+            self.engines.acknowledge_reply(engine, msg_id.clone(), bytes, &mut self.out);
         }
         if is_reply && !known && channel != Channel::Control {
             // A duplicate reply, or one to a request that has already ended.
@@ -516,7 +509,7 @@ impl Core {
         }
         if !known || channel == Channel::Control {
             let route = vec![client, uuid];
-            self.effects.push(Effect::ToClient {
+            self.out.push(Effect::ToClient {
                 channel: client_channel(channel),
                 route,
                 message,
@@ -590,7 +583,7 @@ impl Core {
             // It waits this long for another engine.
             Some(timeout) => {
                 let run = open.run;
-                self.set_timer(timeout, Timer::RequestTimeout(msg_id.to_string(), run));
+                self.out.set_timer(timeout, Timer::RequestTimeout(msg_id.to_string(), run));
             }
             None if nowhere_else => open.blacklist.clear(),
             None => {}
@@ -605,7 +598,7 @@ impl Core {
         open.engine = None;
         open.run += 1;
         let (task, run) = (open.task, open.run);
-        self.record(Change::TaskReturned { task, run, attempt: None });
+        self.out.record(Change::TaskReturned { task, run, attempt: None });
     }
 
     /// Records a reply. `undelivered`: the task, if the reply must be delivered even after a restart. Returns its start, if the reply has it, and its end.
@@ -627,11 +620,11 @@ impl Core {
                 _ => TaskState::Error,
             },
         };
-        let engine = engine.and_then(|uuid| Some((self.engines.get(uuid)?.id, uuid.clone())));
+        let engine = engine.and_then(|uuid| Some((self.engines.get(uuid)?.id(), uuid.clone())));
         let started = metadata.get("started").and_then(Value::as_str).and_then(UnixTime::from_iso);
-        let completed = date_of(reply, self.now.unix);
+        let completed = date_of(reply, self.out.now().unix);
         self.finished_tasks += 1;
-        self.record(Change::RequestFinished {
+        self.out.record(Change::RequestFinished {
             msg_id: msg_id.to_string(),
             reply: Box::new(Reply {
                 status,
@@ -642,11 +635,11 @@ impl Core {
                 buffers: reply.buffers.clone(),
                 started,
                 completed,
-                received: self.now.unix,
+                received: self.out.now().unix,
             }),
         });
         if let Some(task) = undelivered {
-            self.record(Change::ReplyUndelivered { task });
+            self.out.record(Change::ReplyUndelivered { task });
         }
         (started, completed)
     }
@@ -660,14 +653,14 @@ impl Core {
     /// Orphans the requests of a departed engine. The client itself ends direct requests when it is notified of the departure.
     pub(super) fn requests_of_gone(&mut self, uuid: &EngineUuid) {
         let Some(engine) = self.engines.get(uuid) else { return };
-        let ids: Vec<String> = engine.requests.iter().cloned().collect();
+        let ids: Vec<String> = engine.requests().cloned().collect();
         if ids.is_empty() {
             return;
         }
         // Like ipyparallel's client, wait for replies in transit.
         // The engine may leave, reconnect and leave again in that time.
         self.requests.orphaned.entry(uuid.clone()).or_default().extend(ids.iter().cloned());
-        self.set_timer(ORPHAN_GRACE, Timer::Orphaned(uuid.clone()));
+        self.out.set_timer(ORPHAN_GRACE, Timer::Orphaned(uuid.clone()));
         for id in ids {
             self.engines.change(uuid, |e| e.drop_request(&id));
         }
@@ -703,7 +696,9 @@ impl Core {
                 self.fail_request(&msg_id, "EngineError", &why);
             } else if let Some(open) = self.requests.open.remove(&msg_id) {
                 let content = ErrorContent::new("EngineError", why);
-                let reply = self.message(&reply_type(&open.message), Some(&open.message.header_json), &content);
+                let reply = self
+                    .out
+                    .message(&reply_type(&open.message), Some(&open.message.header_json), &content);
                 let is_part = open.broadcast.is_some();
                 self.record_own_reply(&msg_id, &reply, None, open.undelivered().filter(|_| is_part));
                 self.settle(&msg_id, false, Some(uuid.clone()));
@@ -716,11 +711,11 @@ impl Core {
 
     /// Reruns a finished request under a new id (ipyparallel's `resubmit_request`).
     pub(super) fn resubmit_request(&mut self, client: Bytes, found: super::event::FoundRequest) -> String {
-        let msg_id = self.session.next_id();
+        let msg_id = self.out.next_id();
         let mut header: Value = serde_json::from_slice(&found.header).unwrap_or_default();
         if let Some(object) = header.as_object_mut() {
             object.insert("msg_id".into(), msg_id.clone().into());
-            object.insert("date".into(), self.now.unix.to_iso().into());
+            object.insert("date".into(), self.out.now().unix.to_iso().into());
         }
         let header_json = to_json(&header);
         let message = Message {

@@ -1,10 +1,11 @@
 //! Restores the recorded state after a restart: assigned tasks stay with their engine until it reconnects or its lease
 //! expires.
+use super::Core;
 use super::broadcast::{Part, is_joined};
+use super::effect::{ClientChannel, Effect, UndeliveredReply};
 use super::event::{FoundClient, FoundReply, FoundTask, Restored, UnfinishedRequest};
 use super::maps::{InFlight, Map, Returned, Tries};
-use super::reconnect::UndeliveredReply;
-use super::{ClientChannel, Core, Timer};
+use super::outbox::Timer;
 use crate::model::change::Change;
 use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineUuid, TaskId};
@@ -15,16 +16,16 @@ use std::collections::{HashMap, HashSet};
 
 impl Core {
     /// Restores the state. Call it once, before the first event.
-    pub fn restore(&mut self, now: super::EventTime, restored: Restored, effects: &mut Vec<super::Effect>) {
-        self.now = now;
-        std::mem::swap(&mut self.effects, effects);
+    pub fn restore(&mut self, now: super::event::EventTime, restored: Restored, effects: &mut Vec<Effect>) {
+        self.out.set_now(now);
+        self.out.swap_effects(effects);
         self.apply_restored(restored);
-        std::mem::swap(&mut self.effects, effects);
+        self.out.swap_effects(effects);
     }
 
     fn apply_restored(&mut self, restored: Restored) {
         self.next_map = restored.next_map.max(1);
-        self.engines.next_id = restored.next_engine;
+        self.engines.restore_next_id(restored.next_engine);
         if let Some(clock) = restored.retention_clock {
             self.restore_retention_clock(clock);
         }
@@ -33,20 +34,20 @@ impl Core {
         for (id, facts, registered) in restored.engines {
             let uuid = facts.uuid.clone();
             uuids.insert(id, uuid.clone());
-            self.engines.add(id, facts, registered, self.now.since_start);
-            let until = self.now.since_start + lease;
+            self.engines.add(id, facts, registered, self.out.now().since_start);
+            let until = self.out.now().since_start + lease;
             self.engines.change(&uuid, |e| {
-                e.away_until = Some(until);
-                e.uncertain = true;
+                e.expect_until(until);
+                e.lose_connection();
             });
-            self.set_timer(lease, Timer::Lease(uuid));
+            self.out.set_timer(lease, Timer::Lease(uuid));
         }
         for (id, uuid) in restored.departed {
             let reason = "the previous controller ended".to_string();
-            self.record(Change::EngineGone {
+            self.out.record(Change::EngineGone {
                 id,
                 uuid,
-                at: self.now.unix,
+                at: self.out.now().unix,
                 reason,
             });
         }
@@ -66,10 +67,10 @@ impl Core {
             for task in found.tasks {
                 let task_id = TaskId::new(id, task.index);
                 if task.cancelled && task.engine.is_none() {
-                    let (run, at) = (task.run, self.now.unix);
+                    let (run, at) = (task.run, self.out.now().unix);
                     let outcome = Outcome::failure(TaskState::Aborted, "TaskCancelled", "cancelled", at, at);
                     map.count(outcome.status);
-                    self.record(Change::TaskFinished {
+                    self.out.record(Change::TaskFinished {
                         task: task_id,
                         run,
                         engine: None,
@@ -78,7 +79,7 @@ impl Core {
                     continue;
                 }
                 if let Some(run) = restore_task(&mut map, task_id, task, &uuids, &mut self.engines) {
-                    self.record(Change::TaskReturned {
+                    self.out.record(Change::TaskReturned {
                         task: task_id,
                         run,
                         attempt: None,
@@ -115,7 +116,7 @@ impl Core {
             client.undelivered = undelivered;
             let tasks: Vec<TaskId> = Vec::from_iter(has.iter().map(|reply: &FoundReply| reply.task));
             if !tasks.is_empty() {
-                self.record(Change::RepliesDelivered { tasks });
+                self.out.record(Change::RepliesDelivered { tasks });
             }
             self.requests.restore_session(client.session, client.map, client.next_index);
             self.restore_undelivered(client.key.as_ref(), client.undelivered, &client.requests);
@@ -167,7 +168,7 @@ impl Core {
     /// request.
     fn renew(&mut self, reply: &mut Message) {
         let mut header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&reply.header_json).unwrap_or_default();
-        header.insert("msg_id".into(), self.session.next_id().into());
+        header.insert("msg_id".into(), self.out.next_id().into());
         reply.header_json = to_json(&header);
         reply.header = serde_json::from_slice(&reply.header_json).unwrap_or_default();
     }
@@ -178,7 +179,7 @@ impl Core {
             Targets::All => self
                 .engines
                 .iter()
-                .filter(|(_, e)| e.native)
+                .filter(|(_, e)| e.is_native())
                 .map(|(uuid, _)| uuid.clone())
                 .collect(),
             Targets::Some(ids) => {
@@ -206,7 +207,7 @@ fn restore_task(
     };
     match (task.state, engine) {
         (TaskState::Assigned | TaskState::Running, Some(engine)) => {
-            engines.change(engine, |e| e.tasks.insert(id, task.run));
+            engines.change(engine, |e| e.assign(id, task.run));
             let begun = task.state == TaskState::Running;
             let in_flight = InFlight {
                 engine: engine.clone(),

@@ -1,9 +1,11 @@
 //! Expiry: deletes records that ended longer ago than `controller.retention_days`. The records list candidates in batches; this
 //! module skips those that are still in use.
-use super::{Core, Effect, Query, QueryKind, Timer};
+use super::Core;
+use super::effect::QueryKind;
+use super::event::Expired;
+use super::outbox::Timer;
 use crate::model::change::{Change, Purge};
 use crate::model::{MapId, UnixTime};
-use bytes::Bytes;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -18,16 +20,6 @@ const MAX_INTERVAL: Duration = Duration::from_secs(600);
 /// A client that requested a map's results this recently may request more.
 const READ_GRACE: Duration = Duration::from_secs(600);
 
-/// Expired records: the oldest ones, not necessarily all.
-#[derive(Debug, Default)]
-pub struct Expired {
-    pub maps: Vec<MapId>,
-    /// Requests of ipyparallel clients, by message id.
-    pub requests: Vec<String>,
-    /// Submissions of such clients without any request.
-    pub empty: Vec<MapId>,
-}
-
 /// Finished maps that clients read, with the time of the last request.
 #[derive(Debug, Default)]
 pub(super) struct Readers(HashMap<MapId, Duration>);
@@ -36,31 +28,26 @@ impl Core {
     /// The clock by which records age: it advances only while a controller runs, and never ahead of the wall clock. A step of the
     /// wall clock, in either direction, ages nothing.
     fn retention_clock(&self) -> UnixTime {
-        let aged = self.retention_base.0 + self.now.since_start.as_secs_f64();
-        UnixTime(aged.min(self.now.unix.0))
+        let aged = self.retention_base.0 + self.out.now().since_start.as_secs_f64();
+        UnixTime(aged.min(self.out.now().unix.0))
     }
 
     /// Restores the clock of the previous controller, or, if none was recorded, the time of the newest record.
     pub(super) fn restore_retention_clock(&mut self, clock: UnixTime) {
-        let base = clock.0 - self.now.since_start.as_secs_f64();
+        let base = clock.0 - self.out.now().since_start.as_secs_f64();
         self.retention_base = UnixTime(base.min(self.retention_base.0));
     }
 
     pub(super) fn check_expired(&mut self) {
         let Some(days) = self.config.retention_days else { return };
         let clock = self.retention_clock();
-        self.record(Change::RetentionClock { at: clock });
+        self.out.record(Change::RetentionClock { at: clock });
         let before = UnixTime(clock.0 - days * DAY_S);
-        self.effects.push(Effect::Query(Query {
-            client: Bytes::new(),
-            request: String::new(),
-            parent: Bytes::new(),
-            kind: QueryKind::Expired { before },
-        }));
+        self.out.own_query(QueryKind::Expired { before });
     }
 
     pub(super) fn expired_found(&mut self, expired: Expired) {
-        let now = self.now.since_start;
+        let now = self.out.now().since_start;
         self.readers.0.retain(|_, read| now.saturating_sub(*read) < READ_GRACE);
         let mut purges = Vec::new();
         for map in expired.maps {
@@ -88,9 +75,9 @@ impl Core {
             STEP_INTERVAL
         };
         for what in purges {
-            self.record(Change::Purged { what });
+            self.out.record(Change::Purged { what });
         }
-        self.set_timer(pause, Timer::Retention);
+        self.out.set_timer(pause, Timer::Retention);
     }
 
     /// True for a finished request that is part of an unfinished broadcast, or runs again.
@@ -107,7 +94,7 @@ impl Core {
     /// Notes that a client requested the results of a finished map.
     pub(super) fn note_reader(&mut self, map: MapId) {
         if self.config.retention_days.is_some() {
-            self.readers.0.insert(map, self.now.since_start);
+            self.readers.0.insert(map, self.out.now().since_start);
         }
     }
 }

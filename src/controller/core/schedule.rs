@@ -110,11 +110,6 @@ impl Core {
         }
     }
 
-    /// Rechecks bound tasks after an engine left: they may have become impossible.
-    pub(super) fn recheck_impossible(&mut self) {
-        self.requests.recheck = true;
-    }
-
     pub(super) fn request_timed_out(&mut self, msg_id: &str, run: u32) {
         if self.requests.open.get(msg_id).is_some_and(|o| o.engine.is_none() && o.run == run) {
             self.fail_request(msg_id, "TaskTimeout", "it timed out waiting for an engine");

@@ -3,19 +3,17 @@
 //!
 //! Descriptions of an engine are truncated and escaped. An engine that sends malformed results is refused: its tasks are
 //! rescheduled, and the failure does not count against them.
-use super::{Core, EventTime};
+use super::event::EventTime;
 use crate::model::engine::EngineFacts;
 use crate::model::task::{Outcome, TaskState};
-use crate::model::{EngineUuid, TaskId, UnixTime};
+use crate::model::{EngineUuid, PROTOCOL_VERSION, TaskId, UnixTime, VERSION};
 use crate::wire::Message;
-use crate::wire::content::engine::{self, Results};
+use crate::wire::content::engine::{Register, Results};
 
 /// Limits: characters of a host name, version, job or capability; characters of a reason; number of capabilities.
 const MAX_NAME: usize = 255;
 const MAX_REASON: usize = 1000;
 const MAX_CAPABILITIES: usize = 64;
-/// The maximum number of refused engines to remember.
-const MAX_REFUSED: usize = 10_000;
 /// Seconds since 1970: the year 5138.
 const LATEST: f64 = 1e11;
 
@@ -89,47 +87,40 @@ pub(super) fn outcome(outcome: &mut Outcome, now: EventTime) -> Result<(), Strin
     Ok(())
 }
 
-impl Core {
-    /// The engine's results, if all of them are valid.
-    pub(super) fn checked_results(&self, message: &Message) -> Result<Results, String> {
-        let results: Results = message
-            .content()
-            .map_err(|e| line(&format!("malformed results: {e}"), MAX_REASON))?;
-        let mut results = results.with_buffers(&message.buffers).ok_or("malformed results: missing buffers")?;
-        for result in &mut results.results {
-            let task = TaskId::new(result.map, result.index);
-            outcome(&mut result.outcome, self.now).map_err(|why| format!("invalid result of task {task}: {why}"))?;
-        }
-        Ok(results)
+/// The engine's results, if all of them are valid.
+pub(super) fn results(message: &Message, now: EventTime) -> Result<Results, String> {
+    let results: Results = message
+        .content()
+        .map_err(|e| line(&format!("malformed results: {e}"), MAX_REASON))?;
+    let mut results = results.with_buffers(&message.buffers).ok_or("malformed results: missing buffers")?;
+    for result in &mut results.results {
+        let task = TaskId::new(result.map, result.index);
+        outcome(&mut result.outcome, now).map_err(|why| format!("invalid result of task {task}: {why}"))?;
     }
+    Ok(results)
+}
 
-    /// Refuses an engine that violated the protocol. Its tasks are not charged with a crash.
-    pub(super) fn refuse_engine(&mut self, uuid: &EngineUuid, why: &str) {
-        let Some(engine) = self.engines.get(uuid) else { return };
-        let (id, tasks) = (engine.id, engine.tasks.iter().map(|(t, r)| (*t, *r)).collect::<Vec<_>>());
-        tracing::error!(engine = %id, %uuid, host = engine.facts.host, why, "engine refused: it violated the protocol");
-        if self.refused.len() < MAX_REFUSED {
-            self.refused.insert(uuid.clone(), why.to_string());
-        }
-        self.engines.change(uuid, |e| e.leaving = true);
-        for (task, _) in &tasks {
-            if let Some(in_flight) = self.maps.get_mut(&task.map).and_then(|m| m.in_flight.get_mut(&task.index)) {
-                in_flight.begun = false;
-            }
-        }
-        self.tasks_lost(uuid, id, tasks, why);
-        self.engine_gone(uuid, why);
-        self.send_refusal(uuid, why);
+/// The engine's registration, or why it is refused.
+pub(super) fn registration(uuid: &EngineUuid, message: &Message) -> Result<Register, String> {
+    let mut register: Register = message.content().map_err(|error| {
+        let why = reason(&format!("malformed registration: {error}"));
+        tracing::warn!(uuid = reason(&uuid.0), why, "engine refused");
+        why
+    })?;
+    if !is_name(&uuid.0) {
+        return Err("invalid uuid: it must have 1 to 255 printable characters".into());
     }
-
-    pub(super) fn send_refusal(&mut self, uuid: &EngineUuid, why: &str) {
-        let content = engine::Registered {
-            status: "error".into(),
-            evalue: why.into(),
-            ..Default::default()
-        };
-        self.send_to_engine(uuid, engine::REGISTERED, &content);
+    register.facts = facts(register.facts);
+    if register.protocol != PROTOCOL_VERSION {
+        return Err(format!(
+            "the controller is pcluster {VERSION} (protocol {PROTOCOL_VERSION}), the engine {} (protocol {}): start both with the same binary",
+            register.facts.version, register.protocol
+        ));
     }
+    if register.facts.uuid != *uuid {
+        return Err("its uuid does not match its routing id".into());
+    }
+    Ok(register)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Values for tasks of `--reduce`: their inputs name the tasks to fold, and their engines request the values.
-use super::{Core, Effect, Query, QueryKind};
+use super::Core;
+use super::effect::QueryKind;
 use crate::model::EngineUuid;
 use crate::wire::content::engine::{self, Values, ValuesRequest};
 use bytes::Bytes;
@@ -31,18 +32,13 @@ impl Core {
                     task.map, task.index
                 )),
             };
-            return self.send_to_engine(engine, engine::VALUES, &values);
+            return self.out.send_to_engine(engine, engine::VALUES, &values);
         }
         let engine = engine.clone();
-        self.effects.push(Effect::Query(Query {
-            client: Bytes::new(),
-            request: String::new(),
-            parent: Bytes::new(),
-            kind: QueryKind::Values { engine, request },
-        }));
+        self.out.own_query(QueryKind::Values { engine, request });
     }
 
     pub(super) fn values_found(&mut self, engine: &EngineUuid, values: &Values, buffers: Vec<Bytes>) {
-        self.send_to_engine_with(engine, engine::VALUES, values, buffers);
+        self.out.send_to_engine_with(engine, engine::VALUES, values, buffers);
     }
 }

@@ -123,6 +123,15 @@ pub enum EngineKind {
     Ipengine,
 }
 
+impl EngineKind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            EngineKind::Pcluster => "pcluster",
+            EngineKind::Ipengine => "ipengine",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LauncherConfig {

@@ -1,7 +1,7 @@
 //! Follows a map until it is complete: writes results, shows progress, handles Ctrl-C.
 use super::interrupts::Interrupts;
-use crate::cli::commands::engines::unavailable_in_words;
 use crate::cli::progress::Progress;
+use crate::cli::tables::unavailable_engines;
 use crate::cli::values::LongValue;
 use crate::cli::{CommandError, Context};
 use crate::client::{Client, ClientError, Feeding, Selection, Update};
@@ -240,7 +240,7 @@ impl Job<'_> {
         match notes.note(Instant::now(), able, counts.pending()) {
             Some(true) => {
                 let status = self.client.status().await;
-                let reasons = status.map(|status| unavailable_in_words(&status.engines)).unwrap_or_default();
+                let reasons = status.map(|status| unavailable_engines(&status.engines)).unwrap_or_default();
                 progress.suspend(|| {
                     self.context.note(format!(
                         "note: no engine can run the tasks of map {} yet; waiting for one",

@@ -1,6 +1,7 @@
 //! `map -n N`: starts a cluster for one map and stops it however the map ends. It belongs to the profile, so that `pcluster
 //! results` lists the map among the others.
-use crate::cli::commands::start::{Bar, interruptible};
+use crate::cli::commands::start::Bar;
+use crate::cli::interruptible::interruptible;
 use crate::cli::{CommandError, Context, Exit};
 use crate::client::MapsRequest;
 use crate::cluster::{self, Condition, StartOptions};

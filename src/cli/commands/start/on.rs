@@ -2,6 +2,7 @@
 use super::Bar;
 use crate::cli::commands::connect::connect;
 use crate::cli::commands::remote_exec::remote_arguments;
+use crate::cli::output::counted;
 use crate::cli::{CommandError, Context, ErrorKind};
 use crate::cluster::remote::run::{self, Ended, ProgressLine};
 use crate::cluster::remote::{ConnectOptions, RemoteError, install};
@@ -69,10 +70,7 @@ pub(super) fn start(destination: &str, may_install: bool, context: &Context) -> 
     };
     let started: serde_json::Value = serde_json::from_str(&stdout).unwrap_or_default();
     let engines = started["engines"].as_u64().unwrap_or_default();
-    context.note(format!(
-        "started on {destination}: a controller and {}",
-        super::counted(engines, "engine")
-    ));
+    context.note(format!("started on {destination}: a controller and {}", counted(engines, "engine")));
     let options = ConnectOptions {
         remote_profile: Some(profile.name().to_string()),
         remote_cluster_id: Some(context.cluster_id.clone()),

@@ -412,7 +412,7 @@ fn a_reply_to_a_client_that_has_just_left_waits_for_it() {
     keyed(&mut w, ClientChannel::Mux, "client");
     request(&mut w, ClientChannel::Mux, Some("e"), json!({}));
     let message = sent(&mut w).remove(0).1;
-    let unsent = super::super::reconnect::UndeliveredReply {
+    let unsent = super::super::effect::UndeliveredReply {
         key: "key".into(),
         tasks: vec![],
         engine: None,

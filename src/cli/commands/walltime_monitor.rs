@@ -1,4 +1,4 @@
-//! `pcluster keeper`: started by `start` for clusters whose engines may be restarted.
+//! `pcluster walltime-monitor`: started by `start` for clusters whose engines may be restarted.
 use super::{SupervisionPolicy, supervise};
 use crate::cli::{CommandError, Context, Exit, logging};
 use crate::cluster::walltime_restart;

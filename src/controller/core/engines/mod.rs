@@ -1,0 +1,279 @@
+//! The table of engines: registration, liveness and load.
+//!
+//! An engine is connected (seen recently), away (disconnected or silent; it keeps its tasks until its lease expires), or
+//! gone (not in this table). Every change keeps the load order up to date, so that no task requires a scan.
+mod departures;
+mod engine;
+
+pub(super) use departures::{ANNOUNCE_AGAIN, Departures, ORPHAN_GRACE, announce};
+pub(crate) use engine::Engine;
+
+use super::outbox::{Outbox, Timer};
+use crate::model::engine::EngineFacts;
+use crate::model::{EngineId, EngineUuid, MapId, UnixTime};
+use crate::wire::content::engine as wire;
+use engine::Eligibility;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+/// Recorded replies are acknowledged in batches after this delay,
+const RECORDED_DELAY: Duration = Duration::from_millis(20);
+/// or immediately for a reply of at least this size, since the engine keeps it until then.
+const RECORDED_FLUSH_BYTES: usize = 1 << 20;
+/// The maximum number of refused engines to remember.
+const MAX_REFUSED: usize = 10_000;
+
+#[derive(Debug, Default)]
+pub(crate) struct Engines {
+    by_uuid: HashMap<EngineUuid, Engine>,
+    by_id: BTreeMap<EngineId, EngineUuid>,
+    /// Engines that may take any work, by load, then by waiting time.
+    by_load: BTreeSet<(u32, u64, EngineUuid)>,
+    /// The same for engines without a working Python: they may take commands.
+    commands_only: BTreeSet<(u32, u64, EngineUuid)>,
+    /// The number of pcluster engines in `by_load`.
+    native_free: u32,
+    turns: u64,
+    /// An engine's load decreased, or it may take work again.
+    freed: bool,
+    next_id: u32,
+    /// `ipengine`s that requested registration and have not answered a ping yet.
+    incoming: HashMap<EngineUuid, EngineId>,
+    /// Engines that violated the protocol, with the reason: they are not registered again.
+    refused: HashMap<EngineUuid, String>,
+    /// Engines with pending acknowledgements: results on disk, finished maps.
+    unsettled: BTreeSet<EngineUuid>,
+    /// Recorded replies that are not acknowledged yet.
+    recorded_replies: HashMap<EngineUuid, Vec<String>>,
+}
+
+/// Engines may request ids below this.
+const MAX_REQUESTED_ID: u32 = 1 << 31;
+
+impl Engines {
+    pub(crate) fn get(&self, uuid: &EngineUuid) -> Option<&Engine> {
+        self.by_uuid.get(uuid)
+    }
+    pub(crate) fn uuid_of(&self, id: EngineId) -> Option<&EngineUuid> {
+        self.by_id.get(&id)
+    }
+    pub(crate) fn by_id(&self, id: EngineId) -> Option<&Engine> {
+        self.by_uuid.get(self.by_id.get(&id)?)
+    }
+    /// By ascending id.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&EngineUuid, &Engine)> {
+        self.by_id.values().filter_map(|uuid| Some((uuid, self.by_uuid.get(uuid)?)))
+    }
+    pub(crate) fn count(&self) -> usize {
+        self.by_uuid.len()
+    }
+
+    /// Changes an engine and updates the load order.
+    pub(crate) fn change<T>(&mut self, uuid: &EngineUuid, change: impl FnOnce(&mut Engine) -> T) -> Option<T> {
+        let engine = self.by_uuid.get_mut(uuid)?;
+        let (load, turn, order) = (engine.load(), engine.turn(), engine.eligibility());
+        let result = change(engine);
+        let (new_load, new_order) = (engine.load(), engine.eligibility());
+        if (new_load, new_order) != (load, order) {
+            let (was_free, is_free) = (order == Some(Eligibility::Any), new_order == Some(Eligibility::Any));
+            self.freed |= is_free && (new_load < load || !was_free);
+            match order {
+                Some(Eligibility::Any) => self.by_load.remove(&(load, turn, uuid.clone())),
+                Some(Eligibility::CommandsOnly) => self.commands_only.remove(&(load, turn, uuid.clone())),
+                None => false,
+            };
+            if engine.is_native() {
+                self.native_free = self.native_free + u32::from(is_free) - u32::from(was_free);
+            }
+            if new_load > load {
+                // To the end of the queue of equally loaded engines.
+                self.turns += 1;
+                engine.set_turn(self.turns);
+            }
+            match new_order {
+                Some(Eligibility::Any) => self.by_load.insert((new_load, engine.turn(), uuid.clone())),
+                Some(Eligibility::CommandsOnly) => self.commands_only.insert((new_load, engine.turn(), uuid.clone())),
+                None => false,
+            };
+        }
+        Some(result)
+    }
+
+    /// Chooses the id of a new engine: the requested one if free, else the next. Ids are never reused.
+    pub(crate) fn choose_id(&mut self, requested: Option<EngineId>) -> EngineId {
+        // A huge id would leave no ids for other engines.
+        let is_free = |id: &EngineId| !self.by_id.contains_key(id) && !self.incoming.values().any(|promised| promised == id);
+        let sensible = |id: &EngineId| id.0 < MAX_REQUESTED_ID && is_free(id);
+        let id = requested.filter(sensible).unwrap_or(EngineId(self.next_id));
+        self.next_id = self.next_id.max(id.0.saturating_add(1));
+        id
+    }
+
+    pub(crate) fn restore_next_id(&mut self, next: u32) {
+        self.next_id = next;
+    }
+
+    // ---- registration
+
+    pub(crate) fn is_incoming(&self, uuid: &EngineUuid) -> bool {
+        self.incoming.contains_key(uuid)
+    }
+    /// Promises an id to an `ipengine`, which has to answer a ping first.
+    pub(crate) fn promise_id(&mut self, uuid: EngineUuid, requested: Option<EngineId>) -> EngineId {
+        let id = self.choose_id(requested);
+        self.incoming.insert(uuid, id);
+        id
+    }
+    /// Ends the registration of an `ipengine`, if there is one; returns its id.
+    pub(crate) fn end_registration(&mut self, uuid: &EngineUuid) -> Option<EngineId> {
+        self.incoming.remove(uuid)
+    }
+    /// True if an `ipengine` waits for a ping.
+    pub(crate) fn needs_ping(&self) -> bool {
+        !self.incoming.is_empty() || self.iter().any(|(_, e)| !e.is_native())
+    }
+    pub(crate) fn refuse(&mut self, uuid: &EngineUuid, why: &str) {
+        if self.refused.len() < MAX_REFUSED {
+            self.refused.insert(uuid.clone(), why.to_string());
+        }
+    }
+    /// Why this engine was refused, if it was.
+    pub(crate) fn refusal(&self, uuid: &EngineUuid) -> Option<&String> {
+        self.refused.get(uuid)
+    }
+
+    // ---- acknowledgements
+
+    /// Acknowledges recorded results, with the next batch if the engine can wait for it.
+    pub(super) fn acknowledge(&mut self, uuid: &EngineUuid, sequence: u64, out: &mut Outbox) {
+        match self.change(uuid, |e| e.record_results(sequence)) {
+            Some(true) => {
+                self.unsettled.insert(uuid.clone());
+            }
+            _ => self.send_settled(uuid, out),
+        }
+    }
+
+    /// Notes that a map which the engine may know is finished.
+    pub(super) fn forget_map(&mut self, uuid: EngineUuid, map: MapId) {
+        if self.change(&uuid, |e| e.forget_definition(map)) == Some(true) {
+            self.unsettled.insert(uuid);
+        }
+    }
+
+    /// Sends deferred acknowledgements: many results and maps in one message.
+    pub(super) fn flush_settled(&mut self, out: &mut Outbox) {
+        for uuid in std::mem::take(&mut self.unsettled) {
+            self.send_settled(&uuid, out);
+        }
+    }
+
+    fn send_settled(&mut self, uuid: &EngineUuid, out: &mut Outbox) {
+        let lists = self.change(uuid, |e| (e.supports_joined(), e.take_acknowledgements()));
+        match lists {
+            Some((true, (recorded, forget))) if recorded.is_empty() && forget.is_empty() => {}
+            Some((true, (recorded, forget))) => out.send_to_engine(uuid, wire::SETTLED, &wire::Settled { recorded, forget }),
+            Some((false, (recorded, forget))) => {
+                for sequence in recorded {
+                    out.send_to_engine(uuid, wire::RECORDED, &wire::Recorded { sequence });
+                }
+                for map in forget {
+                    out.send_to_engine(uuid, wire::FORGET, &wire::Forget { map });
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Schedules the acknowledgement of a recorded reply; the engine keeps the reply until then.
+    pub(super) fn acknowledge_reply(&mut self, uuid: &EngineUuid, msg_id: String, bytes: usize, out: &mut Outbox) {
+        let waiting = self.recorded_replies.entry(uuid.clone()).or_default();
+        waiting.push(msg_id);
+        let is_first = waiting.len() == 1;
+        if bytes >= RECORDED_FLUSH_BYTES {
+            self.send_replies_recorded(uuid, out);
+        } else if is_first {
+            out.set_timer(RECORDED_DELAY, Timer::RepliesRecorded(uuid.clone()));
+        }
+    }
+
+    pub(super) fn send_replies_recorded(&mut self, uuid: &EngineUuid, out: &mut Outbox) {
+        if let Some(msg_ids) = self.recorded_replies.remove(uuid) {
+            out.send_to_engine(uuid, wire::REPLIES_RECORDED, &wire::RepliesRecorded { msg_ids });
+        }
+    }
+
+    // ---- the table
+
+    pub(crate) fn add(&mut self, id: EngineId, facts: EngineFacts, registered: UnixTime, now: Duration) {
+        let uuid = facts.uuid.clone();
+        self.turns += 1;
+        let mut engine = Engine::new(id, facts, registered, now);
+        engine.set_turn(self.turns);
+        self.by_load.insert((0, engine.turn(), uuid.clone()));
+        self.native_free += u32::from(engine.is_native());
+        self.by_id.insert(id, uuid.clone());
+        self.by_uuid.insert(uuid, engine);
+    }
+
+    pub(crate) fn remove(&mut self, uuid: &EngineUuid) -> Option<Engine> {
+        let engine = self.by_uuid.remove(uuid)?;
+        let key = (engine.load(), engine.turn(), uuid.clone());
+        if self.by_load.remove(&key) {
+            self.native_free -= u32::from(engine.is_native());
+        }
+        self.commands_only.remove(&key);
+        self.by_id.remove(&engine.id());
+        Some(engine)
+    }
+
+    /// Returns true if an engine gained capacity since the last call.
+    pub(crate) fn take_freed(&mut self) -> bool {
+        std::mem::take(&mut self.freed)
+    }
+
+    /// Engines that may take any work, least loaded first.
+    pub(crate) fn by_load(&self) -> impl DoubleEndedIterator<Item = (&EngineUuid, &Engine)> {
+        self.by_load.iter().filter_map(|(_, _, uuid)| Some((uuid, self.by_uuid.get(uuid)?)))
+    }
+
+    /// The least loaded pcluster engine that may take a task: a command, or one that needs Python.
+    pub(crate) fn least_loaded(&self, is_command: bool) -> Option<(&EngineUuid, &Engine)> {
+        self.least_loaded_of(is_command, |_| true)
+    }
+
+    /// The same among the engines that `may` accept.
+    pub(crate) fn least_loaded_of(&self, is_command: bool, may: impl Fn(&Engine) -> bool) -> Option<(&EngineUuid, &Engine)> {
+        let any = self.by_load().find(|(_, e)| e.is_native() && may(e));
+        let limited = self.commands_only.iter().filter(|_| is_command);
+        let mut limited = limited.filter_map(|(_, _, uuid)| Some((uuid, self.by_uuid.get(uuid)?)));
+        let limited = limited.find(|(_, e)| may(e));
+        any.into_iter().chain(limited).min_by_key(|(_, e)| (e.load(), e.turn()))
+    }
+
+    /// The number of pcluster engines that may take such a task.
+    pub(crate) fn free(&self, is_command: bool) -> u32 {
+        self.native_free + if is_command { self.commands_only.len() as u32 } else { 0 }
+    }
+
+    /// Checks the invariants of the table; for tests and debug builds.
+    pub(crate) fn check(&self) {
+        assert_eq!(self.by_id.len(), self.by_uuid.len());
+        for (uuid, engine) in &self.by_uuid {
+            assert_eq!(self.by_id.get(&engine.id()), Some(uuid));
+            let key = (engine.load(), engine.turn(), uuid.clone());
+            assert_eq!(
+                self.by_load.contains(&key),
+                engine.eligibility() == Some(Eligibility::Any),
+                "{uuid} in the load order"
+            );
+            assert_eq!(
+                self.commands_only.contains(&key),
+                engine.eligibility() == Some(Eligibility::CommandsOnly),
+                "{uuid} among those for commands"
+            );
+        }
+        assert!(self.by_load.len() + self.commands_only.len() <= self.by_uuid.len());
+        assert_eq!(self.native_free as usize, self.by_load().filter(|(_, e)| e.is_native()).count());
+    }
+}
