@@ -411,7 +411,14 @@ mod tests {
                 "address in use",
             ),
             (launch(old), 5, "pcluster requires 3.8 or later"),
-            (launch(LaunchError::UnknownLauncher { name: "x".into() }), 2, "unknown launcher"),
+            (
+                launch(LaunchError::UnknownLauncher {
+                    name: "x".into(),
+                    known: vec!["local"],
+                }),
+                2,
+                "unknown launcher",
+            ),
             (
                 ClientError::VersionMismatch {
                     version: "9.0".into(),

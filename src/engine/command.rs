@@ -2,7 +2,7 @@
 use super::core::unit::{CommandEnd, CommandExit};
 use super::exec::Program;
 use super::forker::Forker;
-use super::worker::process::{signal_group, signal_name};
+use super::signal::{signal_group, signal_name};
 use crate::model::UnixTime;
 use crate::model::definition::MapOptions;
 use bytes::Bytes;

@@ -1,7 +1,8 @@
 //! Starts a program without copying this process: until the child executes it, the child runs in this process's memory while the
 //! starting thread waits (`CLONE_VM` and `CLONE_VFORK`, clone(2)). posix_spawn(3) does the same, but does not support
 //! `PR_SET_PDEATHSIG`; fork copies the page tables of an engine, which takes longer than many programs run.
-use super::worker::process::signal_group;
+use super::signal::signal_group;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc::{self, c_char, c_int, c_void};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::{Pid, getpid};
@@ -286,4 +287,14 @@ unsafe fn reset_signals() {
         libc::sigemptyset(&mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
     }
+}
+
+/// Clears close-on-exec, so that a child process inherits these files.
+pub(crate) fn keep_open(fds: &[RawFd]) -> io::Result<()> {
+    for fd in fds {
+        #[expect(unsafe_code, reason = "the files are open for as long as the child is being started")]
+        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) };
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    }
+    Ok(())
 }

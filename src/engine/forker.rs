@@ -1,8 +1,8 @@
 //! Starts child processes from one thread that lives as long as the engine: the kernel kills a child when the thread that started
 //! it ends, and threads of the runtime are short-lived.
-use super::exec::{self, Program, StartedProcess, Starter};
+use super::exec::{self, Program, StartedProcess, Starter, keep_open};
 use super::orphans::{MARK, OrphanReaper, ProcessOwner};
-use super::worker::process::{keep_open, signal_group};
+use super::signal::signal_group;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;

@@ -5,6 +5,7 @@ pub(crate) mod code_directory;
 mod command;
 pub(crate) mod core;
 mod driver;
+mod error;
 mod exec;
 mod forker;
 mod link;
@@ -12,30 +13,14 @@ mod memory;
 mod orphans;
 mod requests;
 pub(crate) mod settings;
+mod signal;
 mod ssh_tunnel;
 #[cfg(test)]
 mod tests;
 pub(crate) mod worker;
 
+pub(crate) use error::EngineError;
 pub(crate) use settings::EngineSettings;
-
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum EngineError {
-    /// The connection file cannot be used.
-    #[error("{0}")]
-    BadConnectionFile(String),
-    /// No address answered; the text lists them.
-    #[error("{0}")]
-    Unreachable(String),
-    /// The controller rejected the engine.
-    #[error("the controller rejected this engine: {0}")]
-    Refused(String),
-    /// No message from the controller within its timeout.
-    #[error("no message from the controller for {0} s")]
-    ControllerGone(u64),
-    #[error("{0}")]
-    System(String),
-}
 
 /// Runs one engine until its controller or SIGTERM stops it. SIGINT interrupts the running unit, and ends an idle engine on a
 /// terminal; SIGUSR1 and SIGUSR2 are passed to the worker, or are a batch system's warning.

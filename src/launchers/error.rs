@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LaunchError {
-    #[error("unknown launcher {name:?} (available: {})", super::known().join(", "))]
-    UnknownLauncher { name: String },
+    #[error("unknown launcher {name:?} (available: {})", known.join(", "))]
+    UnknownLauncher { name: String, known: Vec<&'static str> },
     #[error("cannot start {}: {source}", program.display())]
     Start { program: PathBuf, source: io::Error },
     #[error("cannot open the log file {}: {source}", path.display())]

@@ -14,7 +14,6 @@ use super::{
 };
 use crate::profile::config::resources::SshConfig;
 use crate::ssh::tunnel::process as tunnels;
-use crate::ssh::{Destination, Ssh, SshError};
 use crate::sys::process;
 use start::Route;
 use std::path::{Path, PathBuf};
@@ -323,10 +322,6 @@ fn by_host(launched: &Launched) -> Vec<(String, Vec<(usize, Process)>)> {
         }
     }
     hosts
-}
-
-async fn connect(host: &str) -> Result<Ssh, SshError> {
-    Ssh::connect(&Destination::parse(host)?).await
 }
 
 fn first_line(text: &str) -> String {

@@ -71,6 +71,10 @@ pub(crate) struct Ssh {
 }
 
 impl Ssh {
+    pub(crate) async fn connect_to(destination: &str) -> Result<Ssh, SshError> {
+        Ssh::connect(&Destination::parse(destination)?).await
+    }
+
     /// Logs in, or uses the connection that the user's ControlMaster already has open.
     pub(crate) async fn connect(to: &Destination) -> Result<Ssh, SshError> {
         let settings = HostConfig::of(to).await?;

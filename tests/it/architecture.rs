@@ -196,16 +196,7 @@ const CIRCLES: &[&str] = &[
     "db/batch/purge.rs db/bundles.rs db/reader.rs db/writer.rs",
     "db/error.rs db/file.rs db/outputs.rs db/schema.rs",
     "engine/core/code.rs engine/core/mod.rs engine/core/stop.rs engine/core/values.rs engine/core/workers.rs",
-    "engine/driver/mod.rs engine/driver/pool.rs engine/driver/reports.rs engine/driver/signals.rs engine/driver/walltime.rs \
-     engine/link.rs engine/mod.rs",
-    "engine/exec.rs engine/forker.rs engine/worker/interpreter.rs engine/worker/process.rs engine/worker/reader.rs",
-    "launchers/batch/engines.rs launchers/batch/environment.rs launchers/batch/mod.rs launchers/batch/render.rs \
-     launchers/batch/slurm_environment.rs launchers/htcondor.rs launchers/lsf.rs launchers/pbs.rs launchers/sge.rs \
-     launchers/slurm.rs",
-    "launchers/batch/launch.rs launchers/engine.rs launchers/error.rs launchers/jobs/end.rs launchers/jobs/mod.rs \
-     launchers/jobs/queue.rs launchers/jobs/states.rs launchers/jobs/submit.rs launchers/launched.rs launchers/local.rs \
-     launchers/mod.rs launchers/mpi.rs launchers/python.rs launchers/ssh.rs launchers/ssh/plan.rs \
-     launchers/ssh/processes.rs launchers/ssh/start.rs launchers/ssh/tunnel.rs launchers/templates.rs",
+    "engine/driver/mod.rs engine/driver/pool.rs engine/driver/reports.rs engine/driver/signals.rs engine/driver/walltime.rs",
 ];
 
 /// The files of a circle can only be understood together.

@@ -3,7 +3,7 @@ use super::error::RemoteError;
 use crate::cluster::{ClusterError, StartProgress};
 use crate::model::shell::quoted;
 use crate::ssh::probe::Host;
-use crate::ssh::{Destination, Output, Ssh, shell};
+use crate::ssh::{Output, Ssh, shell};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,7 +32,7 @@ pub(crate) enum Ended {
 
 /// Connects, and probes the host.
 pub(crate) async fn reach(destination: &str) -> Result<(Ssh, Host), ClusterError> {
-    let ssh = Ssh::connect(&Destination::parse(destination)?).await?;
+    let ssh = Ssh::connect_to(destination).await?;
     let host = Host::probe(&ssh, &Default::default()).await?;
     Ok((ssh, host))
 }

@@ -5,8 +5,8 @@
 //! a letter: `F` number and pid of a new worker (u32, i32); `N` number, and why the fork failed; `X` pid and wait status of a worker that
 //! has ended (i32, i32).
 use super::files::OutputFile;
-use super::process::{is_group_signalled, signal_one};
 use crate::engine::forker::Forker;
+use crate::engine::signal::{is_group_signalled, signal_one};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigHandler, Signal, signal};

@@ -5,9 +5,9 @@ use super::protocol::Record;
 use super::reader::read_records;
 use super::writer::FrameWriter;
 use crate::engine::orphans::ProcessOwner;
+use crate::engine::signal::describe;
 use bytes::Bytes;
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
-use nix::sys::signal::Signal;
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::stat::Mode;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -290,39 +290,6 @@ impl Drop for Worker {
     }
 }
 
-/// Signals a process group; ignores a group that does not exist.
-pub(crate) fn signal_group(pid: i32, signal: i32) {
-    is_group_signalled(pid, signal);
-}
-
-/// Signals a process group; returns whether it exists.
-pub(crate) fn is_group_signalled(pid: i32, signal: i32) -> bool {
-    let Ok(signal) = Signal::try_from(signal) else { return false };
-    pid > 1 && nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), signal).is_ok()
-}
-
-/// Signals one process; ignores a process that does not exist.
-pub(crate) fn signal_one(pid: i32, signal: i32) {
-    if pid > 1
-        && let Ok(signal) = Signal::try_from(signal)
-    {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
-    }
-}
-
-/// `ended with exit code 3`, `was killed by signal 11 (SIGSEGV)`.
-pub(crate) fn describe(status: std::process::ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("ended with exit code {code}"),
-        (_, Some(number)) => format!("was killed by signal {number} ({})", signal_name(number)),
-        _ => "ended".into(),
-    }
-}
-
-pub(crate) fn signal_name(number: i32) -> String {
-    Signal::try_from(number).map_or_else(|_| "unknown".into(), |signal| signal.as_str().to_string())
-}
-
 /// The pipes and files between engine and worker.
 struct WorkerFiles {
     frames_in: OwnedFd,
@@ -378,14 +345,4 @@ fn pipe() -> nix::Result<(OwnedFd, OwnedFd)> {
 fn reopened(pipe: &std::fs::File) -> io::Result<std::fs::File> {
     let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
     Ok(open(path.as_str(), OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())?.into())
-}
-
-/// Clears close-on-exec, so that a child process inherits these files.
-pub(crate) fn keep_open(fds: &[RawFd]) -> io::Result<()> {
-    for fd in fds {
-        #[expect(unsafe_code, reason = "the files are open for as long as the child is being started")]
-        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) };
-        fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
-    }
-    Ok(())
 }

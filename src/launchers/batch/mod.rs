@@ -5,7 +5,7 @@
 //! here and do not depend on each other. Modules: [`request`] (a job to submit), [`job`] (jobs as
 //! reported), [`command`] (a command line, an output), [`environment`] (variables to remove),
 //! [`failure`], [`launch`] (converts a launch into a request), [`render`] (renders a template into
-//! a script), [`quote`].
+//! a script), [`quote`], `systems` (the row of each name).
 pub(crate) mod command;
 pub(crate) mod engines;
 pub(crate) mod environment;
@@ -17,6 +17,7 @@ pub(crate) mod render;
 pub(crate) mod request;
 pub(crate) mod slurm_environment;
 pub(crate) mod squeue;
+mod systems;
 pub(crate) mod xml;
 
 pub(crate) use command::{CommandLine, CommandOutput};
@@ -27,23 +28,9 @@ pub(crate) use job::{JobId, JobRow, JobStatus, JobTarget};
 pub(crate) use render::render;
 pub(crate) use render::{ScriptFile, Template, TemplateError};
 pub(crate) use request::{JobKind, JobRequest};
+pub(crate) use systems::{SYSTEMS, by_name};
 
 use std::path::{Path, PathBuf};
-
-/// The names of the batch systems, as on the command line and in the configuration.
-pub(crate) const SYSTEMS: [&str; 5] = ["slurm", "sge", "pbs", "lsf", "htcondor"];
-
-/// The row of a batch system.
-pub(crate) fn by_name(name: &str) -> Option<&'static dyn BatchSystem> {
-    match name {
-        "slurm" => Some(&super::slurm::Slurm),
-        "sge" => Some(&super::sge::Sge),
-        "pbs" => Some(super::pbs::row()),
-        "lsf" => Some(&super::lsf::Lsf),
-        "htcondor" => Some(&super::htcondor::HtCondor),
-        _ => None,
-    }
-}
 
 /// One batch system: its command lines, which the caller runs, and parsers for their output. A
 /// parser accepts unknown words; it fails only if the output is not an answer at all.

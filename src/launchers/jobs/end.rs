@@ -8,16 +8,9 @@ use std::time::{Duration, Instant};
 
 /// An answer newer than this is recent enough to decide what to cancel.
 const MAX_SNAPSHOT_AGE: Duration = Duration::from_secs(2);
-/// Time for the system to cancel waiting jobs. Running jobs additionally get the system's own kill
-/// delay.
-pub(super) const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Delays between polls for the end of the jobs; the last one repeats.
-const POLL_INTERVALS: [Duration; 4] = [
-    Duration::from_millis(300),
-    Duration::from_millis(700),
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-];
+/// Delays between the first polls for the end of the jobs, and between all later ones.
+const POLL_INTERVALS: [Duration; 3] = [Duration::from_millis(300), Duration::from_millis(700), Duration::from_secs(1)];
+const LAST_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What to cancel of one job.
 #[derive(Clone)]
@@ -149,7 +142,7 @@ impl BatchLauncher {
                 }
                 Err(_) => {}
             }
-            std::thread::sleep(*intervals.next().or(POLL_INTERVALS.last()).unwrap_or(&CANCEL_TIMEOUT));
+            std::thread::sleep(intervals.next().copied().unwrap_or(LAST_POLL_INTERVAL));
         }
     }
 

@@ -2,7 +2,6 @@
 //! often: one query covers all jobs of the user, at most once per interval, with backoff while
 //! queries fail. Other pcluster commands share the answer through a small file.
 use super::BatchLauncher;
-use super::states::is_ours;
 use crate::launchers::BatchJob;
 use crate::launchers::batch::{BatchSystem, JobId, JobRow};
 use crate::profile::ProfileDir;
@@ -249,4 +248,9 @@ pub(super) fn user() -> String {
     of_system
         .or_else(|| std::env::var("USER").ok())
         .unwrap_or_else(|| nix::unistd::geteuid().to_string())
+}
+
+/// Compares the name, because job numbers are reused.
+pub(super) fn is_ours(row: &JobRow, job: &BatchJob) -> bool {
+    row.name.as_ref().is_none_or(|name| *name == job.name)
 }

@@ -1,9 +1,8 @@
 //! Converts a batch system's report about a job into the states of its elements.
-use super::queue::JobSnapshot;
-use super::stage;
+use super::queue::{JobSnapshot, is_ours};
 use crate::launchers::batch::{JobId, JobRow, JobStatus};
 use crate::launchers::launched::JobOutcome;
-use crate::launchers::{BatchJob, MemberState};
+use crate::launchers::{BatchJob, MemberState, Stage};
 
 /// A job that was submitted within this time may not appear in the queue yet.
 const VISIBILITY_DELAY_S: f64 = 60.0;
@@ -37,11 +36,6 @@ pub(super) fn name_conflict(job: &BatchJob, snapshot: &JobSnapshot) -> Option<St
     let other = active.iter().find(|row| !is_ours(row, job)).and_then(|row| row.name.as_ref())?;
     let has_own = active.iter().any(|row| is_ours(row, job));
     (!has_own).then(|| format!("job {} is named {other} in the batch system instead of {}", job.id, job.name))
-}
-
-/// Compares the name, because job numbers are reused.
-pub(super) fn is_ours(row: &JobRow, job: &BatchJob) -> bool {
-    row.name.as_ref().is_none_or(|name| *name == job.name)
 }
 
 fn row_state(row: &JobRow, reason: Option<&str>) -> MemberState {
@@ -80,5 +74,17 @@ fn missing_state(job: &BatchJob, snapshot: &JobSnapshot, now: f64) -> MemberStat
         _ if is_new => MemberState::submitted(),
         false => MemberState::unknown("the batch system was not queried yet"),
         true => MemberState::ended("gone from the queue"),
+    }
+}
+
+/// Waiting, starting, running or completing.
+fn stage(status: &JobStatus) -> Stage {
+    use JobStatus::*;
+    match status {
+        Queued | Held | Stuck | Starting | Requeued => Stage::Queued,
+        Running | Completing => Stage::Running,
+        Suspended => Stage::Suspended,
+        Unknown(_) => Stage::Unknown,
+        Completed | Failed | Cancelled | TimedOut | NodeFailed | OutOfMemory | Preempted => Stage::Ended,
     }
 }

@@ -1,10 +1,12 @@
 //! Tests the launcher with a scripted scheduler. The rows' tests use the output of real ones.
 use super::*;
-use crate::launchers::Process;
+use crate::launchers::batch::{CommandLine, CommandOutput};
+use crate::launchers::command::{RunError, Runner};
+use crate::launchers::{Process, Stage};
 use crate::profile::config::EngineKind;
 use std::collections::VecDeque;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// Returns answers in order and records the commands.
 #[derive(Default)]

@@ -1,6 +1,5 @@
 //! What of a launch still runs on a host, and its end. A process is ours only on the host of that name, with its start time;
 //! what a killed supervisor has left is told by the mark in its environment.
-use super::connect;
 use super::start::PRIVATE;
 use crate::launchers::{MemberState, Process, StopReport};
 use crate::model::shell::quoted;
@@ -42,7 +41,7 @@ struct Found {
 type Running = Vec<(usize, Found)>;
 
 pub(super) async fn states(host: &str, processes: &[(usize, Process)]) -> Result<Vec<MemberState>, HostError> {
-    let ssh = connect(host).await?;
+    let ssh = Ssh::connect_to(host).await?;
     let running = ask(&ssh, processes).await;
     ssh.close().await;
     let running = running?;
@@ -55,7 +54,7 @@ pub(super) async fn states(host: &str, processes: &[(usize, Process)]) -> Result
 
 /// SIGTERM, after `grace` SIGKILL, with what is left of their sessions; then their private files go.
 pub(super) async fn end(host: &str, processes: &[(usize, Process)], grace: Duration) -> Result<StopReport, HostError> {
-    let ssh = connect(host).await?;
+    let ssh = Ssh::connect_to(host).await?;
     let ended = async {
         let running = ask(&ssh, processes).await?;
         // Only of a session whose leader was surely ours may the rest be ended too.
@@ -78,7 +77,7 @@ pub(super) async fn end(host: &str, processes: &[(usize, Process)], grace: Durat
 }
 
 pub(super) async fn log_tail(process: &Process, lines: usize) -> Result<String, HostError> {
-    let ssh = connect(process.on.as_deref().unwrap_or_default()).await?;
+    let ssh = Ssh::connect_to(process.on.as_deref().unwrap_or_default()).await?;
     let path = process.log.to_string_lossy();
     let tail = ssh.run(&["tail", "-n", &lines.to_string(), "--", &path], b"", TIMEOUT).await;
     ssh.close().await;
@@ -96,7 +95,7 @@ pub(super) async fn log_ends(host: &str, processes: &[(usize, Process)], lines: 
             "echo; echo '{mark} {place}'; tail -c {MAX_LOG} -- {path} 2>&1 | tail -n {lines}\n"
         ));
     }
-    let ssh = connect(host).await?;
+    let ssh = Ssh::connect_to(host).await?;
     let read = ssh.ask(&script, TIMEOUT).await;
     ssh.close().await;
     let text = read?;
@@ -114,7 +113,7 @@ pub(super) async fn parents(host: &str, pids: &[u32]) -> Result<Vec<u32>, HostEr
         "{PROCESS_FUNCTIONS}for p in {}; do stat_fields $p && {{ set -- $f; echo \"parent $2\"; }}; done\n:",
         pids.join(" ")
     );
-    let ssh = connect(host).await?;
+    let ssh = Ssh::connect_to(host).await?;
     let asked = ssh.ask(&script, TIMEOUT).await;
     ssh.close().await;
     let text = asked?;

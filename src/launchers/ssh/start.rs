@@ -1,5 +1,4 @@
 //! The engines of one host: what is there is looked at first, then all are started by one script.
-use super::connect;
 use super::{reachability, tunnel};
 use crate::connection::ConnectionFile;
 use crate::launchers::engine::engine_command;
@@ -41,7 +40,7 @@ pub(super) enum Route {
 
 /// Starts the engines with these numbers; or what is wrong, in the host's own words.
 pub(super) async fn start(host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Started, String> {
-    let ssh = connect(&host.host).await.map_err(|e| e.with_hint())?;
+    let ssh = Ssh::connect_to(&host.host).await.map_err(|e| e.with_hint())?;
     let started = on(&ssh, host, mode, launch, numbers).await;
     ssh.close().await;
     started

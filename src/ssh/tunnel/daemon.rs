@@ -3,7 +3,7 @@
 use super::error::TunnelError;
 use super::state::{Phase, TunnelState};
 use crate::ssh::backoff::{Backoff, MAX_DELAY, SuspendDetector, TICK};
-use crate::ssh::{Destination, Ssh, control_dir};
+use crate::ssh::{Ssh, control_dir};
 use crate::sys::clock::unix_now;
 use crate::sys::process::ProcessId;
 use std::path::{Path, PathBuf};
@@ -130,7 +130,7 @@ impl<T: Tunnel> Daemon<T> {
 
     /// Runs one ssh connection, until it is lost or closed.
     async fn connection(&mut self, first: bool) -> Result<StopReason, TunnelError> {
-        let ssh = Ssh::connect(&Destination::parse(&self.state.destination)?).await?;
+        let ssh = Ssh::connect_to(&self.state.destination).await?;
         self.state.control_dir = Some(ssh.control_dir().to_path_buf());
         self.write();
         let given = self.keep_open(&ssh, first).await;
