@@ -1,6 +1,7 @@
 //! Checks the sources against ARCHITECTURE.md: allowed dependencies, and the invariants that can be
 //! checked in the text. Comments and strings are removed first, so only code counts.
 mod circles;
+mod size;
 mod source;
 
 use source::Source;
@@ -57,22 +58,24 @@ const IMPURE: &[&str] = &[
 ];
 const PURE: &[&str] = &["model", "wire", "controller::core", "engine::core"];
 
-fn sources() -> Vec<Source> {
-    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(&path, found);
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                found.push(path);
-            }
+/// The Rust files of a directory.
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(walk(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
         }
     }
+    found.sort();
+    found
+}
+
+fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut paths = Vec::new();
-    walk(&root, &mut paths);
-    paths.sort();
-    paths
+    walk(&root)
         .iter()
         .filter(|path| !["lib.rs", "main.rs", "testing.rs"].iter().any(|name| **path == root.join(name)))
         .map(|path| Source::new(path.strip_prefix(&root).unwrap(), &fs::read_to_string(path).unwrap()))

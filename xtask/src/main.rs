@@ -30,7 +30,7 @@ Tasks of this project:
 
   cargo xtask demo         count the digit pairs of pi on a cluster of 4 engines, and check the sum
   cargo xtask test         run all checks and tests: format, lints, Rust, worker, ipyparallel clients
-  cargo xtask lint         check format, lints, spelling, wording, licences and unused crates (lint crates: only the last two)
+  cargo xtask lint         check format, lints, architecture, links, spelling, wording and crates (lint crates: only unused ones, licences, advisories, rust-version)
   cargo xtask docs         build the book of docs/ as HTML in target/book/; install mdbook under target/ if missing
   cargo xtask fuzz         fuzz all parsers of foreign input (--seconds, --seed, --target, --replay)
   cargo xtask chaos        kill processes at random under load (--minutes N, --seed S)
