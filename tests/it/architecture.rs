@@ -49,7 +49,7 @@ const IMPURE: &[&str] = &[
     "std::thread",
     "tokio",
     "nix",
-    "notify",
+    "notify::",
     "rand::",
     "uuid::",
     "new_v4",
