@@ -9,6 +9,8 @@ const SHOWN_FAULTS: usize = 8;
 
 /// Input to the (engine, worker) pairs that executed it.
 type Ledger = BTreeMap<u64, Vec<(u32, u32)>>;
+/// When the first task of a map started, and when its last one completed.
+type Span = (Option<String>, Option<String>);
 
 /// One line, or all that is wrong.
 pub fn of(chaos: &Chaos) -> Result<String, String> {
@@ -85,7 +87,7 @@ pub fn of(chaos: &Chaos) -> Result<String, String> {
     ))
 }
 
-/// Checks the records of one map against the ledger. Returns when its first task started and its last one completed.
+/// Checks the records of one map against the ledger.
 fn of_part(
     chaos: &Chaos,
     map: &Map,
@@ -93,7 +95,7 @@ fn of_part(
     listed: &str,
     (ledger, given_up): (&Ledger, &BTreeSet<u32>),
     wrong: &mut Vec<String>,
-) -> Result<Option<(Option<String>, Option<String>)>, String> {
+) -> Result<Option<Span>, String> {
     let [number_of_map] = numbers_of(listed, &part.name)[..] else {
         wrong.push(format!("{}: not exactly one map of this name is recorded", part.name));
         return Ok(None);
