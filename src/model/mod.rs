@@ -3,7 +3,8 @@
 //! Modules: [`ids`], [`time`], [`targets`], [`definition`] (what a map runs), [`bundle`] (its
 //! code), [`stdlib`] (Python's modules), [`task`] (states and outcomes), [`change`] (what is
 //! recorded), [`buffer_file`] (where large buffers are stored), [`output`] (what tasks write), [`pickled`]
-//! (values that JSON cannot represent), [`query`] (queries of the records), [`engine`], [`job`].
+//! (values that JSON cannot represent), [`query`] (queries of the records), [`engine`], [`job`],
+//! [`open_enum`] (enums of words from other processes).
 pub(crate) mod buffer_file;
 pub(crate) mod bundle;
 pub(crate) mod change;
@@ -11,6 +12,7 @@ pub(crate) mod definition;
 pub(crate) mod engine;
 pub(crate) mod ids;
 pub(crate) mod job;
+pub(crate) mod open_enum;
 pub(crate) mod output;
 pub(crate) mod pickled;
 pub(crate) mod query;

@@ -6,9 +6,10 @@ use crate::model::bundle::Bundle;
 use crate::model::definition::{BundleRef, MapDefinition};
 use crate::model::{EngineUuid, MapId};
 use crate::wire::Message;
-use crate::wire::content::client::{self, UNKNOWN_BUNDLE};
+use crate::wire::content::client;
 use crate::wire::content::engine;
 use crate::wire::content::error::ErrorContent;
+use crate::wire::content::error::Refusal;
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -96,7 +97,7 @@ impl Core {
         };
         match missing {
             None => self.map_new(context, message, request),
-            Some(hash) => Err(ErrorContent::new(UNKNOWN_BUNDLE, format!("unknown bundle {hash}"))),
+            Some(hash) => Err(ErrorContent::new(Refusal::UnknownBundle.as_str(), format!("unknown bundle {hash}"))),
         }
     }
 
