@@ -70,6 +70,12 @@ impl Output {
         }
     }
 
+    /// The part after the first `written` bytes of the stream; None if bytes between them are missing.
+    pub fn following(&self, written: u64) -> Option<Bytes> {
+        let known = usize::try_from(written.checked_sub(self.start)?).ok()?;
+        Some(self.bytes.get(known..).map(|rest| self.bytes.slice_ref(rest)).unwrap_or_default())
+    }
+
     pub fn is_empty(&self) -> bool {
         self.size == 0
     }

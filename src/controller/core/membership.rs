@@ -111,8 +111,8 @@ impl Core {
         self.engines.refuse(uuid, why);
         self.engines.change(uuid, |e| e.leave());
         for (task, _) in &tasks {
-            if let Some(in_flight) = self.maps.get_mut(&task.map).and_then(|m| m.in_flight.get_mut(&task.index)) {
-                in_flight.begun = false;
+            if let Some(in_flight) = self.maps.in_flight_mut(*task) {
+                in_flight.exonerate();
             }
         }
         self.tasks_lost(uuid, id, tasks, why);
@@ -138,8 +138,8 @@ impl Core {
         drop.extend(holds.iter().filter(|h| !engine.holds(TaskId::new(h.map, h.index), h.run)));
         // The cancellation of these may not have reached it.
         let is_cancelled = |held: &&Held| {
-            let task = self.maps.get(&held.map).and_then(|m| m.in_flight.get(&held.index));
-            task.is_some_and(|t| t.cancelled && t.run == held.run && t.engine == *uuid)
+            let task = self.maps.in_flight_at(TaskId::new(held.map, held.index), held.run, uuid);
+            task.is_some_and(|t| t.is_cancelled())
         };
         let cancelled: Vec<Held> = holds.iter().filter(is_cancelled).copied().collect();
         let missing: Vec<(TaskId, u32)> = engine.tasks().filter(|pair| !held.contains(pair)).collect();
@@ -171,10 +171,6 @@ impl Core {
         announce(&uuid, id, &mut self.out);
         // A request may have waited for it.
         self.requests.recheck = true;
-        let maps: Vec<_> = self.maps.keys().copied().collect();
-        for map in maps {
-            self.note_runnable(map);
-        }
     }
 
     /// Announces engines that registered since that time after the start.

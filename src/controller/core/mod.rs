@@ -1,22 +1,32 @@
 //! The controller's decisions as a pure state machine: an event and the time in, effects out. It knows no socket, file,
 //! clock or random source; the driver (`controller::driver`) carries out the effects.
 //!
-//! Parts: [`event`], [`effect`], [`engines`] (the table of engines), [`maps`] (unfinished maps), [`balanced`] (assigns map tasks to engines),
-//! [`finish`] (effects of results, losses and cancellations on tasks), [`membership`] (engines register and leave), [`clients`] (pcluster's own requests), [`bundles`] (the code of maps),
-//! [`abandoned`] (maps whose client has died), [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`schedule`] (assigns them to engines), [`prefetch`], [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`reconnect`] (clients that reconnect), [`admin`] (stop and signal engines), [`values`], [`restore`], [`retention`] (expiry of old records), [`transition`], [`untrusted`] (validation of what engines send).
-mod abandoned;
+//! [`Core`] routes events. Its state has several owners, which do not know each other:
+//! - [`engines`]: the table of engines, their load, and departures that are not announced yet
+//! - [`maps`]: unfinished maps, their tasks and code
+//! - [`requests`]: the tasks of ipyparallel's clients; [`broadcast`], [`dependency`], [`reconnect`]
+//! - [`prefetch`]: how many tasks an engine may hold
+//! - [`outbox`]: effects and timers
+//!
+//! What happens to them, by subject:
+//! - inbound: [`event`], and [`api`] for messages, with [`untrusted`] to validate what engines send
+//! - engines: [`membership`] (they register and leave), [`admin`] (stop and signal them)
+//! - maps: [`submit`], [`dispatch_maps`], [`results`], [`lost`], [`cancel`], [`resubmit`], [`watch`], [`values`] (for `--reduce`)
+//! - ipyparallel: [`hub`], [`dispatch_requests`] with [`policy`] (its schemes), [`output`]
+//! - records: [`restore`] (at the start), [`retention`] (expiry), [`transition`] (a task's states)
+//! - [`status`]: reports about all of it
 mod admin;
 mod api;
-mod balanced;
 mod broadcast;
-mod bundles;
-mod clients;
+mod cancel;
 pub(crate) mod dependency;
+mod dispatch_maps;
+mod dispatch_requests;
 pub(crate) mod effect;
 pub(crate) mod engines;
 pub(crate) mod event;
-mod finish;
 mod hub;
+mod lost;
 mod maps;
 mod membership;
 mod outbox;
@@ -26,12 +36,16 @@ mod prefetch;
 pub(crate) mod reconnect;
 mod requests;
 mod restore;
+mod resubmit;
+mod results;
 mod retention;
-mod schedule;
+mod status;
+mod submit;
 #[cfg(test)]
 mod transition;
 mod untrusted;
 mod values;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -42,15 +56,13 @@ pub(crate) use event::Expired;
 pub use event::{Event, EventTime, Facts};
 
 use crate::model::change::Change;
-use crate::model::{EngineUuid, MapId, UnixTime};
+use crate::model::{EngineUuid, TaskId, UnixTime};
 use crate::profile::config::ControllerConfig;
-use bundles::Bundles;
 use engines::{Departures, Engines};
-use maps::Map;
+use maps::{Bundles, Maps};
 use outbox::{Outbox, Timer};
-use prefetch::Prefetch;
+use prefetch::{Functions, Prefetch};
 use requests::Requests;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 pub struct Core {
@@ -58,19 +70,14 @@ pub struct Core {
     facts: Facts,
     out: Outbox,
     engines: Engines,
-    maps: BTreeMap<MapId, Map>,
-    keys: HashMap<String, MapId>,
-    next_map: u32,
+    maps: Maps,
     bundles: Bundles,
-    /// For each map, the maps that wait for it.
-    followers: HashMap<MapId, Vec<MapId>>,
-    /// Maps with tasks that can be sent now.
-    runnable: BTreeSet<MapId>,
-    /// Finished maps: true if a task failed. One entry per map, not per task.
-    finished: HashMap<MapId, bool>,
     requests: Requests,
     departures: Departures,
     prefetch: Prefetch,
+    functions: Functions,
+    /// A request that may be long was sent: its engine must not wait for a batch.
+    flush_now: bool,
     readers: retention::Readers,
     /// [`Core::retention_clock`] at the start of this controller.
     retention_base: UnixTime,
@@ -84,19 +91,16 @@ pub struct Core {
 impl Core {
     pub fn new(config: ControllerConfig, facts: Facts, now: EventTime) -> Core {
         let mut core = Core {
+            prefetch: Prefetch::new(&config),
             config,
             out: Outbox::new(facts.session.clone(), now),
             engines: Engines::default(),
-            maps: BTreeMap::new(),
-            keys: HashMap::new(),
-            next_map: 1,
+            maps: Maps::default(),
             bundles: Bundles::default(),
-            followers: HashMap::new(),
-            runnable: BTreeSet::new(),
-            finished: HashMap::new(),
             requests: Requests::default(),
             departures: Default::default(),
-            prefetch: Prefetch::default(),
+            functions: Functions::default(),
+            flush_now: false,
             readers: Default::default(),
             retention_base: UnixTime(now.unix.0 - now.since_start.as_secs_f64()),
             rng: policy::Rng::new(facts.seed),
@@ -209,12 +213,6 @@ impl Core {
         }
     }
 
-    fn follow(&mut self, follower: MapId, waiting_for: Option<MapId>) {
-        if let Some(other) = waiting_for {
-            self.followers.entry(other).or_default().push(follower);
-        }
-    }
-
     /// The size limit of incoming messages; reported to peers.
     fn max_message_bytes(&self) -> u64 {
         self.config.max_message_mb.saturating_mul(1 << 20)
@@ -227,23 +225,22 @@ impl Core {
     /// Checks all invariants; for tests and debug builds.
     pub fn check(&self) {
         self.engines.check();
-        for (id, map) in &self.maps {
-            map.check();
-            assert_eq!(self.runnable.contains(id), map.has_ready(), "map {id} in the list of runnable ones");
-            if let Some(other) = map.waiting_for {
-                assert!(self.followers[&other].contains(id), "map {id} waits for {other}");
-            }
-            for (index, task) in &map.in_flight {
-                let id = crate::model::TaskId::new(*id, *index);
-                let engine = self.engines.get(&task.engine);
-                assert!(engine.is_some_and(|e| e.holds(id, task.run)), "{id} is with engine {}", task.engine);
+        self.maps.check();
+        for (id, map) in self.maps.iter() {
+            for (index, task) in map.all_in_flight() {
+                let id = TaskId::new(id, index);
+                let engine = self.engines.get(task.engine());
+                assert!(
+                    engine.is_some_and(|e| e.holds(id, task.run())),
+                    "{id} is with engine {}",
+                    task.engine()
+                );
             }
         }
         for (uuid, engine) in self.engines.iter() {
             for (task, run) in engine.tasks() {
-                let in_flight = self.maps.get(&task.map).and_then(|m| m.in_flight.get(&task.index));
                 assert!(
-                    in_flight.is_some_and(|t| t.engine == *uuid && t.run == run),
+                    self.maps.in_flight_at(task, run, uuid).is_some(),
                     "{task} of engine {uuid} is in flight"
                 );
             }

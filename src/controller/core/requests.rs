@@ -224,8 +224,7 @@ impl Core {
         let (map, index) = match known {
             Some(place) => place,
             None => {
-                let map = MapId(self.next_map);
-                self.next_map += 1;
+                let map = self.maps.new_id();
                 let options = MapOptions {
                     name: Some(format!("ipyparallel client {}", message.header.username)),
                     ..MapOptions::default()
@@ -346,7 +345,7 @@ impl Core {
             });
         }
         let quick = function.is_some_and(|function| self.is_quick(function));
-        self.prefetch.flush_now |= !quick;
+        self.flush_now |= !quick;
         let native = self.engines.change(uuid, |e| {
             e.assign_request(msg_id, quick);
             e.is_native()

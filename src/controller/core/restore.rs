@@ -3,12 +3,12 @@
 use super::Core;
 use super::broadcast::{Part, is_joined};
 use super::effect::{ClientChannel, Effect, UndeliveredReply};
-use super::event::{FoundClient, FoundReply, FoundTask, Restored, UnfinishedRequest};
-use super::maps::{InFlight, Map, Returned, Tries};
+use super::event::{FoundClient, FoundMap, FoundReply, Restored, UnfinishedRequest};
+use super::maps::Map;
 use super::outbox::Timer;
 use crate::model::change::Change;
 use crate::model::task::{Outcome, TaskState};
-use crate::model::{EngineUuid, TaskId};
+use crate::model::{EngineId, EngineUuid, MapId, TaskId};
 use crate::wire::Message;
 use crate::wire::message::to_json;
 use bytes::Bytes;
@@ -24,13 +24,12 @@ impl Core {
     }
 
     fn apply_restored(&mut self, restored: Restored) {
-        self.next_map = restored.next_map.max(1);
         self.engines.restore_next_id(restored.next_engine);
         if let Some(clock) = restored.retention_clock {
             self.restore_retention_clock(clock);
         }
         let lease = Self::period(self.config.lease_ms);
-        let mut uuids: HashMap<crate::model::EngineId, EngineUuid> = HashMap::new();
+        let mut uuids: HashMap<EngineId, EngineUuid> = HashMap::new();
         for (id, facts, registered) in restored.engines {
             let uuid = facts.uuid.clone();
             uuids.insert(id, uuid.clone());
@@ -51,54 +50,57 @@ impl Core {
                 reason,
             });
         }
-        self.finished.extend(restored.finished);
+        self.maps.restore(restored.next_map, restored.finished);
         self.restore_clients(restored.outcomes, restored.clients, &restored.delivered);
         for found in restored.maps {
             let id = found.map;
-            let mut map = Map::new(self.with_shared_bundle(found.definition), found.key.clone());
-            map.closed = found.closed;
-            map.abandoned = found.abandoned;
-            map.counts = found.counts;
-            if let Some(targets) = &map.definition.options.targets {
-                map.targets = Some(self.restored_targets(targets));
-            }
-            let after = map.definition.options.after;
-            map.waiting_for = after.filter(|other| self.maps.contains_key(other) || self.finished.get(other) == Some(&true));
-            for task in found.tasks {
-                let task_id = TaskId::new(id, task.index);
-                if task.cancelled && task.engine.is_none() {
-                    let (run, at) = (task.run, self.out.now().unix);
-                    let outcome = Outcome::failure(TaskState::Aborted, "TaskCancelled", "cancelled", at, at);
-                    map.count(outcome.status);
-                    self.out.record(Change::TaskFinished {
-                        task: task_id,
-                        run,
-                        engine: None,
-                        outcome: Box::new(outcome),
-                    });
-                    continue;
-                }
-                if let Some(run) = restore_task(&mut map, task_id, task, &uuids, &mut self.engines) {
-                    self.out.record(Change::TaskReturned {
-                        task: task_id,
-                        run,
-                        attempt: None,
-                    });
-                }
-            }
-            self.keys.insert(found.key, id);
-            let waiting_for = map.waiting_for;
+            let is_closed = found.closed;
+            let map = self.restored_map(found, &uuids);
             self.maps.insert(id, map);
-            self.follow(id, waiting_for);
-            if !found.closed {
+            if !is_closed {
                 self.expect_inputs(id);
             }
-            self.note_runnable(id);
             self.abort_if_hopeless(id);
-            if self.maps.get(&id).is_some_and(|m| m.is_complete()) {
+            if self.maps.get(id).is_some_and(|m| m.is_complete()) {
                 self.after_changes(id);
             }
         }
+    }
+
+    fn restored_map(&mut self, found: FoundMap, engines: &HashMap<EngineId, EngineUuid>) -> Map {
+        let found_map = found.map;
+        let options = &found.definition.options;
+        let targets = options.targets.as_ref().map(|targets| self.restored_targets(targets));
+        let waits = |other: &MapId| self.maps.is_open(*other) || self.maps.has_failed(*other) == Some(true);
+        let waiting_for = options.after.filter(waits);
+        let definition = self.bundles.share_in(found.definition);
+        let map = Map::new(definition, found.key, targets).wait_for(waiting_for);
+        let mut map = map.restored(found.closed, found.abandoned, found.counts);
+        for found in found.tasks {
+            let task = TaskId::new(found_map, found.index);
+            if found.cancelled && found.engine.is_none() {
+                let (run, at) = (found.run, self.out.now().unix);
+                let outcome = Outcome::failure(TaskState::Aborted, "TaskCancelled", "cancelled", at, at);
+                map.count(outcome.status);
+                self.out.record(Change::TaskFinished {
+                    task,
+                    run,
+                    engine: None,
+                    outcome: Box::new(outcome),
+                });
+                continue;
+            }
+            let is_assigned = matches!(found.state, TaskState::Assigned | TaskState::Running);
+            let engine = found.engine.filter(|_| is_assigned).and_then(|id| engines.get(&id));
+            if let Some(engine) = engine {
+                self.engines.change(engine, |e| e.assign(task, found.run));
+            }
+            if let Some(run) = map.restore_task(found, engine) {
+                let attempt = None;
+                self.out.record(Change::TaskReturned { task, run, attempt });
+            }
+        }
+        map
     }
 
     /// Restores clients, after the engines. Requests may depend on those of other clients, so all outcomes come first.
@@ -190,65 +192,4 @@ impl Core {
             }
         }
     }
-}
-
-/// Restores a task. Returns the new run number if it must run again.
-fn restore_task(
-    map: &mut Map,
-    id: TaskId,
-    task: FoundTask,
-    uuids: &HashMap<crate::model::EngineId, EngineUuid>,
-    engines: &mut super::engines::Engines,
-) -> Option<u32> {
-    let engine = task.engine.and_then(|e| uuids.get(&e));
-    let tries = Tries {
-        errors: task.errors,
-        crashes: task.crashes,
-    };
-    match (task.state, engine) {
-        (TaskState::Assigned | TaskState::Running, Some(engine)) => {
-            engines.change(engine, |e| e.assign(id, task.run));
-            let begun = task.state == TaskState::Running;
-            let in_flight = InFlight {
-                engine: engine.clone(),
-                run: task.run,
-                input: task.input,
-                sent: 0,
-                begun,
-                written: task.written,
-                tries,
-                cancelled: task.cancelled,
-            };
-            map.in_flight.insert(id.index, in_flight);
-        }
-        (TaskState::Assigned | TaskState::Running, None) => {
-            // Its engine left without a record of it: start another run.
-            let engine = map.targets.as_ref().and_then(|t| t.get(id.index as usize).cloned());
-            let run = task.run + 1;
-            map.returned.insert(
-                id.index,
-                Returned {
-                    run,
-                    input: task.input,
-                    tries,
-                    engine,
-                },
-            );
-            return Some(run);
-        }
-        _ if task.run <= 1 => map.push_one(id.index, task.input),
-        _ => {
-            let engine = map.targets.as_ref().and_then(|t| t.get(id.index as usize).cloned());
-            map.returned.insert(
-                id.index,
-                Returned {
-                    run: task.run,
-                    input: task.input,
-                    tries,
-                    engine,
-                },
-            );
-        }
-    }
-    None
 }

@@ -51,9 +51,9 @@ impl Core {
         self.readers.0.retain(|_, read| now.saturating_sub(*read) < READ_GRACE);
         let mut purges = Vec::new();
         for map in expired.maps {
-            let followed = self.maps.values().any(|open| open.definition.options.after == Some(map));
-            if !(self.maps.contains_key(&map) || followed || self.readers.0.contains_key(&map)) {
-                self.finished.remove(&map);
+            let followed = self.maps.iter().any(|(_, open)| open.options().after == Some(map));
+            if !(self.maps.is_open(map) || followed || self.readers.0.contains_key(&map)) {
+                self.maps.forget(map);
                 purges.push(Purge::Map(map));
             }
         }

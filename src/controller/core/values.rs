@@ -1,7 +1,7 @@
 //! Values for tasks of `--reduce`: their inputs name the tasks to fold, and their engines request the values.
 use super::Core;
 use super::effect::QueryKind;
-use crate::model::EngineUuid;
+use crate::model::{EngineUuid, TaskId};
 use crate::wire::content::engine::{self, Values, ValuesRequest};
 use bytes::Bytes;
 
@@ -12,13 +12,12 @@ impl Core {
     pub(super) fn values_requested(&mut self, engine: &EngineUuid, mut request: ValuesRequest) {
         request.of.truncate(MAX_VALUES);
         let task = request.task;
-        let map = self.maps.get(&task.map);
-        let is_its = map
-            .and_then(|map| map.in_flight.get(&task.index))
-            .is_some_and(|t| t.run == task.run && t.engine == *engine);
-        let reduced = map
-            .and_then(|map| map.definition.options.reduces.as_ref())
-            .map(|reduces| reduces.map);
+        let is_its = self
+            .maps
+            .in_flight_at(TaskId::new(task.map, task.index), task.run, engine)
+            .is_some();
+        let reduced = self.maps.get(task.map).and_then(|map| map.options().reduces.as_ref());
+        let reduced = reduced.map(|reduces| reduces.map);
         let may = is_its && request.of.iter().all(|of| of.map == task.map || Some(of.map) == reduced);
         let Some(first) = request.of.first().copied() else { return };
         if reduced.is_none() || !may {

@@ -250,7 +250,8 @@ impl Engine {
         self.quick.remove(msg_id);
         self.requests.remove(msg_id)
     }
-    pub(crate) fn finish_task(&mut self) {
+    pub(crate) fn finish_task(&mut self, task: TaskId) {
+        self.tasks.remove(&task);
         self.finished += 1;
     }
     pub(crate) fn finish_request(&mut self, msg_id: &str) {

@@ -1,105 +1,70 @@
-//! Assigns map tasks to engines.
-//!
-//! Short tasks: an engine holds as many as fill `prefetch_ms`, so that it never waits for the network. Long tasks: one each.
-//! Tasks queued on a stuck engine are requested back while another engine is idle.
+//! Assigns map tasks to engines. Tasks queued on a stuck engine are requested back while another engine is idle.
 use super::Core;
-use super::maps::{InFlight, NextTask};
+use super::maps::{Map, NextTask};
 use super::outbox::Timer;
+use super::prefetch::Prefetch;
 use crate::model::change::Change;
-use crate::model::definition::MapDefinition;
+use crate::model::definition::{BundleRef, MapDefinition};
 use crate::model::task::TaskState;
 use crate::model::{EngineId, EngineUuid, MapId, TaskId};
 use crate::wire::content::engine::{self, TaskToRun};
 use serde_json::value::RawValue;
 use std::sync::Arc;
+use std::time::Duration;
 
-/// At least this many seconds of work go into one message, even if other engines are idle.
-const MESSAGE_S: f64 = 1e-3;
-/// The overhead of a task in seconds.
-const TASK_S: f64 = 5e-6;
+/// An engine holds this many tasks of unknown duration: one running, one queued.
+const UNKNOWN_DEPTH: u32 = 2;
 
 impl Core {
-    /// Updates whether a map is in the list of runnable maps.
-    pub(super) fn note_runnable(&mut self, map: MapId) {
-        if self.maps.get(&map).is_some_and(|m| m.has_ready()) {
-            self.runnable.insert(map);
-        } else {
-            self.runnable.remove(&map);
-        }
-    }
-
     /// Sends all tasks that can be sent.
     pub(super) fn dispatch(&mut self) {
         // True if the engines are full: for tasks that need Python, and for commands.
         let mut full = [false; 2];
-        let maps: Vec<MapId> = self.runnable.iter().copied().take(64).collect();
+        let maps: Vec<MapId> = self.maps.runnable().take(64).collect();
         for id in maps {
-            let Some(map) = self.maps.get(&id) else { continue };
+            let Some(map) = self.maps.get(id) else { continue };
             let full = &mut full[usize::from(map.is_command())];
-            if map.targets.is_some() {
+            if map.targets().is_some() {
                 self.dispatch_targeted(id);
             } else if !*full {
                 *full = !self.dispatch_balanced(id);
             }
-            self.note_runnable(id);
         }
         self.dispatch_requests();
-    }
-
-    /// The number of tasks of this map that an engine may hold.
-    fn depth(&self, map: MapId) -> u32 {
-        let mean = self.maps.get(&map).and_then(|m| m.mean_s);
-        match mean {
-            // Unknown duration: one running, one queued.
-            None => 2,
-            Some(mean) => {
-                let fit = self.config.prefetch_ms as f64 / 1000.0 / mean.max(1e-6);
-                (fit as u32).clamp(1, self.config.max_prefetch.max(1))
-            }
-        }
-    }
-
-    /// The number of tasks that justify a message of their own.
-    fn min_batch(&self, map: MapId) -> u32 {
-        let mean = self.maps.get(&map).and_then(|m| m.mean_s);
-        mean.map_or(1, |mean| (MESSAGE_S / (mean + TASK_S)) as u32).max(1)
     }
 
     /// Returns false if all engines are full.
     fn dispatch_balanced(&mut self, id: MapId) -> bool {
         loop {
-            let depth = self.depth(id);
-            let Some(map) = self.maps.get(&id) else { return true };
+            let Some(map) = self.maps.get(id) else { return true };
             let ready = map.ready() as u32;
             if ready == 0 {
                 return true;
             }
+            let mean = map.mean();
+            let depth = self.prefetch.depth(mean, UNKNOWN_DEPTH);
             let is_command = map.is_command();
-            let limit = map.definition.options.timeout_s;
+            let limit = map.options().timeout_s;
             let Some(least) = self.engines.least_loaded(is_command) else {
                 return false;
             };
-            let in_time = match least.1.has_time_for(limit, self.out.now().unix) {
+            let now = self.out.now().unix;
+            let in_time = match least.1.has_time_for(limit, now) {
                 true => Some(least),
-                false => self
-                    .engines
-                    .least_loaded_of(is_command, |e| e.has_time_for(limit, self.out.now().unix)),
+                false => self.engines.least_loaded_of(is_command, |e| e.has_time_for(limit, now)),
             };
             // Other maps may have shorter tasks.
             let Some((engine, load)) = in_time.map(|(uuid, e)| (uuid.clone(), e.load())) else {
                 return true;
             };
-            // Refill at half, so that tasks are sent in batches.
-            if load > depth / 2 || load >= depth {
+            let room = Prefetch::room(depth, load);
+            if room == 0 {
                 return false;
             }
             let engines = self.engines.free(is_command).max(1);
-            let fair = ready.div_ceil(engines).max(self.min_batch(id));
-            let count = (depth - load).min(fair);
-            let tasks: Vec<NextTask> = match self.maps.get_mut(&id) {
-                Some(map) => std::iter::from_fn(|| map.take()).take(count as usize).collect(),
-                None => return true,
-            };
+            let count = room.min(ready.div_ceil(engines).max(mean.min_batch())) as usize;
+            let take = |map: &mut Map| std::iter::from_fn(|| map.take()).take(count).collect();
+            let Some(tasks) = self.maps.change(id, take) else { return true };
             self.send_tasks(id, &engine, tasks);
         }
     }
@@ -107,8 +72,8 @@ impl Core {
     fn dispatch_targeted(&mut self, id: MapId) {
         let mut by_engine: Vec<(EngineUuid, Vec<NextTask>)> = Vec::new();
         let mut orphaned = Vec::new();
-        let Some(map) = self.maps.get_mut(&id) else { return };
-        while let Some(task) = map.take() {
+        let take_all = |map: &mut Map| std::iter::from_fn(|| map.take()).collect::<Vec<_>>();
+        for task in self.maps.change(id, take_all).unwrap_or_default() {
             match &task.engine {
                 Some(engine) if self.engines.get(engine).is_some() => match by_engine.iter_mut().find(|(uuid, _)| uuid == engine) {
                     Some((_, tasks)) => tasks.push(task),
@@ -133,7 +98,6 @@ impl Core {
         let definition = self.send_definition(id, engine);
         self.record_assigned(id, engine_id, &tasks);
         let mut to_run = Vec::with_capacity(tasks.len());
-        let Some(map) = self.maps.get_mut(&id) else { return };
         for task in &tasks {
             to_run.push(TaskToRun {
                 index: task.index,
@@ -141,58 +105,64 @@ impl Core {
                 input: raw(&task.input),
             });
         }
-        let sent = &mut self.sent_tasks;
-        self.engines.change(engine, |e| {
-            for task in tasks {
-                *sent += 1;
-                e.assign(TaskId::new(id, task.index), task.run);
-                map.in_flight.insert(
-                    task.index,
-                    InFlight {
-                        written: Default::default(),
-                        engine: engine.clone(),
-                        run: task.run,
-                        input: task.input,
-                        sent: *sent,
-                        begun: false,
-                        tries: task.tries,
-                        cancelled: false,
-                    },
-                );
-            }
+        self.maps.change(id, |map| {
+            self.engines.change(engine, |e| {
+                for task in tasks {
+                    self.sent_tasks += 1;
+                    e.assign(TaskId::new(id, task.index), task.run);
+                    map.start(task, engine.clone(), self.sent_tasks);
+                }
+            });
         });
-        self.out.send_to_engine(
-            engine,
-            engine::TASKS,
-            &engine::Tasks {
-                map: id,
-                definition,
-                tasks: to_run,
-            },
-        );
+        let content = engine::Tasks {
+            map: id,
+            definition,
+            tasks: to_run,
+        };
+        self.out.send_to_engine(engine, engine::TASKS, &content);
     }
 
     /// Sends the definition to an engine that lacks it, or returns it to be sent with the tasks.
     fn send_definition(&mut self, id: MapId, engine: &EngineUuid) -> Option<Arc<MapDefinition>> {
-        let known = self.engines.change(engine, |e| (e.learn_definition(id), e.supports_joined()));
-        if let Some((true, joined)) = known
-            && let Some(map) = self.maps.get_mut(&id)
-        {
-            map.known_by.push(engine.clone());
-            let definition = map.definition.clone();
-            if let Some(bundle) = definition.bundle() {
-                self.send_bundle(engine, bundle);
-            }
-            if joined {
-                return Some(definition);
-            }
-            let content = engine::Definition {
-                map: id,
-                definition: (*definition).clone(),
-            };
-            self.out.send_to_engine(engine, engine::DEFINITION, &content);
+        let (lacks_it, joined) = self.engines.change(engine, |e| (e.learn_definition(id), e.supports_joined()))?;
+        if !lacks_it {
+            return None;
         }
+        let definition = self.maps.change(id, |map| {
+            map.note_known_by(engine.clone());
+            map.definition().clone()
+        })?;
+        if let Some(bundle) = definition.bundle() {
+            self.send_bundle(engine, bundle);
+        }
+        if joined {
+            return Some(definition);
+        }
+        let content = engine::Definition {
+            map: id,
+            definition: (*definition).clone(),
+        };
+        self.out.send_to_engine(engine, engine::DEFINITION, &content);
         None
+    }
+
+    /// Sends the code of a map to an engine that does not have it: once, before the first definition that refers to it.
+    fn send_bundle(&mut self, engine: &EngineUuid, named: &BundleRef) {
+        let Some(bundle) = named.content.clone() else { return };
+        if self.engines.change(engine, |e| e.use_bundle(&named.hash)) != Some(false) {
+            return;
+        }
+        let of_map = |id: &MapId| Some(self.maps.get(*id)?.definition().bundle()?.hash.as_str());
+        let forget = self
+            .engines
+            .change(engine, |e| e.take_superfluous_bundles(of_map))
+            .unwrap_or_default();
+        let content = engine::BundleContent {
+            hash: named.hash.clone(),
+            forget,
+        };
+        self.out
+            .send_to_engine_with(engine, engine::BUNDLE, &content, vec![bundle.content.clone()]);
     }
 
     /// Records one change per range of adjacent tasks.
@@ -216,25 +186,18 @@ impl Core {
     }
 
     /// Requests unstarted tasks back from engines without progress while another engine is idle.
-    pub(super) fn relieve_stuck(&mut self) {
-        let is_balanced = |map: MapId| self.maps.get(&map).is_some_and(|m| m.targets.is_none());
-        let queues: Vec<(EngineUuid, u32, bool)> = self
-            .engines
-            .by_load()
-            .rev()
-            .take_while(|(_, e)| e.load() >= 2)
+    fn relieve_stuck(&mut self) {
+        let is_balanced = |map: MapId| self.maps.get(map).is_some_and(|m| m.targets().is_none());
+        let loaded = self.engines.by_load().rev().take_while(|(_, e)| e.load() >= 2);
+        let queues: Vec<(EngineUuid, u32, bool)> = loaded
             .filter(|(_, e)| e.has_queue())
             .map(|(uuid, e)| (uuid.clone(), e.load(), e.is_stuck(is_balanced)))
             .collect();
         if queues.is_empty() {
             return;
         }
-        let idle = self
-            .engines
-            .by_load()
-            .take_while(|(_, e)| e.load() == 0)
-            .filter(|(_, e)| e.is_native())
-            .count();
+        let idle = self.engines.by_load().take_while(|(_, e)| e.load() == 0);
+        let idle = idle.filter(|(_, e)| e.is_native()).count();
         let stuck = queues.iter().filter(|(_, _, stuck)| *stuck).take(idle);
         let stuck: Vec<(EngineUuid, u32)> = stuck.map(|(uuid, load, _)| (uuid.clone(), load - 1)).collect();
         for (uuid, _, _) in &queues {
@@ -250,7 +213,7 @@ impl Core {
         self.heartbeats += 1;
         let heartbeat = Self::period(self.config.heartbeat_interval_ms.max(10));
         // Stuck queues are checked more often than heartbeats are sent.
-        let step = heartbeat.min(std::time::Duration::from_millis(100));
+        let step = heartbeat.min(Duration::from_millis(100));
         self.out.set_timer(step, Timer::Heartbeat);
         self.engines.flush_settled(&mut self.out);
         self.relieve_stuck();

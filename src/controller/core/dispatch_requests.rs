@@ -1,9 +1,19 @@
 //! The balanced scheduler of ipyparallel's tasks: decides which tasks may run, and on which engine.
 use super::Core;
-use crate::model::EngineUuid;
+use super::effect::Effect;
+use super::prefetch::Prefetch;
+use super::requests::Open;
+use crate::model::{EngineUuid, UnixTime};
 use crate::wire::Message;
-use crate::wire::content::engine::Channel;
+use crate::wire::content::engine::{self, Channel};
+use crate::wire::message::to_json;
+use bytes::Bytes;
 use std::collections::{HashSet, VecDeque};
+
+/// Engines checked for a free slot, least loaded first.
+const MAX_CANDIDATES: usize = 8;
+/// With fewer unfinished requests, clients probably wait for each one.
+const MIN_OPEN_TO_BATCH: usize = 16;
 
 impl Core {
     pub(super) fn task_request(&mut self, mut message: Message) {
@@ -114,5 +124,84 @@ impl Core {
         if self.requests.open.get(msg_id).is_some_and(|o| o.engine.is_none() && o.run == run) {
             self.fail_request(msg_id, "TaskTimeout", "it timed out waiting for an engine");
         }
+    }
+
+    /// Returns true if the effects since the last call may wait some milliseconds to share a commit and messages with later
+    /// ones: if many requests are open and no engine would be idle.
+    pub fn may_batch(&mut self) -> bool {
+        let flush_now = std::mem::take(&mut self.flush_now);
+        !flush_now && self.requests.open.len() >= MIN_OPEN_TO_BATCH
+    }
+
+    pub(super) fn learn_request(&mut self, open: &Open, started: Option<UnixTime>, ended: UnixTime) {
+        if let (Some(function), Some(started)) = (open.function, started) {
+            self.functions.learn(function, ended.since(started));
+        }
+    }
+
+    /// The number of such requests that an engine may hold.
+    fn request_depth(&self, function: u64) -> u32 {
+        self.prefetch.depth(self.functions.mean(function), 1)
+    }
+
+    /// True if more than one such request fits into `prefetch_ms`.
+    pub(super) fn is_quick(&self, function: u64) -> bool {
+        self.request_depth(function) > 1
+    }
+
+    /// Sends short requests to engines that are already at `hwm`.
+    pub(super) fn dispatch_prefetched(&mut self) {
+        while let Some(function) = self.next_function() {
+            let depth = self.request_depth(function);
+            let room = self.engines.by_load().take(MAX_CANDIDATES).find(|(_, e)| e.holds_only_quick());
+            let Some((engine, load)) = room.map(|(uuid, e)| (uuid.clone(), e.load())) else {
+                return;
+            };
+            let room = Prefetch::room(depth, load);
+            if room == 0 {
+                return;
+            }
+            let share = self.requests.ready.len().div_ceil(self.engines.count().max(1)) as u32;
+            for _ in 0..room.min(share) {
+                if self.next_function() == Some(function)
+                    && let Some(msg_id) = self.requests.ready.pop_front()
+                {
+                    self.send_request(&msg_id, &engine);
+                }
+            }
+        }
+    }
+
+    fn next_function(&self) -> Option<u64> {
+        let open = self.requests.open.get(self.requests.ready.front()?)?;
+        open.function.filter(|_| !open.has_timeout)
+    }
+
+    /// Takes back requests that the engine has not started.
+    pub(super) fn requests_returned(&mut self, uuid: &EngineUuid, returned: &engine::Returned) {
+        for (msg_id, run) in returned.requests() {
+            let open = self.requests.open.get(msg_id);
+            // A repeated report may have arrived the first time, and the request may have been assigned again since.
+            let is_this = |o: &&Open| o.engine.as_ref() == Some(uuid) && o.queue == Channel::Task && run.is_none_or(|run| run == o.run);
+            let Some(open) = open.filter(is_this) else { continue };
+            let anywhere = open.is_unconstrained();
+            self.engines.change(uuid, |e| e.drop_request(msg_id));
+            self.withdraw_request(msg_id);
+            match anywhere {
+                true => self.requests.ready.push_front(msg_id.to_string()),
+                false => self.admit(msg_id),
+            }
+        }
+    }
+
+    /// Publishes on iopub that a request's output is complete: its reply arrived after the output.
+    pub(super) fn publish_idle(&mut self, uuid: &EngineUuid, reply: &Message) {
+        let Some(id) = self.engines.get(uuid).map(|e| e.id()) else { return };
+        let mut message = self
+            .out
+            .message("status", Some(&reply.parent_json), &serde_json::json!({"execution_state": "idle"}));
+        message.metadata_json = to_json(&serde_json::json!({ "engine": uuid }));
+        let topic = Bytes::from(format!("engine.{id}.status"));
+        self.out.push(Effect::Iopub { topic, message });
     }
 }

@@ -1,0 +1,91 @@
+//! Work comes back from an engine: returned unstarted, or lost with the engine. It is queued again, or ends as lost.
+use super::Core;
+use super::maps::{Fault, InFlight};
+use crate::model::change::{Attempt, Change};
+use crate::model::task::{Outcome, TaskState};
+use crate::model::{EngineId, EngineUuid, TaskId};
+use crate::wire::content::engine::Held;
+use std::collections::BTreeSet;
+
+impl Core {
+    /// Takes back tasks that the engine has not started.
+    pub(super) fn returned(&mut self, engine: &EngineUuid, tasks: &[Held]) {
+        self.engines.change(engine, |e| e.end_recall());
+        for held in tasks {
+            let task = TaskId::new(held.map, held.index);
+            if self.maps.in_flight_at(task, held.run, engine).is_none() {
+                continue;
+            }
+            let Some(in_flight) = self.take_from_engine(task) else { continue };
+            match in_flight.is_cancelled() {
+                true => self.finish_unsent(task, held.run, TaskState::Aborted, "TaskCancelled", "cancelled"),
+                false => self.requeue_task(task, in_flight, None),
+            }
+        }
+    }
+
+    fn take_from_engine(&mut self, task: TaskId) -> Option<InFlight> {
+        let in_flight = self.maps.change(task.map, |map| map.end(task.index))??;
+        self.engines.change(in_flight.engine(), |e| e.drop_task(task));
+        Some(in_flight)
+    }
+
+    /// Queues a task again, under the next run number. `outcome`: how its attempt failed, if it began.
+    pub(super) fn requeue_task(&mut self, task: TaskId, was: InFlight, outcome: Option<Outcome>) {
+        let engine = self.engines.get(was.engine()).map(|e| e.id());
+        let attempt = engine.zip(outcome).map(|(engine, outcome)| Attempt {
+            engine,
+            outcome: Box::new(outcome),
+        });
+        if let Some(run) = self.maps.change(task.map, |map| map.requeue(task.index, was)) {
+            self.out.record(Change::TaskReturned { task, run, attempt });
+        }
+    }
+
+    /// The tasks of an engine that has gone, which may have died of one of them: of one that it is known to have begun, or
+    /// else of the one that it was sent first.
+    pub(super) fn tasks_of_gone(&mut self, engine: &EngineUuid, id: EngineId, tasks: Vec<(TaskId, u32)>, why: &str) {
+        let in_flight = |task: &TaskId| self.maps.in_flight(*task);
+        let begun = tasks.iter().any(|(task, _)| in_flight(task).is_some_and(|t| t.has_begun()));
+        let first = tasks
+            .iter()
+            .map(|(task, _)| *task)
+            .min_by_key(|task| (in_flight(task).map(|t| t.sent()), *task));
+        if let Some(suspect) = first.filter(|_| !begun).and_then(|first| self.maps.in_flight_mut(first)) {
+            suspect.begin();
+        }
+        self.tasks_lost(engine, id, tasks, why);
+    }
+
+    /// Handles tasks that the engine will not finish.
+    pub(super) fn tasks_lost(&mut self, engine: &EngineUuid, id: EngineId, tasks: Vec<(TaskId, u32)>, why: &str) {
+        let mut maps = BTreeSet::new();
+        let at = self.out.now().unix;
+        for (task, run) in tasks {
+            let Some(mut in_flight) = self.take_from_engine(task) else {
+                continue;
+            };
+            maps.insert(task.map);
+            // A task that was not started cannot have been the cause.
+            let fault = if in_flight.has_begun() { Fault::Crash } else { Fault::Engine };
+            let Some(map) = self.maps.get(task.map) else { continue };
+            let may_rerun = map.may_rerun(&mut in_flight, fault);
+            let status = if in_flight.is_cancelled() {
+                TaskState::Aborted
+            } else {
+                TaskState::Lost
+            };
+            let mut outcome = Outcome::failure(status, "EngineLost", format!("engine {id} left: {why}"), at, at);
+            outcome.crashed = true;
+            if may_rerun {
+                let attempt = in_flight.has_begun().then_some(outcome);
+                self.requeue_task(task, in_flight, attempt);
+            } else {
+                self.finish(task, run, Some(engine), outcome);
+            }
+        }
+        for map in maps {
+            self.after_changes(map);
+        }
+    }
+}
