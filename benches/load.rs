@@ -155,6 +155,7 @@ impl LightEngine {
                 capabilities: ["call", "command", "execute", EngineFacts::JOINED].map(String::from).to_vec(),
                 job: String::new(),
                 ends: None,
+                node: Default::default(),
             },
             id: None,
             requests: vec![],

@@ -13,6 +13,7 @@ pub(crate) mod inputs;
 pub(crate) mod interruptible;
 pub(crate) mod ipyparallel;
 pub(crate) mod logging;
+pub(crate) mod nodes;
 pub(crate) mod output;
 pub(crate) mod progress;
 pub(crate) mod records;

@@ -2,7 +2,8 @@
 use super::CommandError;
 use super::commands::setting;
 use crate::launchers::batch;
-use crate::profile::config::amounts::{Memory, Walltime};
+use crate::model::memory::Memory;
+use crate::profile::config::amounts::Walltime;
 use crate::profile::config::origins::Setting;
 use crate::profile::{Config, ProfileDir};
 use std::path::PathBuf;

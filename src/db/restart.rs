@@ -215,15 +215,17 @@ fn open_maps(connection: &Connection) -> rusqlite::Result<Vec<OpenMap>> {
 
 fn registered_engines(connection: &Connection) -> rusqlite::Result<Vec<RegisteredEngine>> {
     // A file that is only read is not migrated.
-    let known = "SELECT EXISTS (SELECT 1 FROM pragma_table_info('engine') WHERE name = 'ends')";
-    let job = match connection.query_row(known, [], |row| row.get(0))? {
-        true => "job, ends",
-        false => "'', NULL",
+    let known = "SELECT count(*) FROM pragma_table_info('engine') WHERE name IN ('ends', 'node')";
+    let job = match connection.query_row(known, [], |row| row.get::<_, u32>(0))? {
+        0 => "'', NULL, NULL",
+        1 => "job, ends, NULL",
+        _ => "job, ends, node",
     };
     let sql =
         format!("SELECT id, uuid, host, pid, version, python, capabilities, registered, {job} FROM engine WHERE gone IS NULL ORDER BY id");
     let mut select = connection.prepare_cached(&sql)?;
     let engines = select.query_map([], |row| {
+        let node: Option<String> = row.get(10)?;
         Ok(RegisteredEngine {
             id: EngineId(row.get(0)?),
             facts: EngineFacts {
@@ -235,6 +237,7 @@ fn registered_engines(connection: &Connection) -> rusqlite::Result<Vec<Registere
                 capabilities: serde_json::from_str(row.get_ref(6)?.as_str()?).unwrap_or_default(),
                 job: row.get(8)?,
                 ends: row.get::<_, Option<f64>>(9)?.map(UnixTime),
+                node: node.and_then(|node| serde_json::from_str(&node).ok()).unwrap_or_default(),
             },
             registered: UnixTime(row.get(7)?),
         })

@@ -19,6 +19,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0009_bundles.sql"),
     include_str!("migrations/0010_outputs.sql"),
     include_str!("migrations/0011_long_values.sql"),
+    include_str!("migrations/0012_nodes.sql"),
 ];
 
 /// Views are not migrated: each migration ends by creating the current ones.

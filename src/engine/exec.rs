@@ -2,14 +2,14 @@
 //! starting thread waits (`CLONE_VM` and `CLONE_VFORK`, clone(2)). posix_spawn(3) does the same, but does not support
 //! `PR_SET_PDEATHSIG`; fork copies the page tables of an engine, which takes longer than many programs run.
 use super::signal::signal_group;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc::{self, c_char, c_int, c_void};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::{Pid, getpid};
+use rustix::process::{PidfdFlags, WaitOptions};
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -90,14 +90,11 @@ pub(super) fn is_supported() -> bool {
 
 /// Opens a pidfd for a process that has not been reaped.
 fn open_pidfd(pid: Pid) -> io::Result<OwnedFd> {
-    #[expect(unsafe_code, reason = "nix has no pidfd_open; the returned descriptor is owned")]
-    unsafe {
-        let fd = libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0);
-        match RawFd::try_from(fd) {
-            Ok(fd @ 0..) => Ok(OwnedFd::from_raw_fd(fd)),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
+    Ok(rustix::process::pidfd_open(known(pid)?, PidfdFlags::empty())?)
+}
+
+fn known(pid: Pid) -> io::Result<rustix::process::Pid> {
+    rustix::process::Pid::from_raw(pid.as_raw()).ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
 /// Starts programs, one at a time.
@@ -177,7 +174,8 @@ impl Starter {
         let pid = {
             let top = self.stack.as_mut_ptr_range().end;
             let context = &raw mut context;
-            #[expect(unsafe_code, reason = "this thread waits until the child has left its memory; see `child`")]
+            // SAFETY: this thread waits until the child has left its memory; see `child`.
+            #[expect(unsafe_code, reason = "starts a process in this memory")]
             unsafe {
                 libc::clone(child, top.cast(), flags, context.cast::<c_void>())
             }
@@ -209,92 +207,68 @@ impl Starter {
 
 /// Reaps a child that has ended or will end soon.
 pub(super) fn wait_for_exit(pid: Pid) -> io::Result<ExitStatus> {
-    let mut status = 0;
-    loop {
-        #[expect(unsafe_code, reason = "nix cannot represent an end by a real-time signal")]
-        let ended = unsafe { libc::waitpid(pid.as_raw(), &mut status, 0) };
-        match io::Error::last_os_error() {
-            _ if ended >= 0 => return Ok(ExitStatus::from_raw(status)),
-            error if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-            _ => {}
-        }
-    }
+    // nix cannot represent an end by a real-time signal.
+    let pid = known(pid)?;
+    let ended = rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(pid), WaitOptions::empty()))?;
+    ended
+        .map(|(_, status)| ExitStatus::from_raw(status.as_raw()))
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// Runs in the parent's memory on its own stack: must call only async-signal-safe functions, and must not allocate or panic.
 extern "C" fn child(context: *mut c_void) -> c_int {
-    #[expect(unsafe_code, reason = "the parent waits and does not access it meanwhile")]
-    let context = unsafe { &mut *context.cast::<ChildContext>() };
-    context.errno = become_program(context);
-    127
-}
-
-/// Executes the program; returns the error number on failure.
-#[expect(unsafe_code, reason = "system calls with arguments prepared by the parent")]
-fn become_program(context: &mut ChildContext) -> c_int {
+    // SAFETY: the parent prepared the arguments of these system calls, and waits meanwhile.
+    #[expect(unsafe_code, reason = "system calls")]
     unsafe {
+        let context = &mut *context.cast::<ChildContext>();
         let errno = || *libc::__errno_location();
-        if libc::setsid() < 0 || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
-            return errno();
-        }
-        if libc::getppid() != context.parent.as_raw() {
-            return libc::ESRCH;
-        }
-        for (wanted, fd) in (0..).zip(context.stdio) {
-            if libc::dup2(fd, wanted) < 0 {
-                return errno();
+        context.errno = 'failed: {
+            if libc::setsid() < 0 || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
+                break 'failed errno();
             }
-        }
-        if !context.directory.is_null() && libc::chdir(context.directory) < 0 {
-            return errno();
-        }
-        reset_signals();
-        let mut access_error = 0;
-        for (folder, path) in context.paths.iter().copied().enumerate().take_while(|(_, path)| !path.is_null()) {
-            context.path_index = folder;
-            libc::execve(path, context.arguments.as_ptr(), context.environment.as_ptr());
-            if errno() == libc::ENOEXEC {
-                if let Some(script) = context.shell_arguments.get_mut(1) {
-                    *script = path;
+            if libc::getppid() != context.parent.as_raw() {
+                break 'failed libc::ESRCH;
+            }
+            for (wanted, fd) in (0..).zip(context.stdio) {
+                if libc::dup2(fd, wanted) < 0 {
+                    break 'failed errno();
                 }
-                libc::execve(SHELL.as_ptr(), context.shell_arguments.as_ptr(), context.environment.as_ptr());
             }
-            match errno() {
-                libc::EACCES => access_error = libc::EACCES,
-                libc::ENOENT | libc::ENOTDIR | libc::ENODEV | libc::ESTALE | libc::ETIMEDOUT => {}
-                other => return other,
+            if !context.directory.is_null() && libc::chdir(context.directory) < 0 {
+                break 'failed errno();
             }
-        }
-        if access_error != 0 { access_error } else { libc::ENOENT }
-    }
-}
-
-/// Resets handlers of the parent and SIGPIPE (which Rust's runtime ignores) to the default, and unblocks all signals.
-#[expect(unsafe_code, reason = "system calls")]
-unsafe fn reset_signals() {
-    unsafe {
-        let mut default: libc::sigaction = std::mem::zeroed();
-        default.sa_sigaction = libc::SIG_DFL;
-        for signal in 1..=libc::SIGSYS {
-            let mut now: libc::sigaction = std::mem::zeroed();
-            let is_known = libc::sigaction(signal, std::ptr::null(), &mut now) == 0;
-            let is_caught = now.sa_sigaction != libc::SIG_DFL && now.sa_sigaction != libc::SIG_IGN;
-            if is_known && (is_caught || signal == libc::SIGPIPE) {
-                libc::sigaction(signal, &default, std::ptr::null_mut());
+            // Handlers of the parent, and SIGPIPE, which Rust's runtime ignores.
+            let mut default: libc::sigaction = std::mem::zeroed();
+            default.sa_sigaction = libc::SIG_DFL;
+            for signal in 1..=libc::SIGSYS {
+                let mut now: libc::sigaction = std::mem::zeroed();
+                let is_known = libc::sigaction(signal, std::ptr::null(), &mut now) == 0;
+                let is_caught = now.sa_sigaction != libc::SIG_DFL && now.sa_sigaction != libc::SIG_IGN;
+                if is_known && (is_caught || signal == libc::SIGPIPE) {
+                    libc::sigaction(signal, &default, std::ptr::null_mut());
+                }
             }
-        }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+            let mut access_error = 0;
+            for (folder, path) in context.paths.iter().copied().enumerate().take_while(|(_, path)| !path.is_null()) {
+                context.path_index = folder;
+                libc::execve(path, context.arguments.as_ptr(), context.environment.as_ptr());
+                if errno() == libc::ENOEXEC {
+                    if let Some(script) = context.shell_arguments.get_mut(1) {
+                        *script = path;
+                    }
+                    libc::execve(SHELL.as_ptr(), context.shell_arguments.as_ptr(), context.environment.as_ptr());
+                }
+                match errno() {
+                    libc::EACCES => access_error = libc::EACCES,
+                    libc::ENOENT | libc::ENOTDIR | libc::ENODEV | libc::ESTALE | libc::ETIMEDOUT => {}
+                    other => break 'failed other,
+                }
+            }
+            if access_error != 0 { access_error } else { libc::ENOENT }
+        };
     }
-}
-
-/// Clears close-on-exec, so that a child process inherits these files.
-pub(crate) fn keep_open(fds: &[RawFd]) -> io::Result<()> {
-    for fd in fds {
-        #[expect(unsafe_code, reason = "the files are open for as long as the child is being started")]
-        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) };
-        fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
-    }
-    Ok(())
+    127
 }

@@ -1,18 +1,18 @@
 //! Starts child processes from one thread that lives as long as the engine: the kernel kills a child when the thread that started
 //! it ends, and threads of the runtime are short-lived.
-use super::exec::{self, Program, StartedProcess, Starter, keep_open};
+use super::exec::{self, Program, StartedProcess, Starter};
 use super::orphans::{MARK, OrphanReaper, ProcessOwner};
 use super::signal::signal_group;
+use crate::sys::async_fd::watch_readable;
+use crate::sys::child_setup::{ChildSetup, set_up_child};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getpid, getppid, pipe2, setsid};
+use nix::unistd::{Pid, getpid, pipe2};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, mpsc};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
@@ -82,20 +82,11 @@ impl Forker {
         &self.reaper
     }
 
-    /// Starts a process in a new session. The kernel sends it `at_death` when the engine dies; the descriptors `kept` stay open in it.
-    pub(crate) async fn spawn(&self, mut command: Command, kept: Vec<RawFd>, at_death: Signal) -> io::Result<Child> {
-        let engine = getpid();
-        #[expect(unsafe_code, reason = "between fork and exec only system calls are made")]
-        unsafe {
-            command.pre_exec(move || {
-                setsid()?;
-                set_pdeathsig(at_death)?;
-                if getppid() != engine {
-                    return Err(io::ErrorKind::BrokenPipe.into());
-                }
-                keep_open(&kept)
-            });
-        }
+    /// Starts a process in a new session. The kernel sends it `at_death` when the engine dies; the files `kept` stay open in it.
+    pub(crate) async fn spawn(&self, mut command: Command, kept: Vec<OwnedFd>, at_death: Signal) -> io::Result<Child> {
+        let mut steps = vec![ChildSetup::NewSession, ChildSetup::DieWithParent(getpid(), at_death)];
+        steps.extend(kept.into_iter().map(ChildSetup::KeepOpen));
+        set_up_child(command.as_std_mut(), steps);
         self.send_request(|reply| StartRequest::Child(Box::new(command), reply)).await
     }
 
@@ -126,20 +117,15 @@ impl Forker {
         let StartedProcess { pid, end } = self
             .send_request(|reply| StartRequest::Program(Box::new(program), ends, reply))
             .await?;
-        #[expect(unsafe_code, reason = "an OwnedFd is the same file until it is dropped")]
-        let end = match unsafe { AsyncFd::register_with_interest(end, Interest::READABLE) } {
-            Ok(end) => ExitWaiter::Pidfd(pid, end),
-            Err(error) => {
-                signal_group(pid.as_raw(), Signal::SIGKILL as i32);
-                let _ = exec::wait_for_exit(pid);
-                return Err(error.into());
-            }
-        };
+        let end = watch_readable(end).inspect_err(|_| {
+            signal_group(pid.as_raw(), Signal::SIGKILL as i32);
+            let _ = exec::wait_for_exit(pid);
+        })?;
         Ok(StartedProgram {
             pid: pid.as_raw(),
             stdout: out,
             stderr: err,
-            end,
+            end: ExitWaiter::Pidfd(pid, end),
             owner,
             reaper,
         })

@@ -10,6 +10,7 @@ mod exec;
 mod forker;
 mod link;
 mod memory;
+mod node;
 mod orphans;
 mod requests;
 pub(crate) mod settings;

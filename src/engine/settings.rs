@@ -1,6 +1,7 @@
 //! Settings of an engine.
 use crate::connection::ConnectionFile;
 use crate::model::{EngineId, UnixTime};
+use crate::profile::config::node::NodeResources;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -24,6 +25,8 @@ pub(crate) struct EngineSettings {
     /// Grace period of a running task after SIGTERM or a warning of the batch system; by default the time that the batch system is
     /// known to leave, or 5 seconds if that is unknown.
     pub grace_period_ms: Option<u64>,
+    /// What the node has, in place of what is detected.
+    pub resources: NodeResources,
     pub batch: BatchJob,
     /// How long to try to register.
     pub registration_timeout_ms: u64,
@@ -53,6 +56,7 @@ impl EngineSettings {
             interrupt_timeout_ms: 5000,
             terminate_timeout_ms: 5000,
             grace_period_ms: None,
+            resources: NodeResources::default(),
             batch: BatchJob::default(),
             registration_timeout_ms: 30_000,
             cwd: None,

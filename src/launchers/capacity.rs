@@ -5,6 +5,7 @@
 //! Sources: getrlimit(2), proc_meminfo(5), proc_loadavg(5), and the kernel's cgroup-v1/pids and
 //! cgroup-v2 documents.
 use super::LaunchError;
+use crate::sys::cgroup;
 use nix::sys::resource::{Resource, getrlimit};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -47,7 +48,7 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn this() -> Host {
-        let groups = groups();
+        let groups = cgroup::directories(Path::new("/"), &["pids", "memory"]);
         let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
         let all = fs::read_to_string("/proc/loadavg").ok();
         let used = all
@@ -140,51 +141,19 @@ fn available(meminfo: &str) -> Option<u64> {
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? << 10)
 }
 
-/// The directories of this process's control groups, including their ancestors.
-fn groups() -> Vec<PathBuf> {
-    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let mut groups = Vec::new();
-    for line in text.lines() {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else {
-            continue;
-        };
-        let root = match controllers {
-            "" => PathBuf::from("/sys/fs/cgroup"),
-            "pids" | "memory" => Path::new("/sys/fs/cgroup").join(controllers),
-            _ => continue,
-        };
-        let own = root.join(path.trim_start_matches('/'));
-        groups.extend(own.ancestors().take_while(|group| group.starts_with(&root)).map(Path::to_path_buf));
-    }
-    groups
-}
-
-fn number(group: &Path, name: &str) -> Option<u64> {
-    // "max" means no limit.
-    fs::read_to_string(group.join(name)).ok()?.trim().parse().ok()
-}
-
 fn group_tasks(group: &Path) -> Option<(u64, u64, PathBuf)> {
-    Some((number(group, "pids.max")?, number(group, "pids.current")?, group.join("pids.max")))
+    let (limit, used) = (cgroup::number(group, "pids.max")?, cgroup::number(group, "pids.current")?);
+    Some((limit, used, group.join("pids.max")))
 }
 
 /// Available memory; inactive file caches count as available.
 fn group_memory(group: &Path) -> Option<(u64, PathBuf)> {
-    let second = || {
-        Some((
-            number(group, "memory.max")?,
-            number(group, "memory.current")?,
-            "memory.max",
-            "inactive_file ",
-        ))
+    let (limit, name) = cgroup::memory_limit(group)?;
+    let (used, cached) = match name {
+        "memory.max" => ("memory.current", "inactive_file "),
+        _ => ("memory.usage_in_bytes", "total_inactive_file "),
     };
-    let first = || {
-        let (limit, used) = (number(group, "memory.limit_in_bytes")?, number(group, "memory.usage_in_bytes")?);
-        // Without a limit the value is close to the maximum integer.
-        (limit < 1 << 60).then_some((limit, used, "memory.limit_in_bytes", "total_inactive_file "))
-    };
-    let (limit, used, name, cached) = second().or_else(first)?;
+    let used = cgroup::number(group, used)?;
     let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
     let cached = stat.lines().find_map(|line| line.strip_prefix(cached)?.parse::<u64>().ok());
     let used = used.saturating_sub(cached.unwrap_or_default());

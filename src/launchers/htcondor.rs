@@ -166,7 +166,7 @@ impl BatchSystem for HtCondor {
                 (
                     "memory",
                     resources.memory.map_or(VariableValue::Unset, |each| {
-                        VariableValue::Text(format!("{}MB", each.mib * u64::from(here)))
+                        VariableValue::Text(format!("{}MB", each.mib() * u64::from(here)))
                     }),
                 ),
                 // HTCondor has no time limit except one in the job's own description.

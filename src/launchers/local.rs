@@ -2,6 +2,7 @@
 //! started them nor the shell's exit affects them.
 use super::engine::{controller_command, engine_command};
 use super::{ControllerLaunch, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process, StopReport};
+use crate::sys::child_setup::{ChildSetup, set_up_child};
 use crate::sys::process::{self, Presence, ProcessId, Unseen};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -11,7 +12,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -165,11 +166,8 @@ impl Local {
         let mut command = Command::new(&daemon.program);
         command.args(&daemon.arguments).current_dir(&daemon.cwd).stdin(Stdio::null());
         command.stdout(log.try_clone().map_err(failed)?).stderr(log);
-        // SAFETY: only system calls are made between fork and exec.
-        #[allow(unsafe_code, reason = "the standard library has no setsid")]
-        unsafe {
-            command.pre_exec(start_session)
-        };
+        // A caller that reads a pipe to its end would wait for a child that inherits the pipe.
+        set_up_child(&mut command, vec![ChildSetup::NewSession, ChildSetup::CloseInherited]);
         let child = command.spawn().map_err(failed)?;
         // If the child has already exited, this id matches no process.
         let id = ProcessId::of(child.id());
@@ -227,19 +225,6 @@ impl Local {
             std::thread::sleep(POLL_INTERVAL);
         }
     }
-}
-
-/// Runs in the child: creates a session, and closes all inherited files except stdin, stdout and
-/// stderr. Otherwise a caller that reads a pipe to its end would never finish.
-fn start_session() -> io::Result<()> {
-    nix::unistd::setsid()?;
-    // SAFETY: a system call with integer arguments. Old kernels do not support it; then the files
-    // stay open.
-    #[allow(unsafe_code, reason = "nix has no close_range")]
-    unsafe {
-        nix::libc::syscall(nix::libc::SYS_close_range, 3, u32::MAX, nix::libc::CLOSE_RANGE_CLOEXEC)
-    };
-    Ok(())
 }
 
 fn launched(processes: Vec<Process>) -> Launched {

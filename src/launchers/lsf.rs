@@ -184,7 +184,7 @@ impl BatchSystem for Lsf {
         // LSF reserves memory per host of a job. The unit is MB, unless the site has chosen another
         // one (LSF_UNIT_FOR_LIMITS).
         if let Some(each) = resources.memory {
-            wanted.push(format!("rusage[mem={}]", each.mib * u64::from(here)));
+            wanted.push(format!("rusage[mem={}]", each.mib() * u64::from(here)));
         }
         if let Some(constraint) = &resources.constraint {
             wanted.push(format!("select[{constraint}]"));

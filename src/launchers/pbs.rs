@@ -484,7 +484,7 @@ impl Pbs {
             request.engines_in_a_job()
         };
         let cpus = resources.cpus.unwrap_or(1).max(1) * here;
-        let memory = resources.memory.map(|each| each.mib * u64::from(here));
+        let memory = resources.memory.map(|each| each.mib() * u64::from(here));
         let gpus = resources.gpus.map(|each| each * here);
         if self.0 == Dialect::OpenPbs {
             let mut select = format!("select={chunks}:ncpus={cpus}");

@@ -187,7 +187,7 @@ impl BatchSystem for Sge {
         let amount = |value: Option<u64>, unit: &str| value.map_or(VariableValue::Unset, |v| VariableValue::Text(format!("{v}{unit}")));
         let engines_per_job = if one_job { 1 } else { u64::from(per_job) };
         let gpus = resources.gpus.map(|each| u64::from(each) * engines_per_job);
-        let memory = resources.memory.map(|each| each.mib * engines_per_job);
+        let memory = resources.memory.map(|each| each.mib() * engines_per_job);
         // complex(5): resources that are counted per slot are multiplied by the slots.
         let each_slot = |whole: u64| whole.div_ceil(u64::from(cpus) * engines_per_job);
         let as_counted = |name: &str, whole: u64| match request.per_job_resources.iter().any(|known| known == name) {

@@ -59,9 +59,9 @@ impl BatchSystem for Slurm {
         match resources.memory {
             Some(each) if one_job => further.push(format!(
                 "--mem-per-cpu={}M",
-                each.mib.div_ceil(u64::from(resources.cpus.unwrap_or(1).max(1)))
+                each.mib().div_ceil(u64::from(resources.cpus.unwrap_or(1).max(1)))
             )),
-            Some(each) => memory = VariableValue::Text(format!("{}M", each.mib * u64::from(per_job))),
+            Some(each) => memory = VariableValue::Text(format!("{}M", each.mib() * u64::from(per_job))),
             None => {}
         }
         match resources.gpus {

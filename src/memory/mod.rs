@@ -48,16 +48,15 @@ fn kind(layout: &Layout) -> Kind {
 }
 
 // SAFETY: the owner of a block follows from its layout alone, so each block is freed by the
-// allocator that returned it.
+// allocator that returned it. The callers of all functions guarantee valid layouts.
 #[expect(unsafe_code, reason = "an allocator is one")]
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        match kind(&layout) {
-            // SAFETY: the caller's guarantee.
-            Kind::Small => unsafe { System.alloc(layout) },
-            Kind::Piece => pieces().allocate(),
-            Kind::Large => ranges().allocate(layout.size()).0,
-        }
+        allocate(layout, false)
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        allocate(layout, true)
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
@@ -69,32 +68,17 @@ unsafe impl GlobalAlloc for Allocator {
         }
     }
 
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        let (block, is_new) = match kind(&layout) {
-            // SAFETY: the caller's guarantee.
-            Kind::Small => return unsafe { System.alloc_zeroed(layout) },
-            Kind::Piece => (pieces().allocate(), false),
-            Kind::Large => ranges().allocate(layout.size()),
-        };
-        if !block.is_null() && !is_new {
-            // SAFETY: the block is at least this long.
-            unsafe { block.write_bytes(0, layout.size()) };
-        }
-        block
-    }
-
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: the caller guarantees that `size` makes a valid layout.
-        let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
-        match (kind(&layout), kind(&new)) {
-            // SAFETY: the block was allocated by these ranges.
-            (Kind::Small, Kind::Small) => return unsafe { System.realloc(block, layout, size) },
-            (Kind::Piece, Kind::Piece) => return block,
-            (Kind::Large, Kind::Large) if ranges().resize(block, layout.size(), size, is_caching()) => return block,
-            _ => {}
-        }
-        // SAFETY: both blocks are at least as long as the copied part.
+        // SAFETY: the caller guarantees that `size` makes a valid layout, and that this allocator returned
+        // the block; both blocks are at least as long as the copied part.
         unsafe {
+            let new = Layout::from_size_align_unchecked(size, layout.align());
+            match (kind(&layout), kind(&new)) {
+                (Kind::Small, Kind::Small) => return System.realloc(block, layout, size),
+                (Kind::Piece, Kind::Piece) => return block,
+                (Kind::Large, Kind::Large) if ranges().resize(block, layout.size(), size, is_caching()) => return block,
+                _ => {}
+            }
             let moved = self.alloc(new);
             if moved.is_null() {
                 return null_mut();
@@ -103,6 +87,25 @@ unsafe impl GlobalAlloc for Allocator {
             self.dealloc(block, layout);
             moved
         }
+    }
+}
+
+/// Called for a layout that is not empty.
+#[inline]
+fn allocate(layout: Layout, zeroed: bool) -> *mut u8 {
+    // SAFETY: the layout is not empty, and a block is at least as long as its layout.
+    #[expect(unsafe_code, reason = "an allocator is one")]
+    unsafe {
+        let (block, is_zeroed) = match kind(&layout) {
+            Kind::Small if zeroed => return System.alloc_zeroed(layout),
+            Kind::Small => return System.alloc(layout),
+            Kind::Piece => (pieces().allocate(), false),
+            Kind::Large => ranges().allocate(layout.size()),
+        };
+        if zeroed && !is_zeroed && !block.is_null() {
+            block.write_bytes(0, layout.size());
+        }
+        block
     }
 }
 

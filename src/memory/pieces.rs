@@ -1,6 +1,6 @@
 //! Receive buffers of messages: blocks of one size, in regions of one huge page.
 use super::{HUGE_PAGE_BYTES, map, unmap};
-use std::ptr::{NonNull, null_mut};
+use std::ptr::null_mut;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Pieces are larger than half of this, and at most this size (the transport's read size).
@@ -18,56 +18,50 @@ pub(super) fn pieces() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The address of a region that this pool has mapped.
+type Region = usize;
+
 /// The list of regions that have a free piece.
 pub(super) struct Pool {
-    open: Option<NonNull<Region>>,
+    open: Option<Region>,
     /// The number of regions in the list without a used piece.
     free: usize,
 }
 
 /// The head of a region, in its first page.
-struct Region {
-    previous: Option<NonNull<Region>>,
-    next: Option<NonNull<Region>>,
+struct Head {
+    previous: Option<Region>,
+    next: Option<Region>,
     /// A bit for each free piece.
     free: u32,
 }
 
 const ALL_FREE: u32 = (1 << PIECES_PER_REGION) - 1;
 
-// SAFETY: regions are accessed only under the lock that holds the pool.
-#[expect(unsafe_code, reason = "the pool holds pointers")]
-unsafe impl Send for Pool {}
-
-#[expect(unsafe_code, reason = "an allocator is one")]
 impl Pool {
     /// Allocates a piece; null if the system has no more memory.
     pub(super) fn allocate(&mut self) -> *mut u8 {
-        let Some(mut region) = self.open.or_else(|| self.add_region()) else {
+        let Some(region) = self.open.or_else(|| self.add_region()) else {
             return null_mut();
         };
-        // SAFETY: the regions of the list are mapped, and only this pool refers to their heads.
-        let head = unsafe { region.as_mut() };
-        self.free -= usize::from(head.free == ALL_FREE);
-        let index = head.free.trailing_zeros();
+        let head = self.head(region);
+        let was_free = head.free == ALL_FREE;
+        let index = head.free.trailing_zeros() as usize;
         head.free &= !(1 << index);
         if head.free == 0 {
             self.unlink(region);
         }
-        (region.as_ptr() as usize + (index as usize + 1) * PIECE_BYTES) as *mut u8
+        self.free -= usize::from(was_free);
+        (region + (index + 1) * PIECE_BYTES) as *mut u8
     }
 
     pub(super) fn free(&mut self, piece: *mut u8, cache: bool) {
-        let base = piece as usize & !(HUGE_PAGE_BYTES - 1);
-        let index = (piece as usize - base) / PIECE_BYTES - 1;
-        let Some(mut region) = NonNull::new(base as *mut Region) else {
-            return;
-        };
-        // SAFETY: a region with a used piece is mapped.
-        let head = unsafe { region.as_mut() };
-        if head.free == 0 {
+        let region = piece as usize & !(HUGE_PAGE_BYTES - 1);
+        let index = (piece as usize - region) / PIECE_BYTES - 1;
+        if self.head(region).free == 0 {
             self.link(region);
         }
+        let head = self.head(region);
         head.free |= 1 << index;
         if head.free == ALL_FREE {
             self.free += 1;
@@ -75,44 +69,45 @@ impl Pool {
         }
     }
 
-    /// Adds a region.
-    fn add_region(&mut self) -> Option<NonNull<Region>> {
-        let region = NonNull::new(map(HUGE_PAGE_BYTES) as *mut Region)?;
-        let head = Region {
+    /// The head of a region that is in the list or has a used piece.
+    fn head(&mut self, region: Region) -> &mut Head {
+        // SAFETY: such a region is mapped, is longer than its head, and zeros are a valid head; only this
+        // pool, which the result borrows, refers to heads.
+        #[expect(unsafe_code, reason = "an allocator's own data is in what it maps")]
+        unsafe {
+            &mut *(region as *mut Head)
+        }
+    }
+
+    fn add_region(&mut self) -> Option<Region> {
+        let region = Some(map(HUGE_PAGE_BYTES) as Region).filter(|region| *region != 0)?;
+        *self.head(region) = Head {
             previous: None,
             next: None,
             free: ALL_FREE,
         };
-        // SAFETY: the region is new, and longer than its head.
-        unsafe { region.write(head) };
         self.free += 1;
         self.link(region);
         Some(region)
     }
 
-    fn link(&mut self, mut region: NonNull<Region>) {
-        // SAFETY: as in `allocate`.
-        unsafe {
-            region.as_mut().previous = None;
-            region.as_mut().next = self.open;
-            if let Some(mut next) = self.open {
-                next.as_mut().previous = Some(region);
-            }
+    fn link(&mut self, region: Region) {
+        let next = self.open.replace(region);
+        let head = self.head(region);
+        (head.previous, head.next) = (None, next);
+        if let Some(next) = next {
+            self.head(next).previous = Some(region);
         }
-        self.open = Some(region);
     }
 
-    fn unlink(&mut self, region: NonNull<Region>) {
-        // SAFETY: as in `allocate`.
-        unsafe {
-            let (previous, next) = (region.as_ref().previous, region.as_ref().next);
-            match previous {
-                Some(mut previous) => previous.as_mut().next = next,
-                None => self.open = next,
-            }
-            if let Some(mut next) = next {
-                next.as_mut().previous = previous;
-            }
+    fn unlink(&mut self, region: Region) {
+        let Head { previous, next, .. } = *self.head(region);
+        match previous {
+            Some(previous) => self.head(previous).next = next,
+            None => self.open = next,
+        }
+        if let Some(next) = next {
+            self.head(next).previous = previous;
         }
     }
 
@@ -122,14 +117,12 @@ impl Pool {
         while let Some(region) = at
             && self.free > max_free
         {
-            // SAFETY: as in `allocate`; no piece of an unmapped region is in use.
-            unsafe {
-                at = region.as_ref().next;
-                if region.as_ref().free == ALL_FREE {
-                    self.unlink(region);
-                    self.free -= 1;
-                    unmap(region.as_ptr() as usize, HUGE_PAGE_BYTES);
-                }
+            let head = self.head(region);
+            at = head.next;
+            if head.free == ALL_FREE {
+                self.unlink(region);
+                self.free -= 1;
+                unmap(region, HUGE_PAGE_BYTES);
             }
         }
     }

@@ -1,4 +1,5 @@
 //! Engines as they are known to the controller and its clients.
+use super::node::NodeFacts;
 use super::open_enum::open_enum;
 use super::{EngineId, EngineUuid, UnixTime};
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,9 @@ pub struct EngineFacts {
     /// The end of that job's time limit, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends: Option<UnixTime>,
+    /// What its node has, shared by the engines of this host and job.
+    #[serde(default, skip_serializing_if = "NodeFacts::is_empty")]
+    pub node: NodeFacts,
 }
 
 impl EngineFacts {

@@ -194,7 +194,7 @@ const CIRCLES: &[&str] = &[
     "db/batch/maps.rs db/batch/mod.rs db/batch/outputs.rs db/batch/tasks.rs db/rows.rs",
     "db/batch/purge.rs db/bundles.rs db/reader.rs db/writer.rs",
     "db/error.rs db/file.rs db/outputs.rs db/schema.rs",
-    "engine/core/code.rs engine/core/mod.rs engine/core/stop.rs engine/core/values.rs engine/core/workers.rs",
+    "engine/core/code.rs engine/core/mod.rs engine/core/report.rs engine/core/stop.rs engine/core/values.rs engine/core/workers.rs",
     "engine/driver/mod.rs engine/driver/pool.rs engine/driver/reports.rs engine/driver/signals.rs engine/driver/walltime.rs",
 ];
 

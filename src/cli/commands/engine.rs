@@ -170,6 +170,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         interrupt_timeout_ms: config.engine.interrupt_timeout_ms,
         terminate_timeout_ms: config.engine.terminate_timeout_ms,
         grace_period_ms: config.engine.grace_period_ms,
+        resources: config.engine.resources,
         batch: BatchJob::of_this_process(),
         registration_timeout_ms,
         cwd: config.engine.cwd.map(|dir| dir.to_string_lossy().into_owned()),

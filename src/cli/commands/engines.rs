@@ -1,6 +1,7 @@
 //! `pcluster engines`: list, add, remove and stop engines of a cluster.
 use super::start::{Bar, How};
 use crate::cli::interruptible::interruptible;
+use crate::cli::nodes;
 use crate::cli::output::counted;
 use crate::cli::output::table::{Cell, Table, Tone};
 use crate::cli::output::{self, json, times};
@@ -123,7 +124,7 @@ fn list(context: &Context) -> Result<Exit, CommandError> {
     let status = context.block_on(client.status())??;
     if context.json {
         let views: Vec<_> = status.engines.iter().map(EngineView::new).collect();
-        json::print(&serde_json::json!({"engines": views}))?;
+        json::print(&serde_json::json!({"engines": views, "nodes": nodes::nodes(&status.engines)}))?;
     } else if status.engines.is_empty() {
         context.note(format!(
             "{} has no engines; add some: pcluster engines{} add 4",
@@ -132,6 +133,10 @@ fn list(context: &Context) -> Result<Exit, CommandError> {
         ));
     } else {
         output::print(&table(&status.engines, times::now()).render(&context.terminal))?;
+        let nodes = nodes::nodes(&status.engines);
+        if !nodes.is_empty() {
+            output::print(&format!("\n{}", nodes::table(&nodes).render(&context.terminal)))?;
+        }
         note_unavailable(&status.engines, context);
     }
     Ok(Exit::Fine)

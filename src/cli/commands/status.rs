@@ -1,5 +1,6 @@
 //! `pcluster status`
 use super::engines::EngineView;
+use crate::cli::nodes::{self, NodeView};
 use crate::cli::output::counted;
 use crate::cli::output::visible::visible;
 use crate::cli::output::{self, json, times};
@@ -22,6 +23,7 @@ struct View<'a> {
     directory: &'a Path,
     controller: ControllerView<'a>,
     engines: Vec<EngineView<'a>>,
+    nodes: Vec<NodeView<'a>>,
     /// Unfinished maps.
     open_maps: u64,
     /// Tasks.
@@ -63,6 +65,7 @@ pub(crate) fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> 
                 started: status.started.to_iso(),
             },
             engines: status.engines.iter().map(EngineView::new).collect(),
+            nodes: nodes::nodes(&status.engines),
             open_maps: status.open_maps,
             queued: status.queued,
             running: status.running,
@@ -116,13 +119,15 @@ fn text(status: &StatusReply, cluster: &str, directory: &Path, now: UnixTime) ->
             ),
         ),
         ("engines", engines),
+        ("nodes", nodes::summary(&nodes::nodes(&status.engines))),
         ("maps", format!("{} not finished", status.open_maps)),
         (
             "tasks",
             format!("{} queued, {} running, {} finished", status.queued, status.running, status.finished),
         ),
     ];
-    let mut text: String = lines.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect();
+    let lines = lines.iter().filter(|(_, value)| !value.is_empty());
+    let mut text: String = lines.map(|(name, value)| format!("{name:<12}{value}\n")).collect();
     text = visible(&text).into_owned();
     if status.disconnected_peers > 0 {
         let peers = counted(status.disconnected_peers, "peer");

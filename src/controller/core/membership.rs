@@ -301,6 +301,7 @@ impl Core {
                 capabilities: vec!["apply".into()],
                 job: String::new(),
                 ends: None,
+                node: Default::default(),
             };
             self.add_engine(id, facts);
         } else {

@@ -14,6 +14,7 @@ use crate::wire::content::engine::{Register, Results};
 const MAX_NAME: usize = 255;
 const MAX_REASON: usize = 1000;
 const MAX_CAPABILITIES: usize = 64;
+const MAX_GPUS: usize = 1024;
 /// Seconds since 1970: the year 5138.
 const LATEST: f64 = 1e11;
 
@@ -69,6 +70,12 @@ pub(super) fn facts(mut facts: EngineFacts) -> EngineFacts {
         .iter_mut()
         .for_each(|capability| *capability = line(capability, MAX_NAME));
     facts.ends = facts.ends.filter(|ends| is_time(*ends));
+    facts.node.gpus.truncate(MAX_GPUS);
+    for gpu in &mut facts.node.gpus {
+        (gpu.name, gpu.model) = (line(&gpu.name, MAX_NAME), line(&gpu.model, MAX_NAME));
+    }
+    let named = std::mem::take(&mut facts.node.named).into_iter().take(MAX_CAPABILITIES);
+    facts.node.named = named.map(|(name, count)| (line(&name, MAX_NAME), count)).collect();
     facts
 }
 
@@ -126,6 +133,7 @@ pub(super) fn registration(uuid: &EngineUuid, message: &Message) -> Result<Regis
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::node::{Gpu, GpuVendor, NodeFacts};
 
     #[test]
     fn texts_are_one_bounded_line() {
@@ -137,6 +145,11 @@ mod tests {
     #[test]
     fn engine_facts_are_truncated() {
         let text = "\u{7}".repeat(1 << 20);
+        let gpu = Gpu {
+            vendor: GpuVendor::Nvidia,
+            name: "GPU-1\n".into(),
+            model: "x".repeat(10_000),
+        };
         let sent = EngineFacts {
             uuid: "e".into(),
             host: text.clone(),
@@ -146,12 +159,23 @@ mod tests {
             capabilities: vec![text.clone(); 1000],
             job: text,
             ends: Some(UnixTime(-1.0)),
+            node: NodeFacts {
+                gpus: vec![gpu; 5000],
+                named: (0..100).map(|n| (format!("r{n}\u{1b}"), n)).collect(),
+                ..NodeFacts::default()
+            },
         };
         let kept = facts(sent);
         assert_eq!((kept.pid, kept.ends, kept.capabilities.len()), (0, None, 64));
         let longest = kept.capabilities.iter().chain([&kept.host, &kept.version, &kept.python, &kept.job]);
         assert!(longest.map(String::len).max() < Some(2000));
         assert!(!kept.host.contains('\u{7}'));
+        let node = &kept.node;
+        assert_eq!(
+            (node.gpus.len(), node.named.len(), node.gpus[0].name.as_str()),
+            (1024, 64, "GPU-1\\n")
+        );
+        assert!(node.gpus[0].model.len() < 2000 && node.named.contains_key("r0\\u{1b}"));
         assert!(is_name("7b1c") && !is_name("") && !is_name("a\u{1b}") && !is_name(&"x".repeat(256)));
     }
 }

@@ -66,12 +66,14 @@ impl Batch<'_> {
     }
 
     pub(super) fn engine_registered(&mut self, id: EngineId, facts: &EngineFacts, at: UnixTime) -> rusqlite::Result<()> {
-        let sql = "INSERT INTO engine (uuid, id, host, pid, version, python, capabilities, registered, job, ends) \
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) \
+        let sql = "INSERT INTO engine (uuid, id, host, pid, version, python, capabilities, registered, job, ends, node) \
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) \
                    ON CONFLICT (uuid) DO UPDATE SET id = excluded.id, host = excluded.host, pid = excluded.pid, \
                    version = excluded.version, python = excluded.python, capabilities = excluded.capabilities, \
-                   registered = excluded.registered, job = excluded.job, ends = excluded.ends, gone = NULL, reason = NULL";
+                   registered = excluded.registered, job = excluded.job, ends = excluded.ends, \
+                   node = excluded.node, gone = NULL, reason = NULL";
         let capabilities = serde_json::Value::from(facts.capabilities.clone()).to_string();
+        let node = (!facts.node.is_empty()).then(|| serde_json::to_string(&facts.node).unwrap_or_default());
         let row = params![
             &*facts.uuid.0,
             id.0,
@@ -83,6 +85,7 @@ impl Batch<'_> {
             at.0,
             facts.job,
             facts.ends.map(|ends| ends.0),
+            node,
         ];
         self.connection.prepare_cached(sql)?.execute(row)?;
         self.known

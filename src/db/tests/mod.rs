@@ -16,6 +16,7 @@ use super::{Durability, Reader, Writer};
 use crate::model::change::Change;
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use crate::model::engine::EngineFacts;
+use crate::model::node::NodeFacts;
 use crate::model::output::Stream;
 use crate::model::query::{MapQuery, TaskQuery};
 use crate::model::task::{Counts, Outcome, TaskRow, TaskState};
@@ -165,6 +166,10 @@ pub(super) fn engine(id: u32) -> Change {
             capabilities: vec!["call".into(), "command".into()],
             job: "4711.3".into(),
             ends: Some(UnixTime(9e9)),
+            node: NodeFacts {
+                cpus: 4,
+                ..NodeFacts::default()
+            },
         }),
         at: UnixTime(500.0),
     }

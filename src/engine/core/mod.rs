@@ -8,13 +8,14 @@
 //! that the worker has not read ([`Effect::TakeBackTokens`]).
 //!
 //! Parts: [`event`], [`unit`], [`output`], [`outbox`]; `workers` and `code` (requirements of Python tasks), `values` (inputs
-//! of reductions), `dispatch` (sends units to workers), `finish` (units that end), `stop` (cancelling, timeouts, leaving).
+//! of reductions), `report` (output and progress), `dispatch` (sends units to workers), `finish` (units that end), `stop` (cancelling, timeouts, leaving).
 mod code;
 mod dispatch;
 pub(crate) mod event;
 mod finish;
 pub(crate) mod outbox;
 pub(crate) mod output;
+mod report;
 mod stop;
 #[cfg(test)]
 mod tests;
@@ -23,7 +24,6 @@ mod values;
 mod workers;
 
 pub use event::{Effect, Event, Now};
-use event::{Parent, Published};
 pub(crate) use event::{RequestReply, StopStep};
 pub use unit::Request;
 pub(crate) use unit::{Unit, WorkerKey};
@@ -31,12 +31,11 @@ pub(crate) use unit::{Unit, WorkerKey};
 use crate::model::definition::MapDefinition;
 use crate::model::task::Outcome;
 use crate::model::{MapId, UnixTime};
-use crate::wire::content::engine::{Held, OutputRecorded, Part, Progress, Returned};
-use crate::wire::message::to_json;
-use bytes::Bytes;
+use crate::wire::content::engine::{Held, Returned};
 use code::Code;
 use outbox::Outbox;
 use output::{Streams, TextBuffer, WINDOW};
+use report::unclaimed;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -131,12 +130,6 @@ const FIRST_POLL: Duration = Duration::from_millis(200);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const SLOW_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Maximum number of output parts in one message.
-const PARTS: usize = 2;
-
-/// No task starts while this many bytes of values are in transit.
-const VALUES_WINDOW: usize = 64 << 20;
-
 pub struct Core {
     settings: CoreSettings,
     registered: bool,
@@ -211,42 +204,13 @@ impl Core {
 
     fn apply(&mut self, now: Now, event: Event, effects: &mut Vec<Effect>) {
         match event {
-            Event::Registered { drop } => {
-                self.registered = true;
-                if !drop.is_empty() {
-                    self.cancel(now, drop.into_iter().collect(), true, effects);
-                }
-                self.outbox.resend(effects);
-                if let Some(current) = &mut self.current {
-                    current.announced = false;
-                    if let UnitOutput::Buffered(streams) = &mut current.output {
-                        streams.rewind();
-                    }
-                }
-                self.closing.iter_mut().for_each(|closing| closing.streams.rewind());
-                self.send_parts(effects);
-                self.resend_value_request(effects);
-            }
+            Event::Registered { drop } => self.registered(now, drop, effects),
             Event::MessageLimit { max_message } => self.outbox.set_limit(max_message),
             Event::EngineUnknown => {
                 self.registered = false;
                 effects.push(Effect::Register { holds: self.holds() });
             }
-            Event::Defined { map, definition } => {
-                let state = MapState {
-                    definition,
-                    in_worker: false,
-                    forgotten: false,
-                    mean: None,
-                };
-                match self.maps.get_mut(&map) {
-                    // Sent again, unchanged.
-                    Some(known) if known.definition == state.definition => known.forgotten = false,
-                    _ => {
-                        self.maps.insert(map, state);
-                    }
-                }
-            }
+            Event::Defined { map, definition } => self.define(map, definition),
             Event::MapForgotten { map } => {
                 if let Some(state) = self.maps.get_mut(&map) {
                     state.forgotten = true;
@@ -254,14 +218,13 @@ impl Core {
                 self.forget(map, effects);
             }
             Event::TasksReceived { map, tasks } => {
-                let units = tasks.into_iter().map(|(index, run, input)| Unit::Task {
+                let task = |(index, run, input)| Unit::Task {
                     held: Held { map, index, run },
                     input,
-                });
-                if self.leaving.is_some() {
-                    self.return_units(units, effects);
-                } else {
-                    self.queue.extend(units);
+                };
+                match self.leaving.is_some() {
+                    true => self.return_units(tasks.into_iter().map(task), effects),
+                    false => self.queue.extend(tasks.into_iter().map(task)),
                 }
             }
             Event::Recorded { sequence } => self.outbox.recorded(sequence),
@@ -276,15 +239,7 @@ impl Core {
                 reason,
                 grace_period_ms,
             } => self.leave(now, drain, reason, grace_period_ms, effects),
-            Event::RequestReceived(request) => {
-                if self.aborted.remove(request.msg_id()) {
-                    self.reply_aborted(now, request, effects);
-                } else if self.leaving.is_none() {
-                    self.queue.push_back(Unit::Request(request));
-                } else if request.is_returnable() {
-                    self.return_units([Unit::Request(request)], effects);
-                }
-            }
+            Event::RequestReceived(request) => self.request_received(now, request, effects),
             Event::AbortRequested { msg_ids } => self.recall_then(now, AfterRecall::Abort(msg_ids), effects),
 
             Event::CodeFailed { hash, reason } => self.code_failed(now, hash, reason),
@@ -311,16 +266,7 @@ impl Core {
                 self.output_arrived(output, effects);
                 self.unit_ended(now, ticket, started, ended, result, effects);
             }
-            Event::Published { worker, output, published } => {
-                let is_active = self.workers.is_active(worker);
-                match is_active {
-                    true => self.output_arrived(output, effects),
-                    false => unclaimed(output, effects),
-                }
-                if is_active || published.parent != Parent::Running {
-                    self.publish(published, effects);
-                }
-            }
+            Event::Published { worker, output, published } => self.published(worker, output, published, effects),
             Event::OutputUnclaimed { output } => unclaimed(output, effects),
             Event::WorkerExited {
                 worker,
@@ -353,6 +299,49 @@ impl Core {
             Event::MemoryMeasured { bytes } => self.memory_measured(now, bytes, effects),
             Event::CommandEnded(end) => self.command_ended(now, end, effects),
             Event::Tick => {}
+        }
+    }
+
+    fn registered(&mut self, now: Now, drop: Vec<Held>, effects: &mut Vec<Effect>) {
+        self.registered = true;
+        if !drop.is_empty() {
+            self.cancel(now, drop.into_iter().collect(), true, effects);
+        }
+        self.outbox.resend(effects);
+        if let Some(current) = &mut self.current {
+            current.announced = false;
+            if let UnitOutput::Buffered(streams) = &mut current.output {
+                streams.rewind();
+            }
+        }
+        self.closing.iter_mut().for_each(|closing| closing.streams.rewind());
+        self.send_parts(effects);
+        self.resend_value_request(effects);
+    }
+
+    fn define(&mut self, map: MapId, definition: Arc<MapDefinition>) {
+        match self.maps.get_mut(&map) {
+            // Sent again, unchanged.
+            Some(known) if known.definition == definition => known.forgotten = false,
+            _ => {
+                let state = MapState {
+                    definition,
+                    in_worker: false,
+                    forgotten: false,
+                    mean: None,
+                };
+                self.maps.insert(map, state);
+            }
+        }
+    }
+
+    fn request_received(&mut self, now: Now, request: Arc<Request>, effects: &mut Vec<Effect>) {
+        if self.aborted.remove(request.msg_id()) {
+            self.reply_aborted(now, request, effects);
+        } else if self.leaving.is_none() {
+            self.queue.push_back(Unit::Request(request));
+        } else if request.is_returnable() {
+            self.return_units([Unit::Request(request)], effects);
         }
     }
 
@@ -460,176 +449,12 @@ impl Core {
         of_current + of_closing < if self.is_stopping() { 2 * WINDOW } else { WINDOW }
     }
 
-    /// Output of the running unit.
-    fn output_arrived(&mut self, output: [Bytes; 2], effects: &mut Vec<Effect>) {
-        if output.iter().all(Bytes::is_empty) {
-            return;
-        }
-        self.announce_start(effects);
-        let Some(current) = &mut self.current else { return };
-        let is_dropped = current.stop.as_ref().is_some_and(|stop| stop.reason == StopReason::Dropped);
-        match &mut current.output {
-            // The controller has dropped the task.
-            UnitOutput::Buffered(_) if is_dropped => {}
-            UnitOutput::Buffered(streams) => {
-                streams.push(output);
-                if !streams.is_short() {
-                    self.send_parts(effects);
-                }
-            }
-            UnitOutput::Forwarded(texts) => {
-                let Some(Unit::Request(request)) = self.dispatched.front().map(|dispatched| &dispatched.unit) else {
-                    return;
-                };
-                for ((text, bytes), stderr) in texts.iter_mut().zip(output).zip([false, true]) {
-                    text.push(&bytes);
-                    let text = text.take();
-                    if !text.is_empty() {
-                        let request = request.clone();
-                        effects.push(Effect::Stream { request, stderr, text });
-                    }
-                }
-            }
-        }
-    }
-
-    /// Sends the unsent parts of long outputs.
-    fn send_parts(&mut self, effects: &mut Vec<Effect>) {
-        if !self.registered {
-            return;
-        }
-        for closing in &mut self.closing {
-            send(closing.held, closing.started, closing.streams.take_parts(true), effects);
-        }
-        let unit = self.command.as_ref().or(self.dispatched.front().map(|dispatched| &dispatched.unit));
-        if let (Some(current), Some(held)) = (&mut self.current, unit.and_then(Unit::held))
-            && let UnitOutput::Buffered(streams) = &mut current.output
-            && !streams.is_short()
-        {
-            let parts = streams.take_parts(false);
-            current.announced |= !parts.is_empty();
-            send(held, current.started, parts, effects);
-        }
-    }
-
-    fn output_recorded(&mut self, now: Now, recorded: OutputRecorded, effects: &mut Vec<Effect>) {
-        let OutputRecorded {
-            task,
-            stdout,
-            stderr,
-            value,
-        } = recorded;
-        if let Some(at) = self.closing.iter().position(|closing| closing.held == task) {
-            let streams = &mut self.closing[at].streams;
-            streams.recorded([stdout, stderr, value]);
-            if streams.is_short() {
-                let closing = self.closing.remove(at);
-                self.close(now, closing, effects);
-            }
-            self.send_parts(effects);
-            return;
-        }
-        let unit = self.command.as_ref().or(self.dispatched.front().map(|dispatched| &dispatched.unit));
-        if let (Some(current), Some(held)) = (&mut self.current, unit.and_then(Unit::held))
-            && held == task
-            && let UnitOutput::Buffered(streams) = &mut current.output
-        {
-            streams.recorded([stdout, stderr, value]);
-            if !streams.is_short() {
-                self.send_parts(effects);
-            }
-        }
-    }
-
-    /// Returns whether to start more tasks: a map whose values are produced faster than they are recorded is throttled.
-    fn has_value_capacity(&self) -> bool {
-        self.closing.iter().map(|closing| closing.streams.value_bytes()).sum::<usize>() < VALUES_WINDOW
-    }
-
-    fn publish(&mut self, published: Published, effects: &mut Vec<Effect>) {
-        let parent = match &published.parent {
-            Parent::Running => {
-                self.announce_start(effects);
-                match self.dispatched.front().map(|dispatched| &dispatched.unit) {
-                    Some(Unit::Request(request)) => Some(request.message.header_json.clone()),
-                    _ => return,
-                }
-            }
-            Parent::Ended(header) => Some(header.clone()),
-            Parent::None => None,
-        };
-        effects.push(Effect::Publish { parent, published });
-    }
-
-    /// Announces the start of a request once, when it produces output or has run for a while. For a request that ends immediately
-    /// the reply is enough; each message costs the client more than it costs the engine.
-    fn announce_start(&mut self, effects: &mut Vec<Effect>) {
-        if let (Some(Unit::Request(request)), Some(current)) =
-            (self.dispatched.front().map(|dispatched| &dispatched.unit), &mut self.current)
-            && !std::mem::replace(&mut current.announced, true)
-        {
-            effects.push(Effect::RequestStarted(request.clone()));
-        }
-    }
-
-    fn report_progress(&mut self, effects: &mut Vec<Effect>) {
-        let unit = self.command.as_ref().or(self.dispatched.front().map(|dispatched| &dispatched.unit));
-        let (Some(current), Some(task)) = (&mut self.current, unit.and_then(Unit::held)) else {
-            return;
-        };
-        if !self.registered || current.stop.is_some() {
-            return;
-        }
-        let parts = match &mut current.output {
-            UnitOutput::Buffered(streams) => streams.take_parts(true),
-            UnitOutput::Forwarded(_) => return,
-        };
-        if !std::mem::replace(&mut current.announced, true) && parts.is_empty() {
-            effects.push(progress(task, current.started, parts));
-        } else {
-            send(task, current.started, parts, effects);
-        }
-    }
-
     fn forget(&mut self, map: MapId, effects: &mut Vec<Effect>) {
         let Some(state) = self.maps.get(&map) else { return };
         if state.forgotten && !self.holds().iter().any(|held| held.map == map) {
             let worker = unit::worker_of(map, &state.definition);
             self.forget_in_worker(map, worker, effects);
             self.maps.remove(&map);
-        }
-    }
-}
-
-fn send(task: Held, started: UnixTime, parts: Vec<(Part, Bytes)>, effects: &mut Vec<Effect>) {
-    let mut parts = parts.into_iter().peekable();
-    while parts.peek().is_some() {
-        effects.push(progress(task, started, parts.by_ref().take(PARTS).collect()));
-    }
-}
-
-fn progress(task: Held, started: UnixTime, parts: Vec<(Part, Bytes)>) -> Effect {
-    let (parts, bytes) = parts.into_iter().unzip();
-    let started = started.0;
-    Effect::SendProgress(Progress { task, started, parts }, bytes)
-}
-
-/// Publishes output that belongs to no unit, without a parent request.
-fn unclaimed(output: [Bytes; 2], effects: &mut Vec<Effect>) {
-    for (name, bytes) in ["stdout", "stderr"].into_iter().zip(output) {
-        let mut text = TextBuffer::default();
-        text.push(&bytes);
-        let text = text.finish();
-        if !text.is_empty() {
-            let published = Published {
-                parent: Parent::None,
-                kind: "stream".into(),
-                topic: name.into(),
-                metadata: Default::default(),
-                content: to_json(&serde_json::json!({ "name": name, "text": text })),
-                buffers: Vec::new(),
-            };
-            effects.push(Effect::Publish { parent: None, published });
         }
     }
 }

@@ -1,3 +1,4 @@
+use super::event::{Parent, Published};
 use super::unit::{CommandEnd, CommandExit, WorkerResult};
 use super::*;
 use crate::model::definition::{CallSource, MapOptions, Work};

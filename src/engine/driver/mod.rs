@@ -16,6 +16,7 @@ use crate::engine::command::{self, CommandEvent, RunningCommand};
 use crate::engine::core::{Core, CoreSettings, Event, Now};
 use crate::engine::forker::Forker;
 use crate::engine::link::{Link, unix_now};
+use crate::engine::node;
 use crate::engine::orphans::OrphanReaper;
 use crate::engine::worker::process::WorkerEvent;
 use crate::engine::worker::watch::OutputWatch;
@@ -110,9 +111,11 @@ impl Driver {
         let keys = settings.connection.pcluster.as_ref();
         let buffers = keys.and_then(|keys| keys.buffers.as_ref()?.local_path().map(Path::to_path_buf));
         let files = buffers.is_some().then_some(EngineFacts::FILES);
+        let host = command::host();
         let facts = EngineFacts {
             uuid: new_uuid(),
-            host: command::host(),
+            node: node::resources(&host, &settings.resources),
+            host,
             pid: std::process::id(),
             version: crate::model::VERSION.into(),
             python: String::new(),

@@ -1,13 +1,13 @@
 //! Executes the effects that the core requests.
 use super::{Driver, now};
 use crate::engine::command::{self, CommandSpec, RunningCommand};
-use crate::engine::core::{Effect, Event, StopStep, Unit, WorkerKey};
+use crate::engine::core::{Effect, Event, Request, StopStep, Unit, WorkerKey};
 use crate::engine::link::unix_now;
 use crate::engine::memory;
 use crate::engine::requests;
 use crate::engine::worker::process::Worker;
 use crate::engine::worker::protocol::{frame, parts_frame, tasks_frame};
-use crate::model::definition::Work;
+use crate::model::definition::{MapDefinition, Work};
 use crate::wire::Message;
 use crate::wire::content::engine::*;
 use crate::wire::message::to_json;
@@ -49,13 +49,13 @@ impl Driver {
                 is_first,
                 bytes,
                 is_last,
-            } => {
-                let file = match self.bundles.store_values(&file_of(held), is_first, &bytes) {
-                    Ok(_) if !is_last => return None,
-                    written => written.map(|path| path.to_string_lossy().into_owned()),
-                };
-                return Some(Event::ValuesStored { held, file });
-            }
+            } => match self.bundles.store_values(&file_of(held), is_first, &bytes) {
+                Ok(_) if !is_last => {}
+                written => {
+                    let file = written.map(|path| path.to_string_lossy().into_owned());
+                    return Some(Event::ValuesStored { held, file });
+                }
+            },
             Effect::DeleteValues { held } => self.bundles.delete_values(&file_of(held)),
             Effect::SendReturned(returned) => self.send(RETURNED, &returned),
             Effect::ReportAvailability { reason } => {
@@ -106,24 +106,7 @@ impl Driver {
                 let count = inputs.len();
                 self.send_to_worker(worker, || vec![tasks_frame(map.0, first, inputs.iter())], count);
             }
-            Effect::DispatchRequest { ticket, request } => {
-                self.send_ipython(Some(WorkerKey::Interactive), false);
-                let id = self.link.as_ref().map(|link| link.id);
-                let mut meta = serde_json::json!({ "method": request.method.name(), "engine_uuid": self.facts.uuid, "engine_id": id });
-                if let (Some(name), Some(directory)) = (&request.file, &self.buffers) {
-                    meta["buffers"] = directory.join(name).to_string_lossy().into();
-                }
-                let Message {
-                    header_json,
-                    metadata_json,
-                    content_json,
-                    buffers,
-                    ..
-                } = &request.message;
-                let mut parts = vec![to_json(&meta), header_json.clone(), metadata_json.clone(), content_json.clone()];
-                parts.extend_from_slice(buffers);
-                self.send_to_worker(WorkerKey::Interactive, || parts_frame(b'R', ticket, parts), 1);
-            }
+            Effect::DispatchRequest { ticket, request } => self.dispatch_request(ticket, &request),
             Effect::TakeBackTokens { worker } => {
                 let count = self.pool.get_mut(Some(worker)).map_or(0, Worker::recall);
                 return Some(Event::TokensTakenBack { count });
@@ -142,24 +125,46 @@ impl Driver {
                 return Some(Event::MemoryMeasured { bytes });
             }
             Effect::SignalWorker { worker, signal } => self.pool.get_mut(worker)?.signal(signal_number(signal)),
-            Effect::StartCommand { unit, definition } => {
-                let Unit::Task { held, input } = unit else { return None };
-                let Work::Command { argv } = &definition.work else { return None };
-                let mut env = self.settings.env.clone();
-                env.insert("PCLUSTER_TASK".into(), format!("{}.{}", held.map, held.index));
-                let to_run = CommandSpec {
-                    argv: command::argv(argv, &command::input_words(&input)),
-                    options: definition.options.clone(),
-                    cwd: self.settings.cwd.clone(),
-                    env,
-                };
-                self.command = RunningCommand::default();
-                let (forker, running, sender) = (self.forker.clone(), self.command.clone(), self.command_sender.clone());
-                tokio::spawn(command::run(to_run, forker, running, sender, unix_now));
-            }
+            Effect::StartCommand { unit, definition } => self.start_command(unit, &definition),
             Effect::SignalCommand { signal } => self.command.signal(signal_number(signal)),
         }
         None
+    }
+
+    fn dispatch_request(&mut self, ticket: u32, request: &Request) {
+        self.send_ipython(Some(WorkerKey::Interactive), false);
+        let id = self.link.as_ref().map(|link| link.id);
+        let mut meta = serde_json::json!({ "method": request.method.name(), "engine_uuid": self.facts.uuid, "engine_id": id });
+        if let (Some(name), Some(directory)) = (&request.file, &self.buffers) {
+            meta["buffers"] = directory.join(name).to_string_lossy().into();
+        }
+        let Message {
+            header_json,
+            metadata_json,
+            content_json,
+            buffers,
+            ..
+        } = &request.message;
+        let mut parts = vec![to_json(&meta), header_json.clone(), metadata_json.clone(), content_json.clone()];
+        parts.extend_from_slice(buffers);
+        self.send_to_worker(WorkerKey::Interactive, || parts_frame(b'R', ticket, parts), 1);
+    }
+
+    fn start_command(&mut self, unit: Unit, definition: &MapDefinition) {
+        let (Unit::Task { held, input }, Work::Command { argv }) = (unit, &definition.work) else {
+            return;
+        };
+        let mut env = self.settings.env.clone();
+        env.insert("PCLUSTER_TASK".into(), format!("{}.{}", held.map, held.index));
+        let to_run = CommandSpec {
+            argv: command::argv(argv, &command::input_words(&input)),
+            options: definition.options.clone(),
+            cwd: self.settings.cwd.clone(),
+            env,
+        };
+        self.command = RunningCommand::default();
+        let (forker, running, sender) = (self.forker.clone(), self.command.clone(), self.command_sender.clone());
+        tokio::spawn(command::run(to_run, forker, running, sender, unix_now));
     }
 }
 

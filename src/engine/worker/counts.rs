@@ -3,43 +3,29 @@
 //! The number of bytes that a worker has written is the number of bytes read plus the bytes in the pipe. The worker queries both one
 //! after the other, and the engine may read in between. So the engine increments a sequence number before and after each read; it is
 //! odd during the read. If a worker finds the same even number before and after its queries, their results are consistent (a seqlock).
+use memmap2::MmapRaw;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::io;
-use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, OwnedFd};
-use std::ptr::NonNull;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// Layout for the worker: `"QQQ"` of Python's `struct`.
 #[repr(C)]
-#[derive(Debug)]
 struct SharedCounts {
     sequence: AtomicU64,
     read: [AtomicU64; 2],
 }
 
 #[derive(Debug)]
-pub(super) struct ReadCounts {
-    shared: NonNull<SharedCounts>,
-}
-
-#[expect(unsafe_code, reason = "the memory consists of atomics, and only `drop` unmaps it")]
-unsafe impl Send for ReadCounts {}
-#[expect(unsafe_code, reason = "all fields are atomic")]
-unsafe impl Sync for ReadCounts {}
+pub(super) struct ReadCounts(MmapRaw);
 
 impl ReadCounts {
     /// Creates zeroed counts and the memory file for the worker, which cannot write to it.
     pub(super) fn new(name: &str) -> io::Result<(ReadCounts, OwnedFd)> {
         let file = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         nix::unistd::ftruncate(&file, size_of::<SharedCounts>() as i64)?;
-        let length = NonZeroUsize::new(size_of::<SharedCounts>()).ok_or(io::ErrorKind::InvalidInput)?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        #[expect(unsafe_code, reason = "new memory, of a file whose size is sealed below")]
-        let shared = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, file.as_fd(), 0) }?.cast::<SharedCounts>();
-        let counts = ReadCounts { shared };
+        let counts = ReadCounts(MmapRaw::map_raw(&file)?);
         let size = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
         fcntl(&file, FcntlArg::F_ADD_SEALS(size))?;
         // Not supported before Linux 5.1, where a worker could corrupt its own counts.
@@ -48,9 +34,10 @@ impl ReadCounts {
     }
 
     fn shared(&self) -> &SharedCounts {
-        #[expect(unsafe_code, reason = "mapped until it is dropped, and zeros are valid")]
+        // SAFETY: mapped as long as `self`, of a file whose size is sealed; all fields are atomic, and zeros are valid.
+        #[expect(unsafe_code, reason = "memory shared with another process")]
         unsafe {
-            self.shared.as_ref()
+            &*self.0.as_ptr().cast()
         }
     }
 
@@ -71,12 +58,5 @@ impl ReadCounts {
     /// Number of bytes read from this stream.
     pub(super) fn read(&self, stream: usize) -> u64 {
         self.shared().read.get(stream).map_or(0, |total| total.load(Ordering::SeqCst))
-    }
-}
-
-impl Drop for ReadCounts {
-    fn drop(&mut self) {
-        #[expect(unsafe_code, reason = "mapped in `new`, with this length")]
-        let _ = unsafe { munmap(self.shared.cast(), size_of::<SharedCounts>()) };
     }
 }

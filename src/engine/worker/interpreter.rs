@@ -7,9 +7,11 @@
 use super::files::OutputFile;
 use crate::engine::forker::Forker;
 use crate::engine::signal::{is_group_signalled, signal_one};
+use crate::sys::async_fd::watch_readable;
+use crate::sys::child_setup::{ChildSetup, set_up_child};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, recv, sendmsg, shutdown, socketpair};
 use std::collections::HashMap;
 use std::io::{self, IoSlice, Seek, Write};
@@ -19,7 +21,6 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::process::Child;
 use tokio::sync::oneshot;
@@ -136,9 +137,12 @@ impl Interpreter {
         let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
         let (near, far) = pair.map_err(|e| error_text("cannot create a socket for it", &e))?;
         let output = OutputFile::new("interpreter").map_err(|e| error_text("cannot create a file for its output", &e))?;
-        let inherited = [script.as_raw_fd(), far.as_raw_fd()];
+        let inherited = [script.into(), far];
         let mut process = tokio::process::Command::new(&command.python);
-        process.arg("-c").arg(BOOTSTRAP).args(inherited.map(|fd| fd.to_string()));
+        process
+            .arg("-c")
+            .arg(BOOTSTRAP)
+            .args(inherited.each_ref().map(|file: &OwnedFd| file.as_raw_fd().to_string()));
         process.stdin(Stdio::null());
         process.stdout(output.for_child().map_err(|e| error_text("stdout", &e))?);
         process.stderr(output.for_child().map_err(|e| error_text("stderr", &e))?);
@@ -150,11 +154,13 @@ impl Interpreter {
             process.current_dir(cwd);
         }
         if command.in_job {
-            ignore_warnings(&mut process);
+            // They end a program by default; user code may install a handler.
+            let warnings = [Signal::SIGUSR1, Signal::SIGUSR2];
+            set_up_child(process.as_std_mut(), warnings.map(ChildSetup::Ignore).into());
         }
         // When the engine ends, the interpreter ends its workers and then itself.
         let child = forker
-            .spawn(process, inherited.to_vec(), Signal::SIGTERM)
+            .spawn(process, inherited.into(), Signal::SIGTERM)
             .await
             .map_err(|e| match e.kind() {
                 io::ErrorKind::NotFound => format!("interpreter {:?} not found", command.python),
@@ -162,8 +168,7 @@ impl Interpreter {
             })?;
         let pid = child.id().unwrap_or_default() as i32;
         let nonblocking = fcntl(&near, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(io::Error::from);
-        #[expect(unsafe_code, reason = "an OwnedFd is the same file until it is dropped")]
-        let nonblocking = nonblocking.and_then(|_| Ok(unsafe { AsyncFd::register_with_interest(near, Interest::READABLE) }?));
+        let nonblocking = nonblocking.and_then(|_| watch_readable(near));
         let socket = Arc::new(nonblocking.map_err(|e| error_text("cannot watch its socket", &e))?);
         let forks = Arc::new(Mutex::new(Ok(HashMap::new())));
         tokio::spawn(listen(socket.clone(), forks.clone(), child, output));
@@ -299,22 +304,5 @@ fn handle_report(report: &[u8], forks: &Forks, pids: &mut HashMap<i32, u32>) {
             }
         }
         _ => {}
-    }
-}
-
-/// SIGUSR1 and SIGUSR2 end a program by default: ignore them until user code installs a handler.
-fn ignore_warnings(process: &mut tokio::process::Command) {
-    let ignore = || {
-        for warning in [Signal::SIGUSR1, Signal::SIGUSR2] {
-            #[expect(unsafe_code, reason = "no handler of this program is replaced")]
-            unsafe {
-                signal(warning, SigHandler::SigIgn)?;
-            }
-        }
-        Ok(())
-    };
-    #[expect(unsafe_code, reason = "between fork and exec only system calls are made")]
-    unsafe {
-        process.pre_exec(ignore);
     }
 }

@@ -7,11 +7,10 @@ use super::counts::ReadCounts;
 use bytes::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// Bytes of one read.
@@ -24,10 +23,6 @@ const WORKING_PIPE: i32 = 64 << 10;
 pub(crate) const SMALL_OUTPUT: u64 = 4 << 10;
 /// Number of bytes kept of the last stderr output.
 const TAIL_BYTES: usize = 4096;
-
-mod ioctl {
-    nix::ioctl_read_bad!(fionread, nix::libc::FIONREAD, nix::libc::c_int);
-}
 
 /// The engine's side of one stream.
 #[derive(Debug)]
@@ -105,10 +100,7 @@ impl OutputPipe {
 
     /// Number of bytes in the pipe.
     fn buffered(&self) -> u64 {
-        let mut count: libc::c_int = 0;
-        #[expect(unsafe_code, reason = "FIONREAD writes an int")]
-        let result = unsafe { ioctl::fionread(self.pipe.as_raw_fd(), &mut count) };
-        result.map_or(0, |_| count.max(0) as u64)
+        rustix::io::ioctl_fionread(&self.pipe).unwrap_or_default()
     }
 
     /// Number of bytes written.

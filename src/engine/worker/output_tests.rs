@@ -110,12 +110,7 @@ fn positions(shown: &OwnedFd, writers: &[OwnedFd; 2]) -> (u64, [u64; 2]) {
         assert_eq!(nix::sys::uio::pread(file, &mut bytes, 0), Ok(24));
         std::array::from_fn(|at| u64::from_ne_bytes(bytes[8 * at..8 * at + 8].try_into().unwrap()))
     };
-    let buffered = |pipe: &OwnedFd| {
-        let mut count = 0;
-        #[expect(unsafe_code, reason = "FIONREAD writes an int")]
-        unsafe { ioctl::fionread(pipe.as_raw_fd(), &mut count) }.unwrap();
-        count as u64
-    };
+    let buffered = |pipe: &OwnedFd| rustix::io::ioctl_fionread(pipe).unwrap();
     loop {
         let before = words(shown);
         if before[0] % 2 == 0 {

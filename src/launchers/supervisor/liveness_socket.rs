@@ -1,12 +1,12 @@
 //! Connects a process to its supervisor with a socket pair. When one of the two ends for any
 //! reason, the other immediately reads end-of-file, whichever of them started the other. Before an
 //! orderly exit the process sends its exit code, which only its parent could learn otherwise.
+use crate::sys::child_setup::{ChildSetup, set_up_child};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -43,11 +43,7 @@ impl LivenessSocket {
     pub(super) fn attach(command: &mut Command) -> io::Result<LivenessSocket> {
         let (ours, theirs) = UnixStream::pair()?;
         command.env(VARIABLE, format!("{} {}", theirs.as_raw_fd(), std::process::id()));
-        // SAFETY: only a system call is made between fork and exec.
-        #[allow(unsafe_code, reason = "the standard library cannot leave a file open")]
-        unsafe {
-            command.pre_exec(move || stay_open(theirs.as_fd(), true))
-        };
+        set_up_child(command, vec![ChildSetup::KeepOpen(theirs.into())]);
         Ok(LivenessSocket(ours))
     }
 
@@ -61,21 +57,20 @@ impl LivenessSocket {
         if number < 3 || TAKEN.swap(true, Ordering::SeqCst) {
             return None;
         }
-        // SAFETY: checks that the descriptor is open and of the expected kind before taking
-        // ownership.
-        #[allow(unsafe_code, reason = "an inherited descriptor has no owner yet")]
-        let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-        // The variable may have been inherited by a process that it was not meant for; then the
-        // descriptor is another socket, or none.
-        let made_by = getsockopt(&borrowed, PeerCredentials).ok()?.pid();
-        if u32::try_from(made_by).ok()? != creator || stay_open(borrowed, false).is_err() {
-            return None;
+        // SAFETY: before taking ownership, checks that the descriptor is open and of the expected kind;
+        // no other code in this process owns that one, which was left open for this call.
+        #[expect(unsafe_code, reason = "an inherited descriptor has no owner yet")]
+        unsafe {
+            let borrowed = BorrowedFd::borrow_raw(number);
+            // The variable may have been inherited by a process that it was not meant for; then the
+            // descriptor is another socket, or none.
+            let made_by = getsockopt(&borrowed, PeerCredentials).ok()?.pid();
+            let is_ours = u32::try_from(made_by).is_ok_and(|pid| pid == creator);
+            if !is_ours || fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).is_err() {
+                return None;
+            }
+            Some((LivenessSocket(OwnedFd::from_raw_fd(number).into()), creator))
         }
-        // SAFETY: no other code in this process owns the descriptor, which was left open for this
-        // call.
-        #[allow(unsafe_code, reason = "an inherited descriptor has no owner yet")]
-        let owned = unsafe { OwnedFd::from_raw_fd(number) };
-        Some((LivenessSocket(owned.into()), creator))
     }
 
     /// From now on `read` does not block.
@@ -123,13 +118,6 @@ impl AsFd for LivenessSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
-}
-
-/// Sets whether the descriptor stays open across `exec`.
-fn stay_open(file: BorrowedFd<'_>, stays: bool) -> io::Result<()> {
-    let flags = if stays { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
-    fcntl(file, FcntlArg::F_SETFD(flags))?;
-    Ok(())
 }
 
 #[cfg(test)]

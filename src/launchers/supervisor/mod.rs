@@ -10,6 +10,7 @@
 pub(crate) mod guard;
 mod liveness_socket;
 
+use crate::sys::child_setup::{ChildSetup, set_up_child};
 use crate::sys::problem::{ProblemFile, StartProblem};
 use crate::sys::process::{self, Mark, ProcessId};
 use liveness_socket::{ExitReport, LivenessSocket};
@@ -219,11 +220,7 @@ impl Supervised {
         if is_restart {
             command.args(&self.restart_arguments);
         }
-        // SAFETY: only a system call is made between fork and exec.
-        #[allow(unsafe_code, reason = "the standard library does not unblock signals in the child")]
-        unsafe {
-            command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?))
-        };
+        set_up_child(&mut command, vec![ChildSetup::UnblockSignals]);
         command
     }
 }

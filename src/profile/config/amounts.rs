@@ -1,4 +1,4 @@
-//! Amounts with units: time limits and memory.
+//! Time limits with units.
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -13,17 +13,10 @@ pub struct Walltime {
     pub seconds: u64,
 }
 
-/// Memory in whole MiB. Format: `4G`, `4GB`, `4GiB`, `512M`, `1.5T`; a bare number is MiB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Memory {
-    pub mib: u64,
-}
-
 const DAY: u64 = 86_400;
 /// Ten years; a longer limit is assumed to be a typo.
 const MAX_SECONDS: u64 = 3660 * DAY;
 const TIMES: &str = "use 1:30:00 (hours:minutes:seconds), 90m, 36h or 2d; a bare number is minutes";
-const SIZES: &str = "use 4G or 512M; a bare number is MiB";
 
 impl FromStr for Walltime {
     type Err = String;
@@ -95,44 +88,6 @@ impl fmt::Display for Walltime {
     }
 }
 
-impl FromStr for Memory {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Memory, String> {
-        memory(text.trim())
-            .filter(|mib| *mib > 0)
-            .map(|mib| Memory { mib })
-            .ok_or_else(|| format!("{text:?} is not a valid amount of memory: {SIZES}"))
-    }
-}
-
-fn memory(text: &str) -> Option<u64> {
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (digits, unit) = text.split_at(end);
-    let amount: f64 = digits.parse().ok()?;
-    let unit = unit.trim().to_ascii_lowercase();
-    let unit = unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit);
-    let factor = match unit {
-        "k" => 1.0 / 1024.0,
-        "" | "m" => 1.0,
-        "g" => 1024.0,
-        "t" => 1024.0 * 1024.0,
-        _ => return None,
-    };
-    let mib = (amount * factor).ceil();
-    (mib.is_finite() && mib < 1e12).then_some(mib as u64)
-}
-
-impl fmt::Display for Memory {
-    /// `4G`, `512M`
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.mib % 1024 {
-            0 if self.mib > 0 => write!(f, "{}G", self.mib / 1024),
-            _ => write!(f, "{}M", self.mib),
-        }
-    }
-}
-
 /// A YAML number or string.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -141,30 +96,21 @@ enum NumberOrText {
     Text(String),
 }
 
-fn from_number_or_text<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(from: D) -> Result<T, D::Error> {
-    let text = match NumberOrText::deserialize(from)? {
-        NumberOrText::Number(number) => number.to_string(),
-        NumberOrText::Text(text) => text,
-    };
-    text.parse().map_err(D::Error::custom)
+impl Serialize for Walltime {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
 }
 
-macro_rules! as_text {
-    ($type:ty) => {
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-                to.collect_str(self)
-            }
-        }
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                from_number_or_text(from)
-            }
-        }
-    };
+impl<'de> Deserialize<'de> for Walltime {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Walltime, D::Error> {
+        let text = match NumberOrText::deserialize(from)? {
+            NumberOrText::Number(number) => number.to_string(),
+            NumberOrText::Text(text) => text,
+        };
+        text.parse().map_err(D::Error::custom)
+    }
 }
-as_text!(Walltime);
-as_text!(Memory);
 
 #[cfg(test)]
 mod tests {
@@ -207,37 +153,16 @@ mod tests {
         insta::assert_snapshot!("1:30".parse::<Walltime>().unwrap_err(), @r#""1:30" is not a valid time limit: use 1:30:00 (hours:minutes:seconds), 90m, 36h or 2d; a bare number is minutes"#);
     }
 
-    #[test]
-    fn memory_in_every_format() {
-        for (text, mib) in [
-            ("4G", 4096),
-            ("4GB", 4096),
-            ("4 GiB", 4096),
-            ("4g", 4096),
-            ("512M", 512),
-            ("512", 512),
-            ("1.5T", 1_572_864),
-            ("100K", 1),
-        ] {
-            assert_eq!(text.parse::<Memory>(), Ok(Memory { mib }), "{text}");
-        }
-        for text in ["", "0", "G", "4X", "-1G", "1..5G", "1e9G", "inf"] {
-            assert!(text.parse::<Memory>().is_err(), "{text}");
-        }
-    }
-
     proptest! {
         #[test]
-        fn displayed_values_parse_again(seconds in 1..MAX_SECONDS, mib in 1u64..1 << 39) {
-            let (time, memory) = (Walltime { seconds }, Memory { mib });
+        fn displayed_values_parse_again(seconds in 1..MAX_SECONDS) {
+            let time = Walltime { seconds };
             prop_assert_eq!(time.to_string().parse(), Ok(time));
-            prop_assert_eq!(memory.to_string().parse(), Ok(memory));
         }
 
         #[test]
         fn arbitrary_text_never_panics(text in ".{0,20}") {
             let _ = text.parse::<Walltime>();
-            let _ = text.parse::<Memory>();
         }
     }
 }

@@ -1,10 +1,11 @@
 //! `pcluster.yaml` as structs. Every key has a default; an unknown key is an error that names the nearest known one.
 //!
-//! Parts: `sections` (controller, engine, launcher), [`resources`] (one section for each batch system), [`amounts`] (times and
-//! memory), [`origins`] (the source of each value).
+//! Parts: `sections` (controller, engine, launcher), [`resources`] (one section for each batch system), [`amounts`] (times),
+//! [`node`] (what engines report of their node), [`origins`] (the source of each value).
 //!
 //! Merge order: the defaults, the profile's file, `--set key=value` in the order given.
 pub(crate) mod amounts;
+pub(crate) mod node;
 pub(crate) mod origins;
 pub(crate) mod resources;
 mod sections;

@@ -1,5 +1,6 @@
 //! Resources of batch jobs: one section for each system, `launchers.<system>`.
-use super::amounts::{Memory, Walltime};
+use super::amounts::Walltime;
+use crate::model::memory::Memory;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};

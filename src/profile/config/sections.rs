@@ -1,4 +1,5 @@
 //! The sections that every profile has: controller, engine, launcher.
+use super::node::NodeResources;
 use serde::de::{Error, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
@@ -97,6 +98,8 @@ pub struct EngineConfig {
     pub env: BTreeMap<String, String>,
     /// The working directory of the workers; default: the engine's.
     pub cwd: Option<PathBuf>,
+    /// What a node has, in place of what its engines detect.
+    pub resources: NodeResources,
 }
 
 impl Default for EngineConfig {
@@ -110,6 +113,7 @@ impl Default for EngineConfig {
             grace_period_ms: None,
             env: BTreeMap::new(),
             cwd: None,
+            resources: NodeResources::default(),
         }
     }
 }

@@ -95,7 +95,7 @@ fn an_unknown_key_is_shown_with_the_nearest_one() {
     pcluster.yaml:2:3: engine: unknown key `quux`
       2 |   quux: 1
         |   ^
-    hint: known keys: kind, python, ipengine, interrupt_timeout_ms, terminate_timeout_ms, grace_period_ms, env, cwd
+    hint: known keys: kind, python, ipengine, interrupt_timeout_ms, terminate_timeout_ms, grace_period_ms, env, cwd, resources
     "#);
 }
 
@@ -218,7 +218,7 @@ fn amounts_of_batch_systems_are_read_with_their_units() {
     let slurm = &config.launchers.slurm;
     assert_eq!(slurm.walltime.unwrap().seconds, 5400);
     assert_eq!(config.launchers.sge.walltime.unwrap().seconds, 5400);
-    assert_eq!((slurm.memory.unwrap().mib, slurm.cpus), (512, Some(2)));
+    assert_eq!((slurm.memory.unwrap().mib(), slurm.cpus), (512, Some(2)));
     assert_eq!(slurm.start, resources::StartMode::Srun);
     insta::assert_snapshot!(error("launchers:\n  slurm:\n    walltime: 1:30\n"), @r#"
     pcluster.yaml:3:5: launchers.slurm: "1:30" is not a valid time limit: use 1:30:00 (hours:minutes:seconds), 90m, 36h or 2d; a bare number is minutes

@@ -1,6 +1,7 @@
 //! Options of commands that create a map.
 use crate::model::MapId;
 use crate::model::definition::MapOptions;
+use crate::model::memory::Memory;
 use crate::model::query::parse_duration;
 use std::collections::BTreeMap;
 
@@ -11,8 +12,8 @@ pub(crate) struct TaskOptions {
     #[arg(long, value_name = "DURATION", value_parser = seconds)]
     pub timeout: Option<f64>,
     /// Kill a task whose processes use more memory (500M, 2G); this counts as a crash
-    #[arg(long, value_name = "SIZE", value_parser = bytes)]
-    pub mem: Option<u64>,
+    #[arg(long, value_name = "SIZE")]
+    pub mem: Option<Memory>,
     /// Retry a failed task up to N times
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub retries: u32,
@@ -42,7 +43,7 @@ impl TaskOptions {
             name: self.name.clone(),
             label: self.label.clone(),
             timeout_s: self.timeout,
-            mem_bytes: self.mem,
+            mem_bytes: self.mem.map(|memory| memory.bytes),
             retries: self.retries,
             max_crashes: self.max_crashes,
             cwd: self.cwd.as_deref().map(absolute),
@@ -76,19 +77,6 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A number with an optional unit K, M, G or T (powers of 1024).
-fn bytes(text: &str) -> Result<u64, String> {
-    const UNITS: [&str; 5] = ["", "K", "M", "G", "T"];
-    let word = text.trim().to_ascii_uppercase();
-    let word = word.strip_suffix("IB").or(word.strip_suffix('B')).unwrap_or(&word);
-    let number = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = UNITS.iter().position(|unit| *unit == &word[number.len()..]);
-    match (number.parse::<f64>(), unit) {
-        (Ok(count), Some(unit)) if count.is_finite() && count > 0.0 => Ok((count * 1024f64.powi(unit as i32)) as u64),
-        _ => Err("must be a size: 500M, 2G".into()),
-    }
-}
-
 fn variable(text: &str) -> Result<(String, String), String> {
     let (name, value) = match text.split_once('=') {
         Some((name, value)) => (name, value.to_string()),
@@ -118,15 +106,6 @@ mod tests {
                 .contains("is not set in this environment")
         );
         assert_eq!(seconds("1.5m"), Ok(90.0));
-        assert_eq!(bytes("500M"), Ok(500 << 20));
-        assert_eq!(
-            (bytes("1.5g"), bytes("2GiB"), bytes("7kb")),
-            (Ok(3 << 29), Ok(2 << 30), Ok(7 << 10))
-        );
-        assert_eq!((bytes("4096"), bytes("1T")), (Ok(4096), Ok(1 << 40)));
-        for bad in ["", "M", "2X", "-1G", "0", "inf", "nan", "2 G", "é"] {
-            assert!(bytes(bad).is_err(), "{bad}");
-        }
         assert!(seconds("0").is_err() && seconds("soon").is_err());
     }
 }

@@ -729,6 +729,7 @@ impl Harness {
             },
             job: String::new(),
             ends: None,
+            node: Default::default(),
         };
         let register = engine::Register {
             protocol: crate::model::PROTOCOL_VERSION,

@@ -1,0 +1,142 @@
+//! Nodes in listings: what they have, by host and job.
+use crate::cli::output::table::{Cell, Table};
+use crate::model::engine::EngineStatus;
+use crate::model::memory::Memory;
+use crate::model::node::{Gpu, NodeFacts};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// A node as `--json` shows it.
+#[derive(Serialize)]
+pub(crate) struct NodeView<'a> {
+    host: &'a str,
+    /// The batch job whose share of the host this is.
+    job: Option<&'a str>,
+    engines: u32,
+    cpus: Option<u32>,
+    mem_bytes: Option<u64>,
+    gpus: &'a [Gpu],
+    named: &'a BTreeMap<String, u64>,
+}
+
+/// The nodes of engines that report resources, in the order of their first engines.
+pub(crate) fn nodes(engines: &[EngineStatus]) -> Vec<NodeView<'_>> {
+    let mut nodes: Vec<NodeView> = Vec::new();
+    for engine in engines {
+        let facts = &engine.facts;
+        let job = Some(facts.job.as_str()).filter(|job| !job.is_empty());
+        match nodes.iter_mut().find(|node| node.host == facts.host && node.job == job) {
+            Some(node) => node.engines += 1,
+            None if facts.node.is_empty() => {}
+            None => nodes.push(NodeView::new(&facts.host, job, &facts.node)),
+        }
+    }
+    nodes
+}
+
+impl<'a> NodeView<'a> {
+    fn new(host: &'a str, job: Option<&'a str>, node: &'a NodeFacts) -> NodeView<'a> {
+        NodeView {
+            host,
+            job,
+            engines: 1,
+            cpus: Some(node.cpus).filter(|cpus| *cpus > 0),
+            mem_bytes: Some(node.mem_bytes).filter(|bytes| *bytes > 0),
+            gpus: &node.gpus,
+            named: &node.named,
+        }
+    }
+}
+
+/// `2, together 20 cpus, 94.1G, 2 gpus`; empty without nodes.
+pub(crate) fn summary(nodes: &[NodeView]) -> String {
+    let mut total = NodeFacts::default();
+    for node in nodes {
+        total.cpus = total.cpus.saturating_add(node.cpus.unwrap_or_default());
+        total.mem_bytes = total.mem_bytes.saturating_add(node.mem_bytes.unwrap_or_default());
+        total.gpus.extend_from_slice(node.gpus);
+        for (name, count) in node.named {
+            let sum = total.named.entry(name.clone()).or_default();
+            *sum = sum.saturating_add(*count);
+        }
+    }
+    match nodes.len() {
+        0 => String::new(),
+        1 => format!("1 ({total})"),
+        count => format!("{count} (together {total})"),
+    }
+}
+
+pub(crate) fn table(nodes: &[NodeView]) -> Table {
+    let mut table = Table::new()
+        .column("NODE")
+        .column("JOB")
+        .number("ENGINES")
+        .number("CPUS")
+        .number("MEMORY")
+        .text("GPUS")
+        .text("OTHER");
+    for node in nodes {
+        let named: Vec<String> = node.named.iter().map(|(name, count)| format!("{count} {name}")).collect();
+        table.row(vec![
+            Cell::new(node.host),
+            Cell::or_dash(node.job),
+            Cell::new(node.engines),
+            Cell::or_dash(node.cpus),
+            Cell::or_dash(node.mem_bytes.map(|bytes| Memory { bytes }.rounded())),
+            Cell::or_dash((!node.gpus.is_empty()).then(|| gpus(node.gpus))),
+            Cell::or_dash((!named.is_empty()).then(|| named.join(", "))),
+        ]);
+    }
+    table
+}
+
+/// `2 NVIDIA A100`, `1 A100, 1 H100`.
+fn gpus(gpus: &[Gpu]) -> String {
+    let mut models: Vec<(&str, u32)> = Vec::new();
+    for gpu in gpus {
+        match models.iter_mut().find(|(model, _)| *model == gpu.model) {
+            Some((_, count)) => *count += 1,
+            None => models.push((&gpu.model, 1)),
+        }
+    }
+    let shown: Vec<String> = models
+        .iter()
+        .map(|(model, count)| format!("{count} {model}").trim_end().to_string())
+        .collect();
+    shown.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::context::Terminal;
+    use serde_json::json;
+
+    #[test]
+    fn engines_of_one_host_and_job_share_a_node() {
+        let gpus =
+            json!([{"vendor": "nvidia", "name": "0", "model": "NVIDIA A100"}, {"vendor": "nvidia", "name": "1", "model": "NVIDIA A100"}]);
+        let node = json!({"cpus": 16, "mem_bytes": 67_321_741_312u64, "gpus": gpus, "named": {"licence": 2}});
+        let engine = |id: u32, host: &str, job: &str, node: &serde_json::Value| {
+            let status = json!({"id": id, "uuid": format!("u{id}"), "host": host, "job": job, "state": "idle", "assigned": 0, "finished": 0,
+                "registered": 0.0, "node": node});
+            serde_json::from_value::<EngineStatus>(status).unwrap()
+        };
+        let engines = [
+            engine(0, "n1", "", &node),
+            engine(1, "n2", "47.1", &json!({"cpus": 4})),
+            engine(2, "n1", "", &node),
+            engine(3, "n2", "47.2", &json!({"cpus": 1})),
+            // An ipengine.
+            engine(4, "n3", "", &json!({})),
+        ];
+        assert_eq!(summary(&nodes(&engines)), "3 (together 21 cpus, 62.7G, 2 gpus, 2 licence)");
+        insta::assert_snapshot!(table(&nodes(&engines)).render(&Terminal::NONE), @r"
+        NODE  JOB   ENGINES  CPUS  MEMORY  GPUS           OTHER
+        n1    -           2    16   62.7G  2 NVIDIA A100  2 licence
+        n2    47.1        1     4       -  -              -
+        n2    47.2        1     1       -  -              -
+        ");
+    }
+}
