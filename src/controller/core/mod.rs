@@ -52,7 +52,6 @@ mod tests;
 
 pub use effect::{ClientChannel, Effect};
 pub(crate) use effect::{Query, QueryKind};
-pub(crate) use event::Expired;
 pub use event::{Event, EventTime, Facts};
 
 use crate::model::change::Change;
@@ -244,6 +243,13 @@ impl Core {
 
     fn period(ms: u64) -> Duration {
         Duration::from_millis(ms)
+    }
+
+    /// Whether this engine holds work, as far as the controller knows. Requests that an engine runs after its lease has expired
+    /// are not known to it.
+    #[cfg(test)]
+    fn has_load(&self, engine: &EngineUuid) -> bool {
+        self.engines.get(engine).is_some_and(|e| e.load() > 0)
     }
 
     /// Checks all invariants; for tests and debug builds.

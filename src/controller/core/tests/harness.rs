@@ -713,7 +713,7 @@ impl Harness {
             let with_share: Vec<MapId> = maps.iter().copied().filter(|map| engine.allocations.contains_key(map)).collect();
             assert!(with_share.len() <= 1, "{name} has shares for {with_share:?}");
             let Some(map) = with_share.first() else {
-                cpus += u32::from(!engine.queue.is_empty() || engine.fake_requests.has_balanced());
+                cpus += u32::from(!engine.queue.is_empty() || (engine.fake_requests.has_balanced() && self.core.has_load(&name.as_str().into())));
                 continue;
             };
             let (options, allocation) = (&self.ledger.maps[map].definition.options, &engine.allocations[map]);
