@@ -2,8 +2,8 @@
 //! and once to each engine; a task contains only its input.
 use super::MapId;
 use super::bundle::{Bundle, File, is_relative};
-use super::stdlib;
 use super::resources::{Request, TaskResources};
+use super::stdlib;
 use super::targets::Targets;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};

@@ -90,7 +90,11 @@ impl Request {
         self.cpus_fit(node, engines)
             && (self.mem_bytes <= node.mem_bytes || node.mem_bytes == 0)
             && self.resources.gpus.thousandths.div_ceil(WHOLE_GPU) as usize <= node.gpus.len()
-            && self.resources.named.iter().all(|(name, count)| node.named.get(name).is_some_and(|has| count <= has))
+            && self
+                .resources
+                .named
+                .iter()
+                .all(|(name, count)| node.named.get(name).is_some_and(|has| count <= has))
     }
 
     fn cpus_fit(&self, node: &NodeFacts, engines: u32) -> bool {
@@ -130,7 +134,10 @@ mod tests {
     #[test]
     fn gpus_are_whole_or_a_fraction_of_one() {
         let parse = |text: &str| text.parse::<GpuAmount>().map(|gpus| gpus.thousandths);
-        assert_eq!((parse("2"), parse("0.5"), parse(".25"), parse("1.0")), (Ok(2000), Ok(500), Ok(250), Ok(1000)));
+        assert_eq!(
+            (parse("2"), parse("0.5"), parse(".25"), parse("1.0")),
+            (Ok(2000), Ok(500), Ok(250), Ok(1000))
+        );
         assert_eq!((parse("0"), parse("0.3333333")), (Ok(0), Ok(333)));
         for bad in ["", "1.5", "-1", "0.0001", "many", "nan", "inf", "1e9", "-0.5"] {
             assert!(parse(bad).is_err(), "{bad}");

@@ -91,14 +91,18 @@ impl Core {
 
     /// Refuses a map whose tasks ask for more than any node has.
     fn check_resources(&self, definition: &MapDefinition) -> Result<(), ErrorContent> {
-        let Some(request) = definition.options.request() else { return Ok(()) };
+        let Some(request) = definition.options.request() else {
+            return Ok(());
+        };
         if definition.options.targets.is_some() {
             let why = "tasks with targets run on their engine at once, and cannot reserve resources";
             return Err(ErrorContent::new("ValueError", why));
         }
         match self.engines.nodes().largest() {
             Some((host, has)) if !definition.options.wait_for_resources && !self.engines.nodes().could_run(&request) => {
-                let what = format!("no node has {request}; the largest is {host} with {has}");
+                let what = format!(
+                    "no node has {request}; the largest is {host} with {has} (--wait-for-resources waits for engines that have more)"
+                );
                 Err(ErrorContent::new("ResourcesUnavailable", what))
             }
             _ => Ok(()),

@@ -1,7 +1,7 @@
 //! Inputs of the core ([`Event`]) and the actions that it requests ([`Effect`]).
 use super::unit::{CommandEnd, Request, Unit, WorkerKey, WorkerResult};
-use crate::model::resources::Allocation;
 use crate::model::definition::MapDefinition;
+use crate::model::resources::Allocation;
 use crate::model::{MapId, UnixTime};
 use crate::wire::content::engine::{Held, OutputRecorded, Progress, Results, Returned, Values, ValuesRequest};
 use bytes::Bytes;

@@ -68,7 +68,12 @@ mod tests {
         let shown: Vec<String> = environment(&allocation, &set).iter().map(|(k, v)| format!("{k}={v}")).collect();
         assert_eq!(
             shown,
-            ["OMP_NUM_THREADS=4", "OPENBLAS_NUM_THREADS=4", "CUDA_VISIBLE_DEVICES=1,MIG-7", "CUDA_DEVICE_ORDER=PCI_BUS_ID"]
+            [
+                "OMP_NUM_THREADS=4",
+                "OPENBLAS_NUM_THREADS=4",
+                "CUDA_VISIBLE_DEVICES=1,MIG-7",
+                "CUDA_DEVICE_ORDER=PCI_BUS_ID"
+            ]
         );
         let amd = Allocation {
             cpus: 1,

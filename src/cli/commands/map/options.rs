@@ -2,9 +2,9 @@
 use crate::model::MapId;
 use crate::model::definition::MapOptions;
 use crate::model::memory::Memory;
+use crate::model::query::parse_duration;
 use crate::model::resources::{GpuAmount, TaskResources};
 use crate::profile::config::node::is_resource_name;
-use crate::model::query::parse_duration;
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, clap::Args)]

@@ -1,7 +1,7 @@
 //! A registered engine: its facts, its assigned work, and what it has been sent.
+use super::nodes::{NodeIndex, Share};
 use crate::model::engine::{EngineFacts, EngineState, EngineStatus};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
-use super::nodes::{NodeIndex, Share};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 

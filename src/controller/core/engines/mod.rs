@@ -11,9 +11,9 @@ pub(crate) use engine::Engine;
 
 use super::outbox::{Outbox, Timer};
 use crate::model::engine::EngineFacts;
+use crate::model::resources::{Allocation, Request};
 use crate::model::{EngineId, EngineUuid, MapId, UnixTime};
 use crate::wire::content::engine as wire;
-use crate::model::resources::{Allocation, Request};
 use engine::Eligibility;
 use nodes::Nodes;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -284,13 +284,22 @@ impl Engines {
 
     /// An engine for tasks that ask for more than one processor, with what it gives them. First idle ones, which get a share of
     /// their node; then, if `refill` finds room, those that have one for this map.
-    pub(crate) fn place(&mut self, map: MapId, request: &Request, may: impl Fn(&Engine) -> bool, refill: impl Fn(&Engine) -> bool) -> Option<EngineUuid> {
+    pub(crate) fn place(
+        &mut self,
+        map: MapId,
+        request: &Request,
+        may: impl Fn(&Engine) -> bool,
+        refill: impl Fn(&Engine) -> bool,
+    ) -> Option<EngineUuid> {
         let idle = |uuid: &&EngineUuid| {
             self.by_uuid
                 .get(*uuid)
                 .is_some_and(|e| e.load() == 0 && e.share().is_none() && may(e))
         };
-        let mut roomy = self.nodes.with_room(request).filter(|(node, _)| !self.nodes.is_reserved(*node, Some(map)));
+        let mut roomy = self
+            .nodes
+            .with_room(request)
+            .filter(|(node, _)| !self.nodes.is_reserved(*node, Some(map)));
         let chosen = roomy.find_map(|(node, engines)| Some((node, engines.iter().find(idle)?.clone())));
         drop(roomy);
         if let Some((node, uuid)) = chosen {
@@ -322,7 +331,9 @@ impl Engines {
     pub(crate) fn restore_share(&mut self, uuid: &EngineUuid, held: Option<(MapId, &Request, &Allocation)>) {
         let Some(engine) = self.by_uuid.get_mut(uuid) else { return };
         self.nodes.end_wait(engine.node(), uuid);
-        let Some((map, request, allocation)) = held.filter(|_| engine.share().is_none()) else { return };
+        let Some((map, request, allocation)) = held.filter(|_| engine.share().is_none()) else {
+            return;
+        };
         let was_busy = engine.uses_one_cpu();
         if let Some(share) = self.nodes.take_again(engine.node(), map, request, allocation) {
             engine.set_share(share);
@@ -373,7 +384,9 @@ impl Engines {
             );
         }
         for (uuid, engine) in &self.by_uuid {
-            let is_shared = engine.share().map(|share| self.shared.get(&share.map).is_some_and(|engines| engines.contains(uuid)));
+            let is_shared = engine
+                .share()
+                .map(|share| self.shared.get(&share.map).is_some_and(|engines| engines.contains(uuid)));
             assert!(is_shared != Some(false), "{uuid} is listed with its share");
         }
         self.nodes.check(self.by_uuid.values());

@@ -61,10 +61,19 @@ pub(crate) enum Obstacle {
     TooSmall,
     /// After a restart, an engine with a share has not registered again.
     Awaited,
-    Cpus { free: u32 },
-    Memory { free: u64 },
-    Gpus { free: u32 },
-    Named { name: String, free: u64 },
+    Cpus {
+        free: u32,
+    },
+    Memory {
+        free: u64,
+    },
+    Gpus {
+        free: u32,
+    },
+    Named {
+        name: String,
+        free: u64,
+    },
 }
 
 impl Node {
@@ -212,7 +221,12 @@ impl Nodes {
     /// Notes the share that an engine has had since before this controller started.
     pub(super) fn take_again(&mut self, index: NodeIndex, map: MapId, request: &Request, allocation: &Allocation) -> Option<Share> {
         let node = self.nodes.get_mut(index)?;
-        let named = |gpu: &Gpu| node.has.gpus.iter().position(|known| known.name == gpu.name && known.vendor == gpu.vendor);
+        let named = |gpu: &Gpu| {
+            node.has
+                .gpus
+                .iter()
+                .position(|known| known.name == gpu.name && known.vendor == gpu.vendor)
+        };
         let each = request.resources.gpus.thousandths.min(WHOLE_GPU);
         let gpus = allocation.gpus.iter().filter_map(named).map(|index| (index, each));
         let share = Share {
@@ -235,7 +249,7 @@ impl Nodes {
         let Some(node) = self.nodes.get(index) else { return true };
         // Direct requests may have taken more than there is.
         let is_free = node.cpus == 0 || node.cpus + node.busy + u32::from(is_idle) <= node.cpus_in_total();
-        is_free && !self.is_reserved(index, map)
+        is_free && (node.awaited.is_empty() || !is_idle) && !self.is_reserved(index, map)
     }
 
     /// What the tasks of this share may use.
@@ -303,7 +317,11 @@ impl Nodes {
         let nodes = obstacles.len();
         match nodes {
             0 => Some("there are no engines".into()),
-            _ => Some(format!("none of {nodes} node{} has {request} free: {}", if nodes == 1 { "" } else { "s" }, parts.join(", "))),
+            _ => Some(format!(
+                "none of {nodes} node{} has {request} free: {}",
+                if nodes == 1 { "" } else { "s" },
+                parts.join(", ")
+            )),
         }
     }
 
@@ -324,7 +342,11 @@ impl Nodes {
             let node = &self.nodes[*index];
             node.cpus_in_total().saturating_sub(node.cpus + node.busy)
         };
-        let best = || (0..self.nodes.len()).filter(|index| could(*index)).max_by_key(|index| (free(index), std::cmp::Reverse(*index)));
+        let best = || {
+            (0..self.nodes.len())
+                .filter(|index| could(*index))
+                .max_by_key(|index| (free(index), std::cmp::Reverse(*index)))
+        };
         self.reserved = last.or_else(|| Some((best()?, map)));
     }
 
@@ -345,7 +367,14 @@ impl Nodes {
 
     /// Checks that the sums are those of the engines; for tests and debug builds.
     pub(super) fn check<'a>(&self, engines: impl Iterator<Item = &'a Engine>) {
-        let mut sums: Vec<Node> = self.nodes.iter().map(|node| Node { gpus: vec![0; node.gpus.len()], ..Node::default() }).collect();
+        let mut sums: Vec<Node> = self
+            .nodes
+            .iter()
+            .map(|node| Node {
+                gpus: vec![0; node.gpus.len()],
+                ..Node::default()
+            })
+            .collect();
         for engine in engines {
             let sum = &mut sums[engine.node()];
             sum.busy += u32::from(engine.uses_one_cpu());
@@ -354,7 +383,10 @@ impl Nodes {
             }
         }
         for (node, sum) in self.nodes.iter().zip(sums) {
-            assert_eq!((node.busy, node.cpus, node.mem_bytes, &node.gpus), (sum.busy, sum.cpus, sum.mem_bytes, &sum.gpus));
+            assert_eq!(
+                (node.busy, node.cpus, node.mem_bytes, &node.gpus),
+                (sum.busy, sum.cpus, sum.mem_bytes, &sum.gpus)
+            );
             assert!(node.gpus.iter().all(|used| *used <= WHOLE_GPU), "{node:?}");
             for (name, used) in &node.named {
                 assert_eq!(*used, sum.named.get(name).copied().unwrap_or_default());

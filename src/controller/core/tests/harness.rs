@@ -713,13 +713,19 @@ impl Harness {
             let with_share: Vec<MapId> = maps.iter().copied().filter(|map| engine.allocations.contains_key(map)).collect();
             assert!(with_share.len() <= 1, "{name} has shares for {with_share:?}");
             let Some(map) = with_share.first() else {
-                cpus += u32::from(!engine.queue.is_empty() || (engine.fake_requests.has_balanced() && self.core.has_load(&name.as_str().into())));
+                cpus += u32::from(
+                    !engine.queue.is_empty() || (engine.fake_requests.has_balanced() && self.core.has_load(&name.as_str().into())),
+                );
                 continue;
             };
             let (options, allocation) = (&self.ledger.maps[map].definition.options, &engine.allocations[map]);
             let wanted = &options.resources;
             assert_eq!(allocation.cpus, wanted.cpus);
-            assert_eq!(allocation.gpus.len(), wanted.gpus.thousandths.div_ceil(1000) as usize, "{name}: {allocation:?}");
+            assert_eq!(
+                allocation.gpus.len(),
+                wanted.gpus.thousandths.div_ceil(1000) as usize,
+                "{name}: {allocation:?}"
+            );
             cpus += allocation.cpus;
             mem += options.mem_bytes.unwrap_or_default();
             named += wanted.named.get("licence").copied().unwrap_or_default();
@@ -729,7 +735,10 @@ impl Harness {
         }
         let node = &self.node;
         assert!(gpus.values().all(|used| *used <= 1000), "gpus of {host}: {gpus:?}");
-        assert!(mem <= node.mem_bytes && named <= node.named.get("licence").copied().unwrap_or_default(), "{host}: {mem}, {named}");
+        assert!(
+            mem <= node.mem_bytes && named <= node.named.get("licence").copied().unwrap_or_default(),
+            "{host}: {mem}, {named}"
+        );
         assert!(cpus <= node.cpus.max(here().count() as u32), "{host}: {cpus} cpus in use");
     }
 
