@@ -15,7 +15,7 @@ use crate::ssh::SshError;
 use crate::ssh::tunnel::TunnelError;
 use std::fmt::Display;
 
-/// How a command that completed its work ended.
+/// EngineArgs a command that completed its work ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
     Fine,

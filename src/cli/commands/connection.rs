@@ -9,7 +9,7 @@ use crate::sys::private_file;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// Show, export or import connection files
+/// ShowValue, export or import connection files
 ///
 /// `connect` does this automatically. Anyone with a connection file can run code as you on your engines: it is shown without its
 /// keys, and written with private permissions.
@@ -24,8 +24,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// Show a connection file without its keys, and whether its controller is running
-    Show {
+    /// ShowValue a connection file without its keys, and whether its controller is running
+    ShowValue {
         #[command(flatten)]
         which: Which,
     },
@@ -63,19 +63,11 @@ struct Which {
 
 pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     match args.action {
-        Action::Show { which } => show(&which, context),
+        Action::ShowValue { which } => show(&which, context),
         Action::Export { which, to, ssh } => export(&which, &to, ssh, context),
         Action::Import { from, engine, force } => import(&from, engine, force, context),
     }?;
     Ok(Exit::Fine)
-}
-
-/// `profile "x"`, with its id if it has one.
-pub(crate) fn in_words(profile: &str, cluster_id: &str) -> String {
-    match cluster_id {
-        "" => format!("profile `{profile}`"),
-        id => format!("profile `{profile}` under cluster id `{id}`"),
-    }
 }
 
 fn path_of(engine: bool, context: &Context) -> Result<PathBuf, CommandError> {

@@ -115,7 +115,7 @@ pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// How this program supervises itself.
+/// EngineArgs this program supervises itself.
 struct SupervisionPolicy {
     /// Further arguments for restarts.
     again: &'static [&'static str],

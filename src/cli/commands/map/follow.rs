@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// How long to wait for an engine before reporting that there is none.
+/// EngineArgs long to wait for an engine before reporting that there is none.
 const NO_ENGINES: Duration = Duration::from_secs(3);
-/// How long to wait for the controller before reporting that it does not answer,
+/// EngineArgs long to wait for the controller before reporting that it does not answer,
 const SILENT: Duration = Duration::from_secs(10);
 /// and before giving up: long enough to restart it, which the map survives.
 const CONTROLLER_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long to wait for a second Ctrl-C.
+/// EngineArgs long to wait for a second Ctrl-C.
 const SECOND: Duration = Duration::from_millis(1500);
 
 /// A running map.
@@ -33,13 +33,13 @@ pub(crate) struct Job<'a> {
     pub feed: Option<Feed>,
     /// Whether the map continues without this command.
     pub detachable: bool,
-    /// How to handle long outputs.
+    /// EngineArgs to handle long outputs.
     pub outputs: LongOutputs,
     /// Whether long values are fetched into their rows.
     pub values: bool,
 }
 
-/// How to handle task output that is too long to be part of its row.
+/// EngineArgs to handle task output that is too long to be part of its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LongOutputs {
     /// Ignore it.
@@ -290,12 +290,12 @@ impl Job<'_> {
     /// Detaches from the map; a second Ctrl-C within a short time cancels it.
     async fn detach(&mut self, interrupts: &mut Interrupts) -> Result<Ended, CommandError> {
         let (map, options) = (self.map, self.context.options());
-        let mut cut_off = None;
+        let mut stopped_feed = None;
         if let Some(feed) = &self.feed {
             if feed.is_stream {
                 feed.feeding.stop();
             }
-            cut_off = feed.is_stream.then(|| feed.feeding.clone());
+            stopped_feed = feed.is_stream.then(|| feed.feeding.clone());
         }
         self.context
             .note(format!("\nmap {map} continues in the background; press Ctrl-C again to cancel it"));
@@ -304,7 +304,7 @@ impl Job<'_> {
             done = async { self.end_of_feed().await?; patience.await; Ok(()) } => done.map_err(|e: CommandError| e)?,
             () = interrupts.next_interrupt() => return self.cancel().await,
         }
-        if let Some(feeding) = cut_off {
+        if let Some(feeding) = stopped_feed {
             self.context.note(format!(
                 "note: not all inputs were sent; the map has the first {}",
                 feeding.submitted()
@@ -365,7 +365,7 @@ impl Job<'_> {
     }
 }
 
-/// How to return to a map.
+/// EngineArgs to return to a map.
 pub(crate) fn return_hints(map: MapId, options: &str) -> String {
     format!(
         "wait for it:  pcluster wait{options} {map}\nsee results:  pcluster results{options} {map}\ncancel it:    pcluster cancel{options} {map}"
