@@ -201,7 +201,7 @@ fn probe(addresses: &[String], context: &Context) -> Result<Exit, CommandError> 
         let looks: Vec<_> = parsed.into_iter().map(look).collect();
         let mut found = Vec::new();
         for look in looks {
-            found.push(look.await.unwrap_or_else(|e| Err(e.to_string())));
+            found.push(look.await.unwrap_or_else(|e| Err(e.into())));
         }
         found
     })?;

@@ -174,7 +174,7 @@ impl EngineArgs {
             if let Some(tunnel) = self.tunnel {
                 settings.push(("launchers.ssh.tunnel".into(), tunnel.word().into()));
             }
-            settings.extend(self.resources.settings(&launcher).map_err(CommandError::usage)?);
+            settings.extend(self.resources.settings(&launcher)?);
         }
         Ok(settings)
     }

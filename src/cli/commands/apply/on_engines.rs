@@ -2,13 +2,13 @@
 use crate::cli::commands::map::follow::{Ended, Job, LongOutputs, Taken};
 use crate::cli::commands::map::interrupts::Interrupts;
 use crate::cli::commands::map::options::current_directory;
+use crate::cli::commands::positive_seconds;
 use crate::cli::output::visible::visible;
 use crate::cli::progress::Progress;
 use crate::cli::values::{error_text, value_line, whole};
 use crate::cli::{CommandError, Context, Exit, output};
 use crate::client::submit::Input;
 use crate::model::definition::{MapOptions, Work};
-use crate::model::query::parse_duration;
 use crate::model::targets::Targets;
 use crate::model::task::TaskRow;
 use crate::model::{EngineId, MapId};
@@ -22,14 +22,8 @@ pub(crate) struct EngineOptions {
     #[arg(long, value_name = "ENGINES", default_value = "all")]
     pub targets: Targets,
     /// Stop a task that runs longer than DURATION (90, 90s, 10m, 2h)
-    #[arg(long, value_name = "DURATION", value_parser = seconds)]
+    #[arg(long, value_name = "DURATION", value_parser = positive_seconds)]
     pub timeout: Option<f64>,
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    parse_duration(text)
-        .filter(|s| *s > 0.0)
-        .ok_or_else(|| "must be a number with an optional unit s, m, h or d: 90s, 10m, 2h".into())
 }
 
 /// The results, in the order of the engines.

@@ -1,15 +1,15 @@
 //! Options of commands that create a map.
+use crate::cli::commands::positive_seconds;
 use crate::model::MapId;
 use crate::model::definition::MapOptions;
 use crate::model::memory::Memory;
-use crate::model::query::parse_duration;
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Tasks")]
 pub(crate) struct TaskOptions {
     /// Stop a task that runs longer than DURATION (90, 90s, 10m, 2h)
-    #[arg(long, value_name = "DURATION", value_parser = seconds)]
+    #[arg(long, value_name = "DURATION", value_parser = positive_seconds)]
     pub timeout: Option<f64>,
     /// Kill a task whose processes use more memory (500M, 2G); this counts as a crash
     #[arg(long, value_name = "SIZE")]
@@ -69,14 +69,6 @@ pub(crate) fn current_directory() -> Option<String> {
     std::env::current_dir().ok()?.into_os_string().into_string().ok()
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
-    match parse_duration(text) {
-        Some(seconds) if seconds > 0.0 => Ok(seconds),
-        Some(_) => Err("must be greater than 0".into()),
-        None => Err("must be a number with an optional unit s, m, h or d: 90s, 10m, 2h".into()),
-    }
-}
-
 fn variable(text: &str) -> Result<(String, String), String> {
     let (name, value) = match text.split_once('=') {
         Some((name, value)) => (name, value.to_string()),
@@ -105,7 +97,7 @@ mod tests {
                 .unwrap_err()
                 .contains("is not set in this environment")
         );
-        assert_eq!(seconds("1.5m"), Ok(90.0));
-        assert!(seconds("0").is_err() && seconds("soon").is_err());
+        assert_eq!(positive_seconds("1.5m"), Ok(90.0));
+        assert!(positive_seconds("0").is_err() && positive_seconds("soon").is_err());
     }
 }
