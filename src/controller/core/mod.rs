@@ -52,7 +52,6 @@ mod tests;
 
 pub use effect::{ClientChannel, Effect};
 pub(crate) use effect::{Query, QueryKind};
-pub(crate) use event::Expired;
 pub use event::{Event, EventTime, Facts};
 
 use crate::model::change::Change;
