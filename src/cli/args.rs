@@ -121,16 +121,16 @@ mod tests {
           restart      Stop a cluster if it is running, then start it again
           list         List all clusters of all profiles
           clean        Remove files left by dead clusters
-          status       ShowValue the state of a cluster: controller, engines, queue
+          status       Show the state of a cluster: controller, engines, queue
           engines      List, add, remove or stop engines of a cluster
           scale        Scale a running cluster to N engines
-          logs         ShowValue the logs of the controller and engines
+          logs         Show the logs of the controller and engines
           script       Print the script that `start` would submit to a batch system
 
         Remote:
           connect      Connect to a cluster on a remote host through ssh
           disconnect   Close the tunnel to a remote cluster, which keeps running
-          connection   ShowValue, export or import connection files
+          connection   Show, export or import connection files
           install      Copy this pcluster to a remote host
 
         Work:

@@ -17,7 +17,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// EngineArgs long a command tries to reach the controller.
+/// How long a command tries to reach the controller.
 const CONNECT: Duration = Duration::from_secs(15);
 
 pub(crate) struct Context {
@@ -29,7 +29,7 @@ pub(crate) struct Context {
     /// Empty for the profile's default cluster.
     pub cluster_id: String,
     pub json: bool,
-    /// EngineArgs many `-v`.
+    /// How many `-v`.
     pub verbose: u8,
     pub quiet: bool,
     pub terminal: Terminal,
@@ -301,7 +301,7 @@ impl Context {
         }
     }
 
-    /// EngineArgs to draw tables: for a file as for a pipe.
+    /// How to draw tables: for a file as for a pipe.
     pub(crate) fn terminal_for(&self, file: bool) -> Terminal {
         if file { Terminal::NONE } else { self.terminal }
     }

@@ -319,7 +319,7 @@ fn open_files() -> Check {
     }
 }
 
-/// EngineArgs many engines this host has room for, as `start` counts it.
+/// How many engines this host has room for, as `start` counts it.
 fn room() -> Check {
     let name = "engines";
     let limits = capacity::Host::this().limits();

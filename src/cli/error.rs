@@ -15,7 +15,7 @@ use crate::ssh::SshError;
 use crate::ssh::tunnel::TunnelError;
 use std::fmt::Display;
 
-/// EngineArgs a command that completed its work ended.
+/// How a command that completed its work ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
     Fine,

@@ -9,7 +9,7 @@ use crate::sys::private_file;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// ShowValue, export or import connection files
+/// Show, export or import connection files
 ///
 /// `connect` does this automatically. Anyone with a connection file can run code as you on your engines: it is shown without its
 /// keys, and written with private permissions.
@@ -24,8 +24,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// ShowValue a connection file without its keys, and whether its controller is running
-    ShowValue {
+    /// Show a connection file without its keys, and whether its controller is running
+    Show {
         #[command(flatten)]
         which: Which,
     },
@@ -63,7 +63,7 @@ struct Which {
 
 pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     match args.action {
-        Action::ShowValue { which } => show(&which, context),
+        Action::Show { which } => show(&which, context),
         Action::Export { which, to, ssh } => export(&which, &to, ssh, context),
         Action::Import { from, engine, force } => import(&from, engine, force, context),
     }?;

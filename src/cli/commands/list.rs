@@ -18,14 +18,14 @@ use crate::ssh::tunnel::{Phase, TunnelState};
 use serde::Serialize;
 use std::time::Duration;
 
-/// EngineArgs long to wait for a controller's answer before skipping it.
+/// How long to wait for a controller's answer before skipping it.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// List all clusters of all profiles
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster list\n  pcluster list --running --json")]
 pub(crate) struct Args {
-    /// ShowValue only running clusters
+    /// Show only running clusters
     #[arg(long)]
     running: bool,
 }

@@ -12,14 +12,14 @@ use std::time::Duration;
 
 /// The poll interval of `--follow`.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// EngineArgs many bytes at the end of a file are searched for lines.
+/// How many bytes at the end of a file are searched for lines.
 const TAIL: u64 = 4 * 1024 * 1024;
 
-/// ShowValue the logs of the controller and engines
+/// Show the logs of the controller and engines
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster logs --follow\n  pcluster logs engine 0,2-3 -n 200\n  pcluster logs all")]
 pub(crate) struct Args {
-    /// ShowValue the log of `controller`, `engine` (optionally with numbers, `0,2-3`) or `all`
+    /// Show the log of `controller`, `engine` (optionally with numbers, `0,2-3`) or `all`
     #[arg(value_enum, default_value = "controller")]
     of: Of,
     /// Select engine processes by the number in the name of their log
@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// Follow the logs, like tail -f
     #[arg(short, long)]
     follow: bool,
-    /// ShowValue the last N lines of each log
+    /// Show the last N lines of each log
     #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
     lines: usize,
 }

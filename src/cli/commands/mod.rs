@@ -116,7 +116,7 @@ pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// EngineArgs this program supervises itself.
+/// How this program supervises itself.
 struct SupervisionPolicy {
     /// Further arguments for restarts.
     again: &'static [&'static str],

@@ -27,8 +27,8 @@ enum Action {
     },
     /// List the profiles
     List,
-    /// ShowValue the effective settings and the source of each: default, line of pcluster.yaml, or option
-    ShowValue {
+    /// Show the effective settings and the source of each: default, line of pcluster.yaml, or option
+    Show {
         /// Name of the profile [default: that of --profile]
         name: Option<String>,
         /// Include batch system settings that are not set
@@ -52,7 +52,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     match args.action {
         Action::Create { name } => create(&profile(name)?, context),
         Action::List => list(context),
-        Action::ShowValue { name, all, settings } => show(&profile(name)?, all, &settings, context),
+        Action::Show { name, all, settings } => show(&profile(name)?, all, &settings, context),
         Action::Path { name } => {
             let profile = profile(name)?;
             let path = profile.path();

@@ -28,12 +28,12 @@ const MAX_IN_FULL: usize = 20;
     after_help = "Examples:\n  pcluster results 1 --failed\n  pcluster results 1.3 --stdout > output.txt\n  pcluster results --where 'duration>=10m and host~node3' --sort -duration"
 )]
 pub(crate) struct Args {
-    /// ShowValue these maps (`1`), tasks (`1.3`) or ranges (`1-3`, `1.3-9`)
+    /// Show these maps (`1`), tasks (`1.3`) or ranges (`1-3`, `1.3-9`)
     ids: Vec<Ids>,
     /// Sort by this column; a leading - reverses the order
     #[arg(long, value_name = "[-]COLUMN", allow_hyphen_values = true, value_parser = parse_sort)]
     sort: Option<(Column, bool)>,
-    /// ShowValue at most N rows; 0 for all [default: 1000 in tables, else all]
+    /// Show at most N rows; 0 for all [default: 1000 in tables, else all]
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
     /// Skip the first N rows

@@ -41,7 +41,7 @@ pub(crate) struct Args {
 
 /// A placeholder for the unique letters of each submission.
 const UNIQUE: &str = "preview";
-/// EngineArgs long to wait for the batch system to report its dialect.
+/// How long to wait for the batch system to report its dialect.
 const ANSWER: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {

@@ -11,7 +11,7 @@ use crate::model::UnixTime;
 use serde::Serialize;
 use std::path::Path;
 
-/// ShowValue the state of a cluster: controller, engines, queue
+/// Show the state of a cluster: controller, engines, queue
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster status\n  pcluster status --profile gpu --json")]
 pub(crate) struct Args {}

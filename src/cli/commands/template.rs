@@ -25,7 +25,7 @@ enum Action {
     /// List the templates with their sources, and the available variables
     List,
     /// Print the template that the profile uses
-    ShowValue {
+    Show {
         /// Template: `slurm` (its engines), `slurm/controller`, or a name from the list
         name: String,
         /// Print pcluster's own template, even if the profile overrides it
@@ -93,7 +93,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let profile = context.profile_dir()?;
     match args.action {
         Action::List => list(&profile, context),
-        Action::ShowValue { name, own } => show(&name, own, &profile, context),
+        Action::Show { name, own } => show(&name, own, &profile, context),
         Action::Copy { name, to } => copy(&name, to, &profile, context),
     }
 }

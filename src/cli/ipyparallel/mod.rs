@@ -68,7 +68,7 @@ impl Trait {
     }
 }
 
-/// EngineArgs a trait without a counterpart is handled.
+/// How a trait without a counterpart is handled.
 pub(crate) type Refusal = String;
 
 /// The command line of `pcluster controller` and `pcluster engine` with each `--Class.trait=value` (or `--Class.trait value`)

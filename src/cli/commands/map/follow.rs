@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// EngineArgs long to wait for an engine before reporting that there is none.
+/// How long to wait for an engine before reporting that there is none.
 const NO_ENGINES: Duration = Duration::from_secs(3);
-/// EngineArgs long to wait for the controller before reporting that it does not answer,
+/// How long to wait for the controller before reporting that it does not answer,
 const SILENT: Duration = Duration::from_secs(10);
 /// and before giving up: long enough to restart it, which the map survives.
 const CONTROLLER_TIMEOUT: Duration = Duration::from_secs(120);
-/// EngineArgs long to wait for a second Ctrl-C.
+/// How long to wait for a second Ctrl-C.
 const SECOND: Duration = Duration::from_millis(1500);
 
 /// A running map.
@@ -33,13 +33,13 @@ pub(crate) struct Job<'a> {
     pub feed: Option<Feed>,
     /// Whether the map continues without this command.
     pub detachable: bool,
-    /// EngineArgs to handle long outputs.
+    /// How to handle long outputs.
     pub outputs: LongOutputs,
     /// Whether long values are fetched into their rows.
     pub values: bool,
 }
 
-/// EngineArgs to handle task output that is too long to be part of its row.
+/// How to handle task output that is too long to be part of its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LongOutputs {
     /// Ignore it.
@@ -365,7 +365,7 @@ impl Job<'_> {
     }
 }
 
-/// EngineArgs to return to a map.
+/// How to return to a map.
 pub(crate) fn return_hints(map: MapId, options: &str) -> String {
     format!(
         "wait for it:  pcluster wait{options} {map}\nsee results:  pcluster results{options} {map}\ncancel it:    pcluster cancel{options} {map}"

@@ -97,7 +97,7 @@ impl Results {
         if suspend { progress.suspend(write) } else { write() }
     }
 
-    /// EngineArgs to handle outputs that are too long to be part of their rows.
+    /// How to handle outputs that are too long to be part of their rows.
     pub(crate) fn long_outputs(&self) -> LongOutputs {
         match self.style {
             _ if self.fold.is_some() || self.sink.is_discarded() => LongOutputs::Left,
