@@ -26,6 +26,18 @@ pub(crate) struct EnvironmentRules {
     pub options: &'static [ScriptOption],
 }
 
+impl EnvironmentRules {
+    /// Removes the same variables for all commands.
+    pub(crate) const fn removing(removed: Names) -> EnvironmentRules {
+        let rule = Rule { removed, kept: &[] };
+        EnvironmentRules {
+            submissions: rule,
+            queries: rule,
+            options: &[],
+        }
+    }
+}
+
 /// An option of a script (`--time`, `-t`) and the variables that would override or contradict it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ScriptOption {
@@ -37,8 +49,8 @@ pub(crate) struct ScriptOption {
 /// Prepares the submission of `script`: removes variables that would override it. The locale stays,
 /// since the job may inherit the environment.
 pub(crate) fn for_submission(row: &dyn BatchSystem, mut command: CommandLine, script: &str) -> CommandLine {
-    let rules = row.environment();
-    let overridden = options_of(script, row.directive_prefix())
+    let rules = row.table().environment;
+    let overridden = options_of(script, row.table().directive_prefix)
         .filter_map(|word| option(rules.options, word))
         .flat_map(|option| option.variables);
     command.removed_vars = names(rules.submissions.removed.iter().chain(overridden));
@@ -50,7 +62,7 @@ pub(crate) fn for_submission(row: &dyn BatchSystem, mut command: CommandLine, sc
 
 /// Prepares a query or cancellation so that the environment does not change its output.
 pub(crate) fn for_query(row: &dyn BatchSystem, mut command: CommandLine) -> CommandLine {
-    let rule = row.environment().queries;
+    let rule = row.table().environment.queries;
     command.removed_vars = names(rule.removed);
     command.in_c_locale = true;
     command.kept_vars = names(rule.kept);

@@ -6,6 +6,7 @@
 //! the batch system, elsewhere for the shell. A directive whose variable has no value is omitted;
 //! one whose variable is a list is repeated for each item.
 use super::request::JobRequest;
+use super::table::{Table, is_set};
 use super::{BatchSystem, JobKind};
 use crate::model::shell;
 use std::borrow::Cow;
@@ -182,11 +183,11 @@ pub(crate) fn render_named(
     request: &JobRequest,
 ) -> Result<String, TemplateError> {
     let variables = system.variables(request)?;
-    let is_description = !name.trim_end_matches(".tera").ends_with(".sh") && system.directive_prefix().is_empty();
+    let is_description = !name.trim_end_matches(".tera").ends_with(".sh") && system.table().directive_prefix.is_empty();
     let mut script = String::new();
     let mut used: Vec<String> = Vec::new();
     for (number, line) in text.lines().enumerate() {
-        let kind = kind_of(line, system.directive_prefix(), is_description);
+        let kind = kind_of(line, system.table().directive_prefix, is_description);
         let line = TemplateLine {
             system,
             template: shown,
@@ -204,7 +205,7 @@ pub(crate) fn render_named(
             FoundBy::Variable(names) => used.iter().any(|name| names.contains(&name.as_str())),
             FoundBy::Directive(words) => script
                 .lines()
-                .filter(|line| kind_of(line, system.directive_prefix(), is_description) == LineKind::Directive)
+                .filter(|line| kind_of(line, system.table().directive_prefix, is_description) == LineKind::Directive)
                 .flat_map(str::split_whitespace)
                 .any(|word| words.iter().any(|begin| word.starts_with(begin))),
         };
@@ -447,66 +448,68 @@ fn stands_in_quotes(line: &str, name: &str) -> bool {
     false
 }
 
+impl VariableValue {
+    pub(crate) fn of<T: ToString>(value: Option<T>) -> VariableValue {
+        value.map_or(VariableValue::Unset, |value| VariableValue::Text(value.to_string()))
+    }
+}
+
 /// The variables that all batch systems share. The rows add to these and override those that they
-/// format differently.
-pub(crate) fn common(request: &JobRequest) -> Variables {
+/// format differently. Rejects settings that the system does not support.
+pub(crate) fn common(table: &Table, request: &JobRequest) -> Result<Variables, TemplateError> {
+    check(table, request)?;
     let resources = &request.resources;
-    let text = |value: &Option<String>| value.clone().map_or(VariableValue::Unset, VariableValue::Text);
-    let number = |value: u32| VariableValue::Text(value.to_string());
-    let counted = |value: Option<u32>| value.map_or(VariableValue::Unset, number);
     let modules = resources
         .modules
         .iter()
         .map(|module| format!("module load {}", shell::quoted(module)));
-    let engines = super::engines::lines(request);
-    let is_controller = request.kind == JobKind::Controller;
+    let start = match request.kind {
+        JobKind::Controller => "controller",
+        JobKind::Engines => "engines",
+    };
+    let [log_of_array, log_of_job] = table.log;
+    let log = request.log_dir.join(&request.log_stem).to_string_lossy().into_owned();
+    let [job, element] = table.job;
     let values = vec![
         ("name", VariableValue::Text(request.name.clone())),
         ("profile", VariableValue::Text(request.profile.clone())),
         ("cluster_id", VariableValue::Text(request.cluster_id.clone())),
         ("version", VariableValue::Text(crate::model::VERSION.into())),
-        ("n", number(request.n)),
-        ("jobs", number(request.jobs())),
-        ("engines_per_job", number(request.engines_per_job.max(1))),
+        ("n", VariableValue::of(Some(request.n))),
+        ("jobs", VariableValue::of(Some(request.jobs()))),
+        ("engines_per_job", VariableValue::of(Some(request.engines_per_job.max(1)))),
         (
-            "engines",
-            if is_controller {
-                VariableValue::Unset
-            } else {
-                VariableValue::Lines(engines.clone())
-            },
+            "array",
+            VariableValue::of(request.is_array().then(|| format!("1-{}", request.jobs()))),
         ),
-        (
-            "controller",
-            if is_controller {
-                VariableValue::Lines(engines)
-            } else {
-                VariableValue::Unset
-            },
-        ),
+        ("tasks", VariableValue::of(request.is_one_job().then_some(request.n))),
+        (start, VariableValue::Lines(super::engines::lines(request))),
         ("command", VariableValue::Words(request.argv.clone())),
         ("cwd", VariableValue::Text(request.cwd.to_string_lossy().into_owned())),
-        ("queue", text(&resources.queue)),
-        ("account", text(&resources.account)),
-        ("qos", text(&resources.qos)),
         (
-            "walltime",
-            resources
-                .walltime
-                .map_or(VariableValue::Unset, |time| VariableValue::Text(time.to_string())),
+            "log",
+            VariableValue::Text(format!("{log}-{}", if request.is_array() { log_of_array } else { log_of_job })),
         ),
-        ("nodes", counted(resources.nodes)),
-        ("constraint", text(&resources.constraint)),
-        ("reservation", text(&resources.reservation)),
-        ("mail_user", text(&resources.mail_user)),
-        ("mail_type", text(&resources.mail_type)),
+        ("queue", VariableValue::of(resources.queue.as_ref())),
+        ("account", VariableValue::of(resources.account.as_ref())),
+        ("qos", VariableValue::of(resources.qos.as_ref())),
+        ("walltime", VariableValue::of(resources.walltime)),
+        ("nodes", VariableValue::of(resources.nodes)),
+        ("constraint", VariableValue::of(resources.constraint.as_ref())),
+        ("reservation", VariableValue::of(resources.reservation.as_ref())),
+        ("mail_user", VariableValue::of(resources.mail_user.as_ref())),
+        ("mail_type", VariableValue::of(resources.mail_type.as_ref())),
         ("directives", VariableValue::Lines(resources.directives.clone())),
+        (
+            "environment",
+            VariableValue::Lines(super::engines::environment(request, job, element)),
+        ),
         ("modules", VariableValue::Lines(modules.collect())),
         ("before", VariableValue::Lines(resources.before.clone())),
     ];
     let mut all: Variables = VARIABLES.iter().map(|(name, _)| (*name, VariableValue::Unset)).collect();
     set_variables(&mut all, values);
-    all
+    Ok(all)
 }
 
 /// Sets variables that are listed in [`VARIABLES`].
@@ -529,31 +532,45 @@ pub(crate) fn invalid_value(system: &'static str, what: &str, value: &str, why: 
 }
 
 /// Rejects settings that this system does not support.
-pub(crate) fn unsupported(system: &dyn BatchSystem, _request: &JobRequest, settings: &[(&str, bool)]) -> Result<(), TemplateError> {
-    match settings.iter().find(|(_, given)| *given) {
-        None => Ok(()),
-        Some((key, _)) => Err(TemplateError::Unsupported {
-            system: system.title(),
-            what: format!("setting `{key}`"),
-            hint: Some(format!(
-                "remove launchers.{name}.{key}; put the site's equivalent into launchers.{name}.directives",
-                name = system.name()
-            )),
-        }),
+fn check(table: &Table, request: &JobRequest) -> Result<(), TemplateError> {
+    let Table { name, title, .. } = table;
+    let unsupported = |what: String, hint: String| {
+        let (system, hint) = (*title, Some(hint));
+        Err(TemplateError::Unsupported { system, what, hint })
+    };
+    if let Some(key) = table.unsupported.iter().find(|key| is_set(&request.resources, key)) {
+        return unsupported(
+            format!("setting `{key}`"),
+            format!("remove launchers.{name}.{key}; put the site's equivalent into launchers.{name}.directives"),
+        );
+    }
+    let start = table.one_job.first().map_or("array", |start| start.word());
+    if request.resources.nodes.is_some() && request.is_array() {
+        return unsupported(
+            "a number of nodes for jobs on a single node".into(),
+            format!("set launchers.{name}.start to {start} for one job of all engines, or remove launchers.{name}.nodes"),
+        );
+    }
+    match request.resources.start {
+        _ if !request.is_one_job() => Ok(()),
+        _ if table.one_job.is_empty() => unsupported("one job of all engines".into(), format!("set launchers.{name}.start to {start}")),
+        mode if !table.one_job.contains(&mode) => unsupported(
+            mode.word().into(),
+            format!("set launchers.{name}.start to {start} for one job of all engines, or to array"),
+        ),
+        _ => Ok(()),
     }
 }
 
-/// A number of nodes requires one job of all engines, selected by `start` (`srun`, `mpiexec`).
-pub(crate) fn nodes_are_of_one_job(system: &dyn BatchSystem, request: &JobRequest, start: &str) -> Result<(), TemplateError> {
-    if request.resources.nodes.is_none() || request.is_one_job() || request.kind == JobKind::Controller {
-        return Ok(());
+/// The line that makes the job an array.
+pub(crate) fn array_requirement(table: &Table) -> Requirement {
+    let (options, line) = table.array;
+    Requirement {
+        what: "the line that makes the job an array".into(),
+        found_by: match options {
+            [] => FoundBy::Variable(&["array"]),
+            _ => FoundBy::Directive(options),
+        },
+        line: line.into(),
     }
-    let name = system.name();
-    Err(TemplateError::Unsupported {
-        system: system.title(),
-        what: "a number of nodes for jobs on a single node".into(),
-        hint: Some(format!(
-            "set launchers.{name}.start to {start} for one job of all engines, or remove launchers.{name}.nodes"
-        )),
-    })
 }
