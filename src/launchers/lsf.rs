@@ -168,7 +168,6 @@ impl BatchSystem for Lsf {
                     "array",
                     VariableValue::of(is_array.then(|| format!("{}[1-{}]", request.name, request.jobs()))),
                 ),
-                ("single", VariableValue::of((!is_array).then_some(&request.name))),
                 ("cpus", VariableValue::Text(slots.to_string())),
                 ("gpus", VariableValue::of(resources.gpus.map(|each| format!("num={}", each * here)))),
                 ("resources", VariableValue::Lines(quoted?)),

@@ -5,8 +5,9 @@
 //! here and do not depend on each other. Modules: [`request`] (a job to submit), [`job`] (jobs as
 //! reported), [`command`] (a command line, an output), [`environment`] (variables to remove),
 //! [`failure`], [`launch`] (converts a launch into a request), [`render`] (renders a template into
-//! a script), [`table`] (constants), `systems` (the row of each name).
+//! a script), `conditions` (of templates), [`table`] (constants), `systems` (the row of each name).
 pub(crate) mod command;
+mod conditions;
 pub(crate) mod engines;
 pub(crate) mod environment;
 pub(crate) mod failure;

@@ -4,14 +4,15 @@
 //! so that `${x%.txt}` and `${#x}` keep their meaning in the shell. It is rendered line by line,
 //! and the value of a variable depends on its line: in a directive (`#SBATCH …`) it is quoted for
 //! the batch system, elsewhere for the shell. A directive whose variable has no value is omitted;
-//! one whose variable is a list is repeated for each item.
+//! one whose variable is a list is repeated for each item. Conditions are resolved before
+//! ([`super::conditions`]).
+use super::conditions::{delimiters, resolve_conditions};
 use super::request::JobRequest;
 use super::table::{Table, is_set};
 use super::{BatchSystem, JobKind};
 use crate::model::shell;
-use std::borrow::Cow;
 use std::path::PathBuf;
-use tera::{Context, Delimiters, Tera};
+use tera::{Context, Tera};
 
 /// A built-in template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +73,6 @@ pub(crate) const VARIABLES: &[(&str, &str)] = &[
     ("jobs", "the number of jobs (array elements)"),
     ("engines_per_job", "the number of engines per job"),
     ("array", "the array's range in the system's syntax (1-15); empty for a single job"),
-    ("single", "LSF's name of a job that is not an array; else empty"),
     (
         "tasks",
         "the number of engines in the job if srun or mpiexec starts them; else empty",
@@ -141,6 +141,13 @@ pub(crate) enum TemplateError {
 }
 
 impl TemplateError {
+    pub(super) fn syntax(template: &str, line: usize, error: &tera::Error) -> TemplateError {
+        let text = error.to_string();
+        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").into();
+        let template = template.into();
+        TemplateError::Syntax { template, line, message }
+    }
+
     /// A suggested action.
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
@@ -151,7 +158,10 @@ impl TemplateError {
                     names.join(", ")
                 ))
             }
-            TemplateError::Syntax { .. } => Some("write a variable as {{ name }}; everything else is copied unchanged".into()),
+            TemplateError::Syntax { .. } => Some(
+                "write a variable as {{ name }}, a condition as {% if name %} … {% endif %}; {% raw %} … {% endraw %} is copied unchanged"
+                    .into(),
+            ),
             TemplateError::InQuotes { .. } => Some("remove the quotes".into()),
             TemplateError::Missing { line, .. } => Some(format!("add this line: {line}")),
             TemplateError::Unsupported { hint, .. } => hint.clone(),
@@ -186,14 +196,13 @@ pub(crate) fn render_named(
     let is_description = !name.trim_end_matches(".tera").ends_with(".sh") && system.table().directive_prefix.is_empty();
     let mut script = String::new();
     let mut used: Vec<String> = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let kind = kind_of(line, system.table().directive_prefix, is_description);
+    for (number, line) in resolve_conditions(shown, text, &variables)? {
         let line = TemplateLine {
             system,
             template: shown,
-            number: number + 1,
-            text: line,
-            kind,
+            number,
+            text: &line,
+            kind: kind_of(&line, system.table().directive_prefix, is_description),
         };
         for rendered in line.render(&variables, &mut used)? {
             script.push_str(&rendered);
@@ -323,10 +332,11 @@ impl TemplateLine<'_> {
         let parsed = tera
             .set_delimiters(delimiters())
             .and_then(|()| tera.add_raw_template("line", self.text));
-        parsed.map_err(|e| self.syntax(&e))?;
+        let syntax = |error: tera::Error| TemplateError::syntax(self.template, self.number, &error);
+        parsed.map_err(syntax)?;
         let mut names: Vec<String> = tera
             .get_template_variables("line")
-            .map_err(|e| self.syntax(&e))?
+            .map_err(syntax)?
             .into_iter()
             .map(str::to_string)
             .collect();
@@ -349,7 +359,7 @@ impl TemplateLine<'_> {
             used.push(name);
         }
         let Some((name, lines)) = many else {
-            return Ok(vec![tera.render("line", &context).map_err(|e| self.syntax(&e))?]);
+            return Ok(vec![tera.render("line", &context).map_err(syntax)?]);
         };
         let mut rendered = Vec::new();
         for line in lines {
@@ -357,7 +367,7 @@ impl TemplateLine<'_> {
                 check_single_line(self.system, &name, &line)?;
             }
             context.insert(name.clone(), &line);
-            rendered.push(tera.render("line", &context).map_err(|e| self.syntax(&e))?);
+            rendered.push(tera.render("line", &context).map_err(syntax)?);
         }
         Ok(rendered)
     }
@@ -387,27 +397,6 @@ impl TemplateLine<'_> {
     fn is_alone(&self, name: &str) -> bool {
         let inner = self.text.trim().strip_prefix("{{").and_then(|rest| rest.strip_suffix("}}"));
         inner.is_some_and(|inner| inner.trim() == name)
-    }
-
-    fn syntax(&self, error: &tera::Error) -> TemplateError {
-        TemplateError::Syntax {
-            template: self.template.into(),
-            line: self.number,
-            message: error.to_string().lines().next().unwrap_or_default().to_string(),
-        }
-    }
-}
-
-/// Blocks and comments of the template language are disabled: `${#x}` would begin a comment.
-fn delimiters() -> Delimiters {
-    let text = |text: &'static str| Cow::Borrowed(text);
-    Delimiters {
-        block_start: text("\u{1}{"),
-        block_end: text("}\u{1}"),
-        variable_start: text("{{"),
-        variable_end: text("}}"),
-        comment_start: text("\u{2}{"),
-        comment_end: text("}\u{2}"),
     }
 }
 
