@@ -6,32 +6,34 @@
 //!     load spawn COUNT LANES              COUNT times `true NUMBER`, LANES at a time
 //!     load pipe PYTHON COUNT LANES        COUNT calls of a no-op function in LANES Python processes
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use pcluster::testing::ConnectionFile;
-use pcluster::testing::client::Client;
-use pcluster::testing::model::EngineFacts;
-use pcluster::testing::model::{CallSource, MapDefinition, MapOptions, Work};
-use pcluster::testing::model::{EngineUuid, PROTOCOL_VERSION, UnixTime};
-use pcluster::testing::model::{Outcome, TaskState};
-use pcluster::testing::wire::Session;
-use pcluster::testing::wire::content::engine::*;
-use pcluster::testing::{Kind, Security, Socket};
+use pcluster::testing::model::*;
+use pcluster::testing::wire::{Session, content::engine::*};
+use pcluster::testing::{ConnectionFile, Kind, Security, Socket, client::Client};
 use serde::Serialize;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::runtime::Builder;
 
-type Outcomes = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+type Outcomes = Result<(), Failure>;
 
 fn main() -> Outcomes {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["latency", file, count] => tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?
-            .block_on(async { tokio::spawn(latency(ConnectionFile::read(Path::new(file))?, count.parse()?)).await? }),
-        ["engines", file, count] => on_tokio(engines(ConnectionFile::read(Path::new(file))?, count.parse()?)),
+        ["latency", file, count] => {
+            let work = latency(ConnectionFile::read(Path::new(file))?, count.parse()?);
+            Builder::new_current_thread()
+                .enable_all()
+                .build()?
+                .block_on(async { tokio::spawn(work).await? })
+        }
+        ["engines", file, count] => {
+            let work = engines(ConnectionFile::read(Path::new(file))?, count.parse()?);
+            Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(work)
+        }
         ["spawn", count, lanes] => spawn(count.parse()?, lanes.parse()?),
         ["pipe", python, count, lanes] => pipe(python, count.parse()?, lanes.parse()?),
         // `cargo bench` without arguments does nothing: the full comparison needs its own setup (xtask).
@@ -40,14 +42,6 @@ fn main() -> Outcomes {
             Ok(())
         }
     }
-}
-
-fn on_tokio(work: impl Future<Output = Outcomes>) -> Outcomes {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?
-        .block_on(work)
 }
 
 fn unix_now() -> UnixTime {
@@ -92,20 +86,20 @@ async fn latency(file: ConnectionFile, count: usize) -> Outcomes {
 // ---- light engines
 
 /// Maximum number of concurrent registrations.
-const AT_ONCE: usize = 64;
+const PARALLELISM: usize = 64;
 
 async fn engines(file: ConnectionFile, count: usize) -> Outcomes {
     // One connection per engine; the default limit is often 1,024 open files.
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     let file = std::sync::Arc::new(file);
-    let door = std::sync::Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
+    let permits = std::sync::Arc::new(tokio::sync::Semaphore::new(PARALLELISM));
     let began = Instant::now();
     let mut joining = tokio::task::JoinSet::new();
     for number in 0..count {
-        let (file, door) = (file.clone(), door.clone());
+        let (file, permits) = (file.clone(), permits.clone());
         joining.spawn(async move {
-            let _turn = door.acquire().await?;
+            let _turn = permits.acquire().await?;
             LightEngine::register(&file, number).await
         });
     }
@@ -128,7 +122,7 @@ struct LightEngine {
 }
 
 impl LightEngine {
-    async fn register(file: &ConnectionFile, number: usize) -> Result<LightEngine, Box<dyn std::error::Error + Send + Sync>> {
+    async fn register(file: &ConnectionFile, number: usize) -> Result<LightEngine, Failure> {
         let keys = file.pcluster.as_ref().ok_or("not an engine file of pcluster")?;
         let port = keys.engine_port.ok_or("not an engine file: no engine_port")?;
         let uuid = format!("00000000-0000-4000-8000-{number:012}");
@@ -219,46 +213,38 @@ impl LightEngine {
             outcome: outcome.clone(),
         });
         self.sequence += 1;
-        let results = Results {
-            sequence: self.sequence,
-            results: results.collect(),
-        };
-        self.send(RESULTS, &results)
+        let (sequence, results) = (self.sequence, results.collect());
+        self.send(RESULTS, &Results { sequence, results })
     }
 }
 
 // ---- limits
 
-fn in_lanes(lanes: usize, lane: impl Fn(usize) -> Outcomes + Sync) -> Outcomes {
+/// Runs `lane(count / lanes)` on each of `lanes` threads, and prints the time.
+fn in_lanes(count: usize, lanes: usize, lane: impl Fn(usize) -> Outcomes + Sync) -> Outcomes {
+    let (share, began) = (count / lanes, Instant::now());
     std::thread::scope(|scope| {
-        let running: Vec<_> = (0..lanes)
-            .map(|number| {
-                scope.spawn({
-                    let lane = &lane;
-                    move || lane(number)
-                })
-            })
-            .collect();
-        running
+        let running: Vec<_> = (0..lanes).map(|_| scope.spawn(|| lane(share))).collect();
+        let mut ended = running
             .into_iter()
-            .try_for_each(|lane| lane.join().unwrap_or_else(|_| Err("a lane failed".into())))
-    })
+            .map(|lane| lane.join().unwrap_or_else(|_| Err("a lane failed".into())));
+        ended.try_for_each(|ended| ended)
+    })?;
+    println!("tasks {}\nseconds {:.4}", share * lanes, began.elapsed().as_secs_f64());
+    Ok(())
 }
 
 /// The standard library spawns such a plain command with `posix_spawn`.
 fn spawn(count: usize, lanes: usize) -> Outcomes {
-    let began = Instant::now();
-    in_lanes(lanes, |_| {
-        for i in 0..count / lanes {
+    in_lanes(count, lanes, |share| {
+        for i in 0..share {
             // With an argument, like the other contenders: then `true` sets its locale, which takes another 0.25 ms.
             if !Command::new("/bin/true").arg(i.to_string()).status()?.success() {
                 return Err("true failed".into());
             }
         }
         Ok(())
-    })?;
-    println!("tasks {}\nseconds {:.4}", count / lanes * lanes, began.elapsed().as_secs_f64());
-    Ok(())
+    })
 }
 
 const WORKER: &str = "
@@ -270,48 +256,23 @@ for line in sys.stdin:
 ";
 
 fn pipe(python: &str, count: usize, lanes: usize) -> Outcomes {
-    let mut workers = Vec::new();
-    for _ in 0..lanes {
+    in_lanes(count, lanes, |share| {
         let mut worker = Command::new(python);
-        workers.push(
-            worker
-                .args(["-S", "-c", WORKER])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()?,
-        );
-    }
-    let share = count / lanes;
-    let ends: Vec<_> = workers
-        .iter_mut()
-        .map(|worker| std::sync::Mutex::new((worker.stdin.take(), worker.stdout.take())))
-        .collect();
-    let began = Instant::now();
-    in_lanes(lanes, |number| {
-        let (stdin, stdout) = match ends[number].lock() {
-            Ok(mut ends) => (ends.0.take().ok_or("no pipe")?, ends.1.take().ok_or("no pipe")?),
-            Err(_) => return Err("no pipe".into()),
-        };
-        std::thread::scope(|scope| {
-            let feeding = scope.spawn(move || -> Outcomes {
-                let mut stdin = BufWriter::new(stdin);
-                for i in 0..share {
-                    writeln!(stdin, "[{i}]")?;
-                }
-                Ok(stdin.flush()?)
-            });
-            let answers = BufReader::new(stdout).lines().count();
-            feeding.join().unwrap_or_else(|_| Err("the feeding failed".into()))?;
-            if answers == share {
-                Ok(())
-            } else {
-                Err(format!("{answers} of {share} answers").into())
-            }
-        })
-    })?;
-    println!("tasks {}\nseconds {:.4}", share * lanes, began.elapsed().as_secs_f64());
-    for mut worker in workers {
+        let worker = worker.args(["-S", "-c", WORKER]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut worker = worker.spawn()?;
+        let (stdin, stdout) = (worker.stdin.take().ok_or("no pipe")?, worker.stdout.take().ok_or("no pipe")?);
+        let sender = std::thread::spawn(move || -> Outcomes {
+            let mut stdin = BufWriter::new(stdin);
+            (0..share).try_for_each(|i| writeln!(stdin, "[{i}]"))?;
+            Ok(stdin.flush()?)
+        });
+        let answers = BufReader::new(stdout).lines().count();
+        sender.join().unwrap_or_else(|_| Err("the sender failed".into()))?;
         worker.wait()?;
-    }
-    Ok(())
+        if answers == share {
+            Ok(())
+        } else {
+            Err(format!("{answers} of {share} answers").into())
+        }
+    })
 }

@@ -1,12 +1,12 @@
 """An unmodified ipyparallel client's DirectView: `direct_view.py CLIENT_FILE WAIT_FOR calls COUNT ENGINES...`, or `... push MB TIMES ENGINES...`.
 
-Prints `name value` lines: for each number of engines the time of one `apply_sync` to all of them, or of a push of an array.
+Prints for each number of engines the median seconds of one `apply_sync` to all of them, or of a push of an array.
 """
 import statistics
 import sys
-import time
 
 import ipyparallel as ipp
+from measured import times
 
 
 def noop(x):
@@ -17,24 +17,15 @@ def total():
     return int(array.sum())  # noqa: F821 (the engine's)
 
 
-def timed(times, run):
-    taken = []
-    for i in range(times):
-        began = time.perf_counter()
-        run(i)
-        taken.append(time.perf_counter() - began)
-    return sorted(taken)
-
-
 def main(client_file, wait_for, what, size, *rest):
     client = ipp.Client(connection_info=client_file)
     client.wait_for_engines(int(wait_for), timeout=600)
     if what == "calls":
-        # Every engine has imported what it needs.
+        # Imports on every engine.
         client[:].apply_sync(noop, 0)
         for engines in map(int, rest):
             view = client[client.ids[:engines]]
-            taken = timed(max(3, int(size) // engines), lambda i: view.apply_sync(noop, i))
+            taken = times(max(3, int(size) // engines), lambda i: view.apply_sync(noop, i))
             print("calls_%d" % engines, statistics.median(taken))
         return
     import numpy
@@ -48,9 +39,9 @@ def main(client_file, wait_for, what, size, *rest):
             array[0] = i  # another array each time
             view.push({"array": array}, block=True)
 
-        taken = timed(int(rest[0]), push)
+        taken = times(int(rest[0]), push)
         if any(found != int(array.sum()) for found in view.apply_sync(total)):
-            sys.exit("the array has not arrived whole")
+            sys.exit("the array is not complete")
         view.push({"array": 0}, block=True)
         print("push_%d" % engines, statistics.median(taken))
 

@@ -1,13 +1,10 @@
-"""HyperQueue's PyPI package: its server and a worker of 2 cores in one process, `true` many times: `hyperqueue_true.py TASKS`.
-
-Prints `name value` lines. The package carries no `hq` command; this is its Python interface.
-"""
+"""HyperQueue's Python package (which has no `hq` command): a server and a worker of 2 cores run `true`: `hyperqueue_true.py TASKS`."""
 import sys
 import tempfile
-import time
 
 from hyperqueue import Job, LocalCluster
 from hyperqueue.cluster import WorkerConfig
+from measured import throughput
 
 
 def job(tasks, directory):
@@ -23,10 +20,12 @@ def main(tasks):
         client = cluster.client()
         client.wait_for_jobs([client.submit(job(10, directory))])
         many = job(tasks, directory)
-        began = time.perf_counter()
-        client.wait_for_jobs([client.submit(many)])
-        print("tasks", tasks)
-        print("seconds", time.perf_counter() - began, flush=True)
+
+        def run():
+            client.wait_for_jobs([client.submit(many)])
+            return range(tasks)
+
+        throughput(tasks, run)
 
 
 main(int(sys.argv[1]))

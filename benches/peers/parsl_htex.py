@@ -1,10 +1,10 @@
-"""Parsl's HighThroughputExecutor with 2 workers: `parsl_htex.py TASKS LATENCIES`. Prints `name value` lines."""
+"""Parsl's HighThroughputExecutor with 2 workers: `parsl_htex.py TASKS LATENCIES`."""
 import os
 import sys
 import tempfile
-import time
 
 import parsl
+from measured import latency, throughput
 from parsl.config import Config
 from parsl.executors import HighThroughputExecutor
 from parsl.providers import LocalProvider
@@ -26,23 +26,13 @@ def main(tasks, latencies):
         )
         parsl.load(Config(executors=[executor], run_dir=run_dir, strategy="none", usage_tracking=0))
         app = parsl.python_app(noop)
-        [future.result() for future in [app(i) for i in range(20)]]
-        began = time.perf_counter()
-        futures = [app(i) for i in range(tasks)]
-        values = [future.result() for future in futures]
-        seconds = time.perf_counter() - began
-        if values != list(range(tasks)):
-            sys.exit("wrong values")
-        print("tasks", tasks)
-        print("seconds", seconds)
-        times = []
-        for i in range(latencies):
-            began = time.perf_counter()
-            app(i).result()
-            times.append(time.perf_counter() - began)
-        times.sort()
-        print("median_us", times[len(times) // 2] * 1e6)
-        print("p99_us", times[int(len(times) * 0.99)] * 1e6, flush=True)
+
+        def run(count):
+            return [future.result() for future in [app(i) for i in range(count)]]
+
+        run(20)
+        throughput(tasks, lambda: run(tasks))
+        latency(latencies, lambda i: app(i).result())
         parsl.dfk().cleanup()
 
 

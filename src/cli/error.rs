@@ -325,7 +325,7 @@ impl From<ClientError> for CommandError {
     fn from(error: ClientError) -> Self {
         let kind = match &error {
             ClientError::Inputs { .. } | ClientError::TooLarge { .. } => ErrorKind::Usage,
-            ClientError::Refused { ename, .. } if ename.starts_with("NoSuch") => ErrorKind::NotFound,
+            ClientError::Refused { refusal, .. } if refusal.is_not_found() => ErrorKind::NotFound,
             _ => ErrorKind::Refused,
         };
         CommandError {
@@ -431,7 +431,7 @@ mod tests {
             (
                 ClientError::Refused {
                     request: "cancel_request".into(),
-                    ename: "NoSuchMap".into(),
+                    refusal: "NoSuchMap".to_string().into(),
                     evalue: "there is no map 7".into(),
                     hint: Some("pcluster results".into()),
                 }

@@ -2,6 +2,7 @@
 use crate::connection::ConnectionFile;
 use crate::model::{MapId, PROTOCOL_VERSION, VERSION};
 use crate::transport::TransportError;
+use crate::wire::content::error::Refusal;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -26,10 +27,10 @@ pub enum ClientError {
         heard: String,
     },
     /// The controller refused the request.
-    #[error("the controller refused {request}: {ename}: {evalue}")]
+    #[error("the controller refused {request}: {refusal}: {evalue}")]
     Refused {
         request: String,
-        ename: String,
+        refusal: Refusal,
         evalue: String,
         hint: Option<String>,
     },

@@ -438,7 +438,7 @@ fn decode<Rep: DeserializeOwned>(request: &str, reply: &Message) -> Result<Rep, 
         let error: ErrorContent = reply.content().map_err(bad)?;
         return Err(ClientError::Refused {
             request: request.into(),
-            ename: error.ename,
+            refusal: error.ename.into(),
             evalue: error.evalue,
             hint: error.hint,
         });
@@ -455,9 +455,9 @@ fn checked_hello(reply: &Message, address: &str) -> Result<HelloReply, ClientErr
         Ok(hello) if hello.status != "error" => Ok(hello),
         _ => match decode::<HelloReply>(HELLO, reply) {
             // A hub that does not support the request is ipyparallel's.
-            Err(ClientError::Refused { ename, evalue, .. }) => Err(ClientError::NotPcluster {
+            Err(ClientError::Refused { refusal, evalue, .. }) => Err(ClientError::NotPcluster {
                 address: address.into(),
-                why: format!("{ename}: {evalue}"),
+                why: format!("{refusal}: {evalue}"),
             }),
             Err(ClientError::BadReply { why, .. }) => Err(ClientError::NotPcluster {
                 address: address.into(),

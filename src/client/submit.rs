@@ -2,7 +2,8 @@
 use super::{Client, ClientError};
 use crate::model::definition::MapDefinition;
 use crate::model::{MapId, TaskId};
-use crate::wire::content::client::{INPUTS, InputsReply, InputsRequest, MAP, MapReply, MapRequest, Selection, UNKNOWN_BUNDLE};
+use crate::wire::content::client::{INPUTS, InputsReply, InputsRequest, MAP, MapReply, MapRequest, Selection};
+use crate::wire::content::error::Refusal;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -95,7 +96,10 @@ impl Client {
         if let Some(bundle) = bundle {
             if bundle.content.len() > ASK_FIRST {
                 match self.request_for_rows(MAP, &request, buffers.clone(), wait).await {
-                    Err(ClientError::Refused { ename, .. }) if ename == UNKNOWN_BUNDLE => {}
+                    Err(ClientError::Refused {
+                        refusal: Refusal::UnknownBundle,
+                        ..
+                    }) => {}
                     answer => return answer,
                 }
             }

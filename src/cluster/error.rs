@@ -93,6 +93,8 @@ pub(crate) enum ClusterError {
     },
     #[error("engines of the launcher {launcher} may run on other hosts, which cannot reach the controller on {ip}")]
     Unreachable { launcher: String, ip: String },
+    #[error("cannot read the cluster's state {}: {why}", path.display())]
+    StateUnreadable { path: PathBuf, why: String },
     #[error("cannot {doing} the cluster's state {}: {why}", path.display())]
     StateFile { doing: &'static str, path: PathBuf, why: String },
     #[error("cannot determine the path of the pcluster program: {0}")]
@@ -200,7 +202,7 @@ impl ClusterError {
                 format!("full log: {}; the other logs are in the same directory", log.display()),
                 "increase the timeout: --set launcher.engines_timeout_ms=300000".into(),
             ],
-            ClusterError::StateFile { doing: "read", path, .. } => {
+            ClusterError::StateUnreadable { path, .. } => {
                 vec![format!("end the processes listed in it, then remove {}", path.display())]
             }
             ClusterError::StateFile { .. } | ClusterError::NoProgram(_) | ClusterError::NoDirectory(_) | ClusterError::Internal(_) => {

@@ -253,11 +253,7 @@ pub(super) async fn registered(
 
 /// The number of connected engines. A restarted controller also lists earlier engines, which may be dead.
 pub(super) fn connected_engines(status: &StatusReply) -> usize {
-    status
-        .engines
-        .iter()
-        .filter(|engine| !matches!(engine.state.as_str(), "silent" | "leaving"))
-        .count()
+    status.engines.iter().filter(|engine| engine.state.is_staying()).count()
 }
 
 /// A launch and its launcher.

@@ -163,8 +163,7 @@ impl Snapshot {
 
     /// Engines that are registered and not leaving.
     fn staying(&self) -> impl Iterator<Item = &EngineStatus> {
-        let stays = |engine: &&EngineStatus| !matches!(engine.state.as_str(), "silent" | "leaving");
-        self.status.engines.iter().filter(stays)
+        self.status.engines.iter().filter(|engine| engine.state.is_staying())
     }
 
     /// Job elements whose engines have not all registered.

@@ -68,7 +68,7 @@ impl ClusterState {
     /// None if there is no such file.
     pub(crate) fn read(profile: &ProfileDir, cluster_id: &str) -> Result<Option<ClusterState>, ClusterError> {
         let path = profile.state_file(cluster_id);
-        let failed = |path: PathBuf, why: String| ClusterError::StateFile { doing: "read", path, why };
+        let failed = |path: PathBuf, why: String| ClusterError::StateUnreadable { path, why };
         match fs::read(&path) {
             Ok(text) => match serde_json::from_slice(&text) {
                 Ok(state) => Ok(Some(state)),

@@ -3,16 +3,17 @@
 //! Effects of several events form a batch. The records' thread commits a batch's changes, and only then are its messages
 //! sent; meanwhile the next batch accumulates. So commits are grouped under load, and no message precedes its commit.
 use super::bootstrap::{self, Secrets};
+use super::clock::{Clock, unix_now};
 use super::core::effect::UndeliveredReply;
-use super::core::{Core, Effect, Event, EventTime, Facts};
+use super::core::{Core, Effect, Event, Facts};
 use super::dask::Dask;
 use super::delivered::{Delivered, Pending};
 use super::records::{DbReply, Records};
 use super::sockets::{Arrival, PeerSocket, Ports, Sockets};
 use super::{ControllerError, ControllerSettings};
 use crate::db::Writer;
+use crate::model::EngineUuid;
 use crate::model::change::Change;
-use crate::model::{EngineUuid, UnixTime};
 use crate::profile::config::Durability;
 use crate::sys::{problem, process};
 use crate::transport::{Security, TransportError};
@@ -21,7 +22,7 @@ use crate::wire::content::engine::{Channel, without_buffers};
 use crate::wire::{Frames, Message, Session};
 use bytes::Bytes;
 use std::collections::HashMap;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -137,24 +138,6 @@ async fn listen(
     };
     secrets.ports = listening.0.ports.clone();
     Ok(listening)
-}
-
-struct Clock {
-    start: Instant,
-}
-
-impl Clock {
-    fn now(&self) -> EventTime {
-        EventTime {
-            since_start: self.start.elapsed(),
-            unix: unix_now(),
-        }
-    }
-}
-
-pub(super) fn unix_now() -> UnixTime {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    UnixTime((since.as_secs_f64() * 1e6).round() / 1e6)
 }
 
 struct Driver {

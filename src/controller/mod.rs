@@ -1,8 +1,10 @@
 //! The controller: hub and schedulers in one process. [`core`] makes the decisions; the driver carries them out.
 //!
-//! Parts: [`bootstrap`] (ports, keys, connection files), [`sockets`] (listening sockets), [`records`] (the database threads and
-//! queries), [`rescue`] (a database deleted at run time), [`driver`] (the loop between them and the core), [`delivered`] (replies delivered to clients), [`dask`] (Dask's scheduler as a child process).
+//! Parts: [`bootstrap`] (ports, keys, connection files), [`sockets`] (listening sockets), [`records`] (the database threads),
+//! [`answers`] (to queries), [`rescue`] (a database deleted at run time), [`driver`] (the loop between them and the core), [`delivered`] (replies delivered to clients), [`dask`] (Dask's scheduler as a child process).
+mod answers;
 mod bootstrap;
+mod clock;
 pub(crate) mod core;
 mod dask;
 mod delivered;

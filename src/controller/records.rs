@@ -2,22 +2,15 @@
 //!
 //! Waking a thread takes longer than committing a few changes, so the caller itself writes a small batch or answers a small query
 //! while the thread is idle. Large ones go to the threads, as does everything after them until they are done.
-use super::core::event::{FoundMap, FoundRequest, FoundTask};
-use super::core::{Event, Expired, Query, QueryKind};
+use super::answers::{Response, respond};
+use super::clock::unix_now;
+use super::core::{Event, Query, QueryKind};
 use super::rescue::{self, Copy};
-use crate::db::{DbError, FoundValue, Reader, RequestRecord, Writer};
+use crate::db::{Reader, Writer};
 use crate::model::change::{Attempt, Change};
-use crate::model::definition::Work;
-use crate::model::query::{MapQuery, TaskQuery};
-use crate::model::task::{INPUTS_MISSING, TaskRow, TaskState};
-use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
-use crate::wire::content::client::{self, Selection, ok};
-use crate::wire::content::engine::{ValuePart, Values, ValuesRequest};
 use crate::wire::content::error::ErrorContent;
 use crate::wire::message::to_json;
 use bytes::Bytes;
-use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -36,8 +29,6 @@ const SLOW: Duration = Duration::from_millis(20);
 const SLOW_FOR: Duration = Duration::from_millis(500);
 /// The maximum number of results of a small query.
 const FEW: u64 = 8;
-/// Bytes of a task's output in one answer.
-const MAX_OUTPUT: usize = 1 << 20;
 /// Before each cleanup step: batches have priority,
 const TIDY_PAUSE: Duration = Duration::from_millis(5);
 /// but there is a step at least this often, even under load.
@@ -89,7 +80,7 @@ impl Records {
         let threads = vec![
             std::thread::Builder::new()
                 .name("records-watch".into())
-                .spawn(move || rescue::watch(&to_watch, &copied, &until, now))?,
+                .spawn(move || rescue::watch(&to_watch, &copied, &until, unix_now))?,
             std::thread::Builder::new()
                 .name("records-write".into())
                 .spawn(move || write(&to_share, &to_write, &committed))?,
@@ -172,7 +163,7 @@ impl Records {
         let orphaned = {
             let writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
             let mut copy = copy.lock().unwrap_or_else(PoisonError::into_inner);
-            rescue::save(&writer, &mut copy, Duration::ZERO, now);
+            rescue::save(&writer, &mut copy, Duration::ZERO, unix_now);
             rescue::orphaned_files(&writer, &copy)
         };
         if let Some(writer) = Arc::into_inner(writer)
@@ -185,10 +176,6 @@ impl Records {
         orphaned.iter().for_each(|path| drop(std::fs::remove_file(path)));
         true
     }
-}
-
-fn now() -> UnixTime {
-    super::driver::unix_now()
 }
 
 /// The approximate cost of writing a change; a small change costs 1.
@@ -290,339 +277,4 @@ fn reply_for(reader: &Reader, query: Query) -> DbReply {
             }
         }
     }
-}
-
-enum Response {
-    Content(Bytes, Vec<Bytes>),
-    Event(Box<Event>),
-}
-
-fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
-    let content = match &query.kind {
-        QueryKind::Watch {
-            map,
-            from,
-            limit,
-            complete,
-            engines,
-            most: _,
-            begun,
-        } => {
-            let (counts, results) = reader.finished_from(*map, *from, *limit)?;
-            let buffers = client::row_buffers(&results);
-            let reply = client::WatchReply {
-                status: ok(),
-                counts,
-                complete: *complete,
-                engines: *engines,
-                results,
-            };
-            let content = match begun {
-                None => to_json(&reply),
-                Some(engines) => to_json(&client::MapReply {
-                    status: ok(),
-                    map: *map,
-                    engines: engines.clone(),
-                    update: Some(reply),
-                }),
-            };
-            return Ok(Response::Content(content, buffers));
-        }
-        QueryKind::MapOf { key, request, bundle } => {
-            let (request, map) = (request.clone(), reader.map_of_client(key)?);
-            let bundle = bundle.as_ref().map(|hash| reader.bundle(hash)).transpose()?.flatten();
-            return Ok(Response::Event(Box::new(Event::MapFound { request, map, bundle })));
-        }
-        QueryKind::Maps { maps, since, label, limit } => {
-            let query = MapQuery {
-                maps: maps.clone(),
-                since: *since,
-                label: label.clone(),
-                limit: *limit,
-            };
-            to_json(&client::MapsReply {
-                status: ok(),
-                maps: reader.maps(&query)?,
-            })
-        }
-        QueryKind::Tasks { query } => {
-            let (tasks, matching) = reader.tasks(query)?;
-            let buffers = client::row_buffers(&tasks);
-            let reply = client::TasksReply {
-                status: ok(),
-                tasks,
-                matching,
-            };
-            return Ok(Response::Content(to_json(&reply), buffers));
-        }
-        QueryKind::Jobs { list, gone_since } => to_json(&client::JobsReply {
-            status: ok(),
-            jobs: if *list { reader.jobs()? } else { Vec::new() },
-            gone: gone_since.map_or(Ok(Vec::new()), |since| reader.departures(since))?,
-        }),
-        QueryKind::Details { task, files } => {
-            let (definition, earlier) = (reader.map_definition(task.map)?, reader.attempts(*task)?);
-            let bundle = definition.as_ref().filter(|_| *files).and_then(|definition| definition.bundle());
-            let files = bundle.map(|named| reader.file_hashes(named)).transpose()?.unwrap_or_default();
-            to_json(&client::DetailsReply {
-                status: ok(),
-                definition,
-                earlier,
-                files,
-            })
-        }
-        QueryKind::Output(output) => {
-            let limit = (output.limit as usize).min(MAX_OUTPUT);
-            let Some((size, bytes)) = reader.output(output.task, output.run, output.stream, output.start, limit)? else {
-                let content = ErrorContent::new("NoSuchTask", format!("no task {}, or no such run of it", output.task));
-                return Ok(Response::Content(to_json(&content), vec![]));
-            };
-            let reply = client::OutputReply { status: ok(), size };
-            return Ok(Response::Content(to_json(&reply), vec![bytes]));
-        }
-        QueryKind::Values { engine, request } => return Ok(values(reader, engine.clone(), request)),
-        QueryKind::Resubmit { selection, definition } => {
-            return Ok(Response::Event(Box::new(Event::ResubmitFound {
-                client: query.client.clone(),
-                parent: query.parent.clone(),
-                request: query.request.clone(),
-                selection: selection.clone(),
-                definition: definition.clone(),
-                maps: finished_tasks(reader, selection)?,
-            })));
-        }
-        QueryKind::Expired { before } => {
-            // No client waits for this query, and the next check follows.
-            let found = reader.expired(*before).unwrap_or_else(|error| {
-                tracing::warn!(%error, "cannot find expired records");
-                Default::default()
-            });
-            let (maps, requests, empty) = (found.maps, found.requests, found.empty);
-            return Ok(Response::Event(Box::new(Event::ExpiredFound(Expired { maps, requests, empty }))));
-        }
-        QueryKind::Results {
-            msg_ids,
-            pending,
-            status_only,
-        } => return results(reader, msg_ids, pending, *status_only),
-        QueryKind::History => to_json(&json!({"status": "ok", "history": reader.request_history()?})),
-        QueryKind::Records { query } => return records(reader, query),
-        QueryKind::ResubmitRequests { msg_ids } => {
-            let found: Vec<FoundRequest> = reader.requests(msg_ids)?.into_iter().map(found_request).collect();
-            let known: HashSet<&String> = found.iter().map(|f| &f.msg_id).collect();
-            let missing = msg_ids.iter().filter(|id| !known.contains(id)).cloned().collect();
-            return Ok(Response::Event(Box::new(Event::RequestsFound {
-                client: query.client.clone(),
-                parent: query.parent.clone(),
-                request: query.request.clone(),
-                found,
-                missing,
-            })));
-        }
-    };
-    Ok(Response::Content(content, vec![]))
-}
-
-/// Values for a task of `--reduce`. The engine waits for an answer, so errors are answered, too.
-fn values(reader: &Reader, engine: EngineUuid, request: &ValuesRequest) -> Response {
-    let (found, error) = match reader.values(&request.of, request.start, MAX_OUTPUT) {
-        Ok(found) => found,
-        Err(error) => (Vec::new(), Some(error.to_string())),
-    };
-    let part = |value: &FoundValue| ValuePart {
-        size: value.size,
-        pickled: value.pickled,
-    };
-    let values = Values {
-        task: request.task,
-        first: request
-            .of
-            .first()
-            .copied()
-            .unwrap_or(TaskId::new(request.task.map, request.task.index)),
-        start: request.start,
-        values: found.iter().map(part).collect(),
-        error,
-    };
-    let buffers = found.into_iter().map(|value| value.bytes).collect();
-    Response::Event(Box::new(Event::ValuesFound { engine, values, buffers }))
-}
-
-/// The finished tasks of a selection, by map.
-fn finished_tasks(reader: &Reader, selection: &Selection) -> Result<Vec<FoundMap>, DbError> {
-    let states: Vec<TaskState> = TaskState::ALL
-        .into_iter()
-        .filter(|s| s.is_failed() || (s.is_done() && !selection.failed_only))
-        .collect();
-    let mut by_map: BTreeMap<MapId, BTreeMap<TaskId, TaskRow>> = BTreeMap::new();
-    let mut add = |query: TaskQuery| -> Result<(), DbError> {
-        for row in reader.tasks(&query)?.0 {
-            by_map.entry(row.task.map).or_default().insert(row.task, row);
-        }
-        Ok(())
-    };
-    if !selection.maps.is_empty() {
-        add(TaskQuery {
-            maps: selection.maps.clone(),
-            states: states.clone(),
-            brief: true,
-            ..TaskQuery::default()
-        })?;
-    }
-    if !selection.tasks.is_empty() {
-        add(TaskQuery {
-            tasks: selection.tasks.clone(),
-            states,
-            brief: true,
-            ..TaskQuery::default()
-        })?;
-    }
-    let mut found = Vec::new();
-    for (map, tasks) in by_map {
-        let Some(definition) = reader.map_definition(map)? else { continue };
-        let definition = reader.with_bundle(definition)?;
-        let Some(row) = reader
-            .maps(&MapQuery {
-                maps: vec![map],
-                ..MapQuery::default()
-            })?
-            .pop()
-        else {
-            continue;
-        };
-        // A task that represents missing inputs cannot run.
-        let is_input = |row: &TaskRow| row.error.as_ref().is_none_or(|error| error.ename != INPUTS_MISSING);
-        let tasks = tasks
-            .into_values()
-            .filter(is_input)
-            .map(|row| FoundTask {
-                index: row.task.index,
-                run: row.run,
-                attempts: row.attempts,
-                state: row.state,
-                engine: None,
-                errors: 0,
-                crashes: 0,
-                cancelled: false,
-                written: Default::default(),
-                input: row
-                    .input
-                    .map(|i| Bytes::from(Box::<str>::from(i).into_string()))
-                    .unwrap_or(Bytes::from_static(b"null")),
-            })
-            .collect();
-        let is_client = matches!(definition.work, Work::Client { .. });
-        let key = if is_client { String::new() } else { format!("reopened {map}") };
-        found.push(FoundMap {
-            map,
-            definition,
-            key,
-            closed: row.closed,
-            abandoned: false,
-            counts: row.counts,
-            tasks,
-        });
-    }
-    Ok(found)
-}
-
-fn found_request(record: RequestRecord) -> FoundRequest {
-    FoundRequest {
-        msg_id: record.msg_id,
-        header: record.header.unwrap_or_default(),
-        metadata: record.metadata.unwrap_or_default(),
-        content: record.content.unwrap_or_default(),
-        buffers: record.buffers,
-    }
-}
-
-/// ipyparallel's `result_reply`: pending and completed ids, and the records of the completed ones with their buffers
-/// in the same order.
-fn results(reader: &Reader, msg_ids: &[String], pending: &[String], status_only: bool) -> Result<Response, DbError> {
-    let mut ids: Vec<String> = msg_ids.to_vec();
-    ids.sort();
-    ids.dedup();
-    let records: BTreeMap<String, RequestRecord> = reader.requests(&ids)?.into_iter().map(|r| (r.msg_id.clone(), r)).collect();
-    let (mut still, mut completed, mut bodies, mut buffers) = (Vec::new(), Vec::new(), Map::new(), Vec::new());
-    for id in ids {
-        match records.get(&id) {
-            _ if pending.contains(&id) => still.push(id),
-            Some(record) if record.completed.is_some() => {
-                if !status_only {
-                    bodies.insert(id.clone(), result_body(record));
-                    buffers.extend(record.result_buffers.iter().cloned());
-                }
-                completed.push(id);
-            }
-            Some(_) => still.push(id),
-            None => {
-                let content = ErrorContent::new("KeyError", format!("'No such message: {id}'"));
-                return Ok(Response::Content(to_json(&content), vec![]));
-            }
-        }
-    }
-    let mut content = Map::new();
-    content.insert("status".into(), "ok".into());
-    content.insert("pending".into(), still.into());
-    content.insert("completed".into(), completed.into());
-    content.append(&mut bodies);
-    Ok(Response::Content(to_json(&content), buffers))
-}
-
-fn result_body(record: &RequestRecord) -> Value {
-    let mut all = record.to_json(None);
-    let mut take = |key: &str| all.remove(key).unwrap_or(Value::Null);
-    let io: Map<String, Value> = ["execute_input", "execute_result", "error", "stdout", "stderr"]
-        .into_iter()
-        .map(|k| (k.into(), take(k)))
-        .collect();
-    let mut body = Map::new();
-    for key in [
-        "header",
-        "metadata",
-        "result_metadata",
-        "result_header",
-        "result_content",
-        "received",
-    ] {
-        body.insert(key.into(), take(key));
-    }
-    body.insert("io".into(), io.into());
-    body.into()
-}
-
-/// ipyparallel's `db_reply`.
-fn records(reader: &Reader, content: &Bytes) -> Result<Response, DbError> {
-    let request: Value = serde_json::from_slice(content).unwrap_or_default();
-    let empty = json!({});
-    let query = request.get("query").unwrap_or(&empty);
-    let keys: Option<Vec<String>> = request
-        .get("keys")
-        .and_then(Value::as_array)
-        .map(|keys| keys.iter().filter_map(Value::as_str).map(str::to_string).collect());
-    let found = reader.find_records(query, keys.as_deref())?;
-    let wants = |key: &str| keys.as_ref().is_some_and(|keys| keys.iter().any(|k| k == key));
-    let mut buffers = Vec::new();
-    let (mut lens, mut result_lens, mut rows) = (Vec::new(), Vec::new(), Vec::new());
-    for record in found {
-        let mut row = record.to_json(keys.as_deref());
-        row.remove("buffers");
-        row.remove("result_buffers");
-        rows.push(Value::from(row));
-        if wants("buffers") {
-            lens.push(record.buffers.len());
-            buffers.extend(record.buffers);
-        }
-        if wants("result_buffers") {
-            result_lens.push(record.result_buffers.len());
-            buffers.extend(record.result_buffers);
-        }
-    }
-    let reply = json!({
-        "status": "ok",
-        "records": rows,
-        "buffer_lens": wants("buffers").then_some(lens),
-        "result_buffer_lens": wants("result_buffers").then_some(result_lens),
-    });
-    Ok(Response::Content(to_json(&reply), buffers))
 }

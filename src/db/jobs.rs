@@ -41,7 +41,7 @@ impl Reader {
             let found = select.query_map([since.0], |row| {
                 Ok(Departure {
                     job: row.get(0)?,
-                    reason: row.get::<_, Option<String>>(1)?.unwrap_or_default(),
+                    reason: row.get::<_, Option<String>>(1)?.unwrap_or_default().into(),
                     registered: UnixTime(row.get(2)?),
                     gone: UnixTime(row.get(3)?),
                     ends: row.get::<_, Option<f64>>(4)?.map(UnixTime),

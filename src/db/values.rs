@@ -3,6 +3,7 @@ use super::outputs::{self, Stored};
 use super::{DbError, Reader};
 use crate::model::TaskId;
 use crate::model::output::Stream;
+use crate::model::task::TaskState;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -39,7 +40,7 @@ impl Reader {
                     Ok((row.get::<_, String>(0)?, pickled != ValueRef::Null, stored))
                 });
                 let why = match row.optional()? {
-                    Some((state, pickled, stored)) if state == "ok" => {
+                    Some((state, pickled, stored)) if state == TaskState::Ok.as_str() => {
                         let start = if i == 0 { start } else { 0 };
                         let bytes = self.outputs.read(*task, Stream::Value, &stored, start, room)?;
                         let (size, end) = (stored.size(), start + bytes.len() as u64);

@@ -1,5 +1,6 @@
 //! Engines as they are known to the controller and its clients.
 use super::node::NodeFacts;
+use super::open_enum::open_enum;
 use super::{EngineId, EngineUuid, UnixTime};
 use serde::{Deserialize, Serialize};
 
@@ -58,16 +59,33 @@ impl EngineFacts {
     }
 }
 
+open_enum! {
+    pub enum EngineState {
+        Idle => "idle",
+        Busy => "busy",
+        /// Requested to stop, finishing a task.
+        Leaving => "leaving",
+        /// Heartbeats are missing, but the lease has not expired.
+        Silent => "silent",
+        /// Its Python does not work: it receives commands only.
+        Unavailable => "unavailable",
+    }
+}
+
+impl EngineState {
+    /// Whether it is connected and not about to leave.
+    pub(crate) fn is_staying(&self) -> bool {
+        !matches!(self, EngineState::Silent | EngineState::Leaving)
+    }
+}
+
 /// A registered engine as displayed by `pcluster engines`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EngineStatus {
     pub id: EngineId,
     #[serde(flatten)]
     pub facts: EngineFacts,
-    /// `idle`, `busy`, `leaving` (requested to stop, finishing a task), `silent` (heartbeats are
-    /// missing, but the lease has not expired), `unavailable` (its Python does not work: it
-    /// receives commands only).
-    pub state: String,
+    pub state: EngineState,
     /// Why it is `unavailable`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

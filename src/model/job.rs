@@ -35,7 +35,7 @@ pub struct JobRow {
 pub struct Departure {
     /// As in [`super::engine::EngineFacts::job`].
     pub job: String,
-    pub reason: String,
+    pub reason: LeaveReason,
     pub registered: UnixTime,
     pub gone: UnixTime,
     /// The end of its job's time limit.
@@ -43,10 +43,51 @@ pub struct Departure {
     pub ends: Option<UnixTime>,
 }
 
-/// The reason that an engine reports when it leaves before its job's time limit.
-pub(crate) const WALLTIME_NEARLY_OVER: &str = "the time of its job is nearly over";
-/// Prefix of the reason of an engine that was warned by its batch system.
-pub(crate) const WARNED_BY_BATCH_SYSTEM: &str = "its batch system has warned it";
+/// Why an engine leaves. It is reported, recorded and displayed as text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum LeaveReason {
+    /// Its job's time limit is near.
+    Walltime,
+    /// Its batch system sent this signal as a warning.
+    Warned(String),
+    /// Another process sent this signal.
+    Signal(String),
+    Unknown(String),
+}
+
+const WALLTIME: &str = "the time of its job is nearly over";
+const WARNED: &str = "its batch system has warned it (";
+const SIGNAL: &str = "the engine received ";
+
+impl std::fmt::Display for LeaveReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            LeaveReason::Walltime => f.write_str(WALLTIME),
+            LeaveReason::Warned(signal) => write!(f, "{WARNED}{signal})"),
+            LeaveReason::Signal(signal) => write!(f, "{SIGNAL}{signal}"),
+            LeaveReason::Unknown(text) => f.write_str(text),
+        }
+    }
+}
+
+impl From<String> for LeaveReason {
+    fn from(text: String) -> LeaveReason {
+        let warned = text.strip_prefix(WARNED).and_then(|rest| rest.strip_suffix(')'));
+        match (warned, text.strip_prefix(SIGNAL)) {
+            _ if text == WALLTIME => LeaveReason::Walltime,
+            (Some(signal), _) => LeaveReason::Warned(signal.into()),
+            (_, Some(signal)) => LeaveReason::Signal(signal.into()),
+            _ => LeaveReason::Unknown(text),
+        }
+    }
+}
+
+impl From<LeaveReason> for String {
+    fn from(reason: LeaveReason) -> String {
+        reason.to_string()
+    }
+}
 
 /// A warning this long before the known end, or in the last tenth of the time limit, is attributed
 /// to that end.
@@ -55,12 +96,11 @@ const NEAR_END_S: f64 = 300.0;
 impl Departure {
     /// Whether it left because its job's time limit was reached, or nearly.
     pub fn is_walltime_end(&self) -> bool {
-        if self.reason == WALLTIME_NEARLY_OVER {
-            return true;
+        match (&self.reason, self.ends) {
+            (LeaveReason::Walltime, _) => true,
+            (LeaveReason::Warned(_), Some(ends)) => ends.0 - self.gone.0 <= (0.1 * (ends.0 - self.registered.0)).max(NEAR_END_S),
+            _ => false,
         }
-        let Some(ends) = self.ends else { return false };
-        let near = (0.1 * (ends.0 - self.registered.0)).max(NEAR_END_S);
-        self.reason.starts_with(WARNED_BY_BATCH_SYSTEM) && ends.0 - self.gone.0 <= near
     }
 }
 
@@ -70,18 +110,36 @@ mod tests {
 
     #[test]
     fn a_departure_is_a_walltime_end_if_the_reason_is_walltime_or_a_warning_near_the_end() {
-        let departure = |reason: &str, gone: f64, ends: Option<f64>| Departure {
+        let departure = |reason: LeaveReason, gone: f64, ends: Option<f64>| Departure {
             job: "4.1".into(),
-            reason: reason.into(),
+            reason,
             registered: UnixTime(0.0),
             gone: UnixTime(gone),
             ends: ends.map(UnixTime),
         };
-        let warned = format!("{WARNED_BY_BATCH_SYSTEM} (SIGUSR1)");
-        assert!(departure(WALLTIME_NEARLY_OVER, 10.0, None).is_walltime_end());
-        assert!(departure(&warned, 35_000.0, Some(36_000.0)).is_walltime_end());
-        assert!(!departure(&warned, 30_000.0, Some(36_000.0)).is_walltime_end(), "another cause");
-        assert!(!departure(&warned, 30_000.0, None).is_walltime_end());
-        assert!(!departure("requested to stop", 35_999.0, Some(36_000.0)).is_walltime_end());
+        let warned = LeaveReason::Warned("SIGUSR1".into());
+        assert!(departure(LeaveReason::Walltime, 10.0, None).is_walltime_end());
+        assert!(departure(warned.clone(), 35_000.0, Some(36_000.0)).is_walltime_end());
+        assert!(
+            !departure(warned.clone(), 30_000.0, Some(36_000.0)).is_walltime_end(),
+            "another cause"
+        );
+        assert!(!departure(warned, 30_000.0, None).is_walltime_end());
+        let requested = LeaveReason::Unknown("requested to stop".into());
+        assert!(!departure(requested, 35_999.0, Some(36_000.0)).is_walltime_end());
+    }
+
+    #[test]
+    fn reasons_are_recorded_as_text_also_unknown_ones() {
+        for (text, reason) in [
+            ("the time of its job is nearly over", LeaveReason::Walltime),
+            ("its batch system has warned it (SIGUSR2)", LeaveReason::Warned("SIGUSR2".into())),
+            ("the engine received SIGTERM", LeaveReason::Signal("SIGTERM".into())),
+            ("moved to another planet", LeaveReason::Unknown("moved to another planet".into())),
+        ] {
+            let json = serde_json::json!(text);
+            assert_eq!(serde_json::from_value::<LeaveReason>(json.clone()).unwrap(), reason);
+            assert_eq!(serde_json::to_value(&reason).unwrap(), json);
+        }
     }
 }

@@ -3,8 +3,9 @@
 //! Modules: [`ids`], [`time`], [`targets`], [`definition`] (what a map runs), [`bundle`] (its
 //! code), [`stdlib`] (Python's modules), [`task`] (states and outcomes), [`change`] (what is
 //! recorded), [`buffer_file`] (where large buffers are stored), [`output`] (what tasks write), [`pickled`]
-//! (values that JSON cannot represent), [`query`] (queries of the records), [`engine`], [`node`] (the owner of resources), [`job`],
-//! [`memory`] (amounts with units).
+//! (values that JSON cannot represent), [`query`] (queries of the records), [`engine`], [`node`] (the
+//! owner of resources), [`job`], [`memory`] (amounts with units), [`open_enum`] (enums of words from
+//! other processes).
 pub(crate) mod buffer_file;
 pub(crate) mod bundle;
 pub(crate) mod change;
@@ -14,6 +15,7 @@ pub(crate) mod ids;
 pub(crate) mod job;
 pub(crate) mod memory;
 pub(crate) mod node;
+pub(crate) mod open_enum;
 pub(crate) mod output;
 pub(crate) mod pickled;
 pub(crate) mod query;

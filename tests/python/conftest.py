@@ -8,6 +8,9 @@ import time
 
 import pytest
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: E402,F401
+
 REPOSITORY = pathlib.Path(__file__).parents[2]
 # `cargo xtask test` runs it for each available batch system.
 collect_ignore = [] if os.environ.get("PCLUSTER_TEST_BATCH") else ["test_batch.py"]

@@ -346,7 +346,7 @@ def test_losing_a_node_during_a_map(on_site):
     nothing_is_left(cluster)
 
 
-@pytest.mark.skipif(SITE.walltime_s is None, reason="the same Slurm as without Torque's commands")
+@pytest.mark.skipif(SITE.walltime_s is None, reason="not applicable: the same Slurm as without Torque's commands")
 def test_walltime_during_a_map(on_site):
     cluster = on_site("-n", "2", "--walltime", "{}s".format(SITE.walltime_s), "--max-walltime-restarts", "3")
     (engine, _) = engines(cluster)
@@ -378,10 +378,10 @@ def test_walltime_during_a_map(on_site):
     assert [row["state"].split(" (")[0] for row in on_record if row["name"] == job["name"]] == ["completed"] * 2
 
 
-@pytest.mark.skipif(SITE.walltime_s is None, reason="the same Slurm as without Torque's commands")
+@pytest.mark.skipif(SITE.walltime_s is None, reason="not applicable: the same Slurm as without Torque's commands")
 def test_walltime_without_restarts(on_site):
     if SITE.launcher == "slurm":
-        pytest.skip("takes another minute, and Grid Engine covers it")
+        pytest.skip("not applicable: takes another minute, and Grid Engine covers it")
     cluster = on_site("-n", "2", "--walltime", "{}s".format(SITE.walltime_s))
     cluster.start_map("slower", SITE.walltime_s + 10)
     wait_until("both to leave", lambda: not engines(cluster), 120)
@@ -400,7 +400,7 @@ def test_walltime_without_restarts(on_site):
     nothing_is_left(cluster)
 
 
-@pytest.mark.skipif(SITE.launcher == "pbs", reason="the same Slurm as without Torque's commands")
+@pytest.mark.skipif(SITE.launcher == "pbs", reason="not applicable: the same Slurm as without Torque's commands")
 def test_a_warning_to_all_processes_of_a_job_ends_no_task(on_site):
     cluster = on_site("-n", "2", "--walltime", "10m", *SITE.for_warnings)
     cluster.start_map("held", 2)
@@ -420,7 +420,7 @@ def test_a_warning_to_all_processes_of_a_job_ends_no_task(on_site):
     nothing_is_left(cluster)
 
 
-@pytest.mark.skipif(SITE.launcher == "pbs", reason="the same Slurm as without Torque's commands")
+@pytest.mark.skipif(SITE.launcher == "pbs", reason="not applicable: the same Slurm as without Torque's commands")
 def test_held_suspended_and_requeued_jobs_are_shown_and_recover(on_site):
     cluster = on_site("-n", str(SLOTS + 1), "--wait", str(SLOTS))
     ((job,),) = [launch["jobs"] for launch in cluster.listed()["engines"]]
@@ -461,7 +461,7 @@ def test_held_suspended_and_requeued_jobs_are_shown_and_recover(on_site):
     nothing_is_left(cluster)
 
 
-@pytest.mark.skipif(SITE.launcher != "slurm", reason="Grid Engine has no such states, and Torque's commands are before the same Slurm")
+@pytest.mark.skipif(SITE.launcher != "slurm", reason="not applicable: Grid Engine has no such states, and Torque's commands are before the same Slurm")
 def test_a_lost_node_and_preemption_cost_no_engines(on_site):
     # Slurm itself requeues neither.
     options = ["--queue", "scavenge", "--max-walltime-restarts", "2", "--set", 'launchers.slurm.directives=["--no-requeue"]']
@@ -484,7 +484,7 @@ def test_a_lost_node_and_preemption_cost_no_engines(on_site):
     assert {"node failed", "preempted", "stopped"} <= {row["state"].split(" (")[0] for row in cluster.listed()["jobs_on_record"]}
 
 
-@pytest.mark.skipif(SITE.launcher != "slurm", reason="specific to Slurm")
+@pytest.mark.skipif(SITE.launcher != "slurm", reason="not applicable: specific to Slurm")
 def test_a_preempted_job_that_slurm_requeues_keeps_its_id(on_site):
     cluster = on_site("-n", str(SLOTS), "--queue", "again", "--max-walltime-restarts", "1")
     (job,) = jobs(cluster)
@@ -514,7 +514,7 @@ def test_an_unknown_queue(on_site):
     assert not SITE.queue()
 
 
-@pytest.mark.skipif(SITE.launcher != "slurm", reason="the same code for all")
+@pytest.mark.skipif(SITE.launcher != "slurm", reason="not applicable: the same code for all")
 def test_a_submission_without_an_answer_is_found_and_a_sites_banner_is_ignored(on_site, tmp_path, monkeypatch):
     real, wrapper = shutil.which("sbatch"), tmp_path / "sbatch"
     monkeypatch.setenv("PATH", "{}:{}".format(tmp_path, os.environ["PATH"]))
@@ -608,7 +608,7 @@ HIDING = {
 }
 
 
-@pytest.mark.skipif(SITE.launcher == "sge", reason="Grid Engine's commands obey files, not variables")
+@pytest.mark.skipif(SITE.launcher == "sge", reason="not applicable: Grid Engine's commands obey files, not variables")
 def test_the_environment_does_not_override_requested_options(on_site):
     cluster = on_site("-n", "1")
     site = {"SBATCH_ACCOUNT": "physics", "SBATCH_COMMENT": "x", "SBATCH_EXPORT": "ALL"}
@@ -632,7 +632,7 @@ def test_the_environment_does_not_override_requested_options(on_site):
     nothing_is_left(cluster)
 
 
-@pytest.mark.skipif(SITE.launcher != "sge", reason="Grid Engine's files")
+@pytest.mark.skipif(SITE.launcher != "sge", reason="not applicable: Grid Engine's files")
 def test_default_request_files_do_not_override_requested_options(on_site):
     cluster = on_site("-n", "1")
     overrides = ["-N another", "-q short.q", "-l h_rt=55", "-o /nowhere/output", "-j n", "-S /bin/false", "-t 1-9", "-b y", "-now y", "-C XX"]
@@ -667,7 +667,7 @@ def failed_stop(cluster):
     return done.stdout
 
 
-@pytest.mark.skipif(SITE.launcher == "pbs", reason="the same Slurm as without Torque's commands")
+@pytest.mark.skipif(SITE.launcher == "pbs", reason="not applicable: the same Slurm as without Torque's commands")
 def test_a_stop_that_leaves_jobs_names_them_and_can_be_repeated(on_site, tmp_path):
     cluster = on_site("-n", "1")
     cluster.run("engines", "add", "3", "--wait", "none", *SITE.held())
@@ -686,7 +686,7 @@ def test_a_stop_that_leaves_jobs_names_them_and_can_be_repeated(on_site, tmp_pat
     nothing_is_left(cluster)
 
 
-@pytest.mark.skipif(SITE.launcher != "slurm", reason="the same code for all")
+@pytest.mark.skipif(SITE.launcher != "slurm", reason="not applicable: the same code for all")
 def test_a_renamed_job_is_reported_and_not_cancelled(on_site):
     cluster = on_site("-n", "1")
     (job,) = jobs(cluster)
@@ -737,7 +737,7 @@ conda() {
 """
 
 
-@pytest.mark.skipif(SYSTEM != "slurm", reason="the guide is for Slurm")
+@pytest.mark.skipif(SYSTEM != "slurm", reason="not applicable: the guide is for Slurm")
 def test_the_guide_to_conda_shows_what_its_commands_print(guarded_home):
     script = guarded_home / "miniconda3" / "etc" / "profile.d" / "conda.sh"
     script.parent.mkdir(parents=True)

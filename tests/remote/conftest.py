@@ -11,6 +11,9 @@ import time
 
 import pytest
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: E402,F401
+
 REPOSITORY = pathlib.Path(__file__).parents[2]
 PCLUSTER = os.path.abspath(os.environ.get("PCLUSTER_BIN") or str(REPOSITORY / "target" / "debug" / "pcluster"))
 PYTHON = os.environ.get("PCLUSTER_TEST_PYTHON") or sys.executable

@@ -30,7 +30,7 @@ Tasks of this project:
 
   cargo xtask demo         count the digit pairs of pi on a cluster of 4 engines, and check the sum
   cargo xtask test         run all checks and tests: format, lints, Rust, worker, ipyparallel clients
-  cargo xtask lint         check format, lints, spelling, wording, licences and unused crates (lint crates: only the last two)
+  cargo xtask lint         check format, lints, architecture, links, spelling, wording and crates (lint crates: only unused ones, licences, advisories, rust-version)
   cargo xtask docs         build the book of docs/ as HTML in target/book/; install mdbook under target/ if missing
   cargo xtask fuzz         fuzz all parsers of foreign input (--seconds, --seed, --target, --replay)
   cargo xtask chaos        kill processes at random under load (--minutes N, --seed S)
@@ -40,6 +40,7 @@ Tasks of this project:
   cargo xtask bench ipyparallel  compare ipyparallel's client on both controllers (--quick)
   cargo xtask bench start        measure the start of engines, also on a real Slurm and Grid Engine (--quick: development build)
   cargo xtask bench remote       measure tunnels over ssh between local network namespaces; needs root (--quick: development build)
+  cargo xtask bench --against COMMIT  compare with an earlier commit: elapsed time and CPU, in alternating rounds (--quick: development build)
 ";
 
 fn main() -> ExitCode {
@@ -50,14 +51,7 @@ fn main() -> ExitCode {
         ["lint", "crates"] => lint::run(&Places::find(), lint::Part::Crates),
         ["docs"] => docs::run(&Places::find()).map(|()| true),
         ["demo"] => demo::run(&Places::find()).map(|()| true),
-        ["bench"] => bench::run(&Places::find(), false).map(|()| true),
-        ["bench", "ipyparallel"] => bench::stock::run(&Places::find(), false).map(|()| true),
-        ["bench", "ipyparallel", "--quick"] => bench::stock::run(&Places::find(), true).map(|()| true),
-        ["bench", "start"] => bench::start::run(&Places::find(), false).map(|()| true),
-        ["bench", "start", "--quick"] => bench::start::run(&Places::find(), true).map(|()| true),
-        ["bench", "remote"] => bench::remote::run(&Places::find(), false).map(|()| true),
-        ["bench", "remote", "--quick"] => bench::remote::run(&Places::find(), true).map(|()| true),
-        ["bench", "--quick"] => bench::run(&Places::find(), true).map(|()| true),
+        ["bench", words @ ..] => bench::run(&Places::find(), words).map(|()| true),
         ["fuzz", arguments @ ..] => fuzz::run(&Places::find(), arguments),
         ["chaos", options @ ..] => match chaos_options(options) {
             Some((minutes, seed)) => chaos::run(&Places::find(), minutes, seed).map(|()| true),

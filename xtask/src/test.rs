@@ -21,7 +21,10 @@ const CHAOS_MINUTES: &str = "5";
 
 /// Whether all passed.
 pub fn run(places: &Places) -> Result<bool, String> {
-    let mut report = Report::default();
+    let mut report = Report {
+        is_ci: std::env::var_os("CI").is_some(),
+        ..Report::default()
+    };
     // First, because the Rust tests need it too: some run an unmodified ipyparallel beside pcluster.
     let python = match python::test_environment(places) {
         Ok(python) => Some(python),
@@ -37,7 +40,9 @@ pub fn run(places: &Places) -> Result<bool, String> {
         &["cargo", "clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
     );
     match lint::texts(places) {
-        Ok(checks) => checks.iter().for_each(|(line, passed)| report.add(line, Tally::of_check(*passed))),
+        Ok(checks) => checks
+            .iter()
+            .for_each(|(line, check)| report.add(line, Tally::of_check(check.passed()))),
         Err(why) => report.fail("cargo xtask lint", &why),
     }
     rust_tests(places, &mut report, python.as_deref());
@@ -76,7 +81,7 @@ pub fn run(places: &Places) -> Result<bool, String> {
     if let Some(remote) = remote {
         Beside::count(remote, &mut report, "tests/remote", Some(Tally::from_pytest));
     }
-    Beside::count(crates, &mut report, "cargo xtask lint crates", None);
+    Beside::count(crates, &mut report, "cargo xtask lint crates", Some(Tally::from_own));
     Ok(report.close())
 }
 
@@ -131,12 +136,18 @@ impl Beside {
             }
             None => Tally::of_check(passed),
         };
+        report.skipped.extend(
+            said.lines()
+                .filter_map(|line| Some(line.strip_prefix(lint::DID_NOT_RUN)?.to_string())),
+        );
         report.add_with_reasons(what, tally, Reasons::of(&said).lines());
     }
 }
 
 #[derive(Default)]
 struct Report {
+    /// Continuous integration: everything must run.
+    is_ci: bool,
     tally: Tally,
     /// What failed, and why.
     failed: Vec<(String, Vec<String>)>,
@@ -161,18 +172,26 @@ impl Report {
         self.add_with_reasons(what, Tally::of_check(false), Reasons::of(why).lines());
     }
 
-    /// `count` tests did not run.
+    /// `count` tests cannot run here, which is a failure in continuous integration.
     fn skip(&mut self, what: &str, count: u64, why: &str) {
+        if self.is_ci {
+            self.fail(what, &format!("cannot run here, and must in continuous integration: {why}"));
+        }
+        self.add_skip(what, count, why);
+    }
+
+    fn add_skip(&mut self, what: &str, count: u64, why: &str) {
         self.tally.skipped += count;
         self.skipped.push(format!("{what} ({count}): {why}"));
     }
 
-    /// Tests of Rust that returned early and reported that they could not run, one a line: they were counted as passed.
+    /// Tests of Rust that returned early and reported that they could not run, one per line: they were counted as passed. (In continuous
+    /// integration they panic, except as an ordinary user.)
     fn add_skipped(&mut self, what: &str, reported: &Path) {
         for line in fs::read_to_string(reported).unwrap_or_default().lines() {
             self.tally.passed = self.tally.passed.saturating_sub(1);
             let (test, why) = line.split_once(": ").unwrap_or((line, "it gave no reason"));
-            self.skip(&format!("{what}: {test}"), 1, why);
+            self.add_skip(&format!("{what}: {test}"), 1, why);
         }
     }
 
@@ -307,10 +326,8 @@ fn batch_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
         let up = match scheduler.up(places) {
             Ok(up) => up,
             Err(not_up) => {
-                // Where it can be brought up, tests that did not run are no tests that passed.
-                if not_up.is_failure && std::env::var_os("CI").is_some() {
-                    let reason = last_lines(&not_up.reason, 2 * SHOWN_LINES);
-                    report.fail(&what, &reason);
+                if report.is_ci {
+                    println!("{}", last_lines(&not_up.reason, 2 * SHOWN_LINES));
                 }
                 report.skip(&what, count, not_up.summary());
                 continue;
@@ -385,4 +402,43 @@ pub fn functions_in(folder: &Path) -> u64 {
 fn functions_of(file: &Path) -> u64 {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     text.lines().filter(|line| line.trim_start().starts_with("def test_")).count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_that_cannot_run_are_skipped_and_fail_in_continuous_integration() {
+        for is_ci in [false, true] {
+            let mut report = Report {
+                is_ci,
+                ..Report::default()
+            };
+            report.skip("tests/remote", 7, "not root");
+            assert_eq!(
+                (report.tally.skipped, report.tally.failed, report.skipped.len()),
+                (7, u64::from(is_ci), 1)
+            );
+            assert_eq!(report.close(), !is_ci);
+        }
+    }
+
+    #[test]
+    fn a_reported_skip_does_not_count_as_passed() {
+        let file = std::env::temp_dir().join(format!("pcluster-skips-{}", std::process::id()));
+        fs::write(&file, "it::a: not root\n").unwrap();
+        let mut report = Report::default();
+        report.add(
+            "cargo test",
+            Tally {
+                passed: 3,
+                ..Tally::default()
+            },
+        );
+        report.add_skipped("cargo test", &file);
+        fs::remove_file(&file).unwrap();
+        assert_eq!(report.tally.to_string(), "2 passed, 0 failed, 1 skipped");
+        assert_eq!(report.skipped, ["cargo test: it::a (1): not root"]);
+    }
 }

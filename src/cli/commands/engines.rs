@@ -8,7 +8,7 @@ use crate::cli::output::{self, json, times};
 use crate::cli::tables::unavailable_engines;
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::{self, AddOptions, ClusterState, Removed, Which};
-use crate::model::engine::EngineStatus;
+use crate::model::engine::{EngineState, EngineStatus};
 use crate::model::targets::Targets;
 use crate::model::{EngineId, UnixTime};
 use serde::Serialize;
@@ -86,7 +86,7 @@ impl<'a> EngineView<'a> {
         EngineView {
             id: engine.id,
             uuid: &facts.uuid.0,
-            state: &engine.state,
+            state: engine.state.as_str(),
             reason: engine.reason.as_deref(),
             native: facts.is_native(),
             host: &facts.host,
@@ -161,9 +161,9 @@ fn table(engines: &[EngineStatus], now: UnixTime) -> Table {
         .text("PYTHON");
     for engine in engines {
         let facts = &engine.facts;
-        let tone = match engine.state.as_str() {
-            "busy" => Tone::Active,
-            "idle" => Tone::Good,
+        let tone = match engine.state {
+            EngineState::Busy => Tone::Active,
+            EngineState::Idle => Tone::Good,
             _ => Tone::Bad,
         };
         let known = |text: &str| Some(text.to_string()).filter(|t| !t.is_empty());

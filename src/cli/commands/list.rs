@@ -294,11 +294,7 @@ fn ask(clusters: &[ClusterSummary], context: &Context) -> Result<Vec<Option<Stat
 }
 
 fn registered(status: &StatusReply) -> usize {
-    status
-        .engines
-        .iter()
-        .filter(|engine| !matches!(engine.state.as_str(), "silent" | "leaving"))
-        .count()
+    status.engines.iter().filter(|engine| engine.state.is_staying()).count()
 }
 
 /// Engines up, out of how many, and how many of the others are queued. Registered engines are up, whatever a batch system reports.

@@ -3,7 +3,7 @@
 use super::Command;
 use crate::cli::{CommandError, Context, ErrorKind, Exit, output};
 use crate::cluster::ClusterError;
-use crate::cluster::remote::run::{self, Ended};
+use crate::cluster::remote::run::{self, Ended, Line};
 use crate::cluster::remote::{self, install};
 use crate::ssh::tunnel::TunnelState;
 
@@ -75,8 +75,8 @@ pub(crate) fn names(tunnel: &TunnelState, profile: &crate::profile::ProfileDir, 
 async fn run_remote(destination: &str, name: &str, words: &[String], context: &Context) -> Result<Option<String>, CommandError> {
     let (ssh, host) = run::reach(destination).await?;
     let installed = install::ensure(&ssh, &host, false).await?;
-    let mut line = |text: &str| {
-        if !text.starts_with("error:") && !text.starts_with("hint:") {
+    let mut line = |line: Line| {
+        if let Line::Text(text) = line {
             context.note(text);
         }
     };

@@ -95,9 +95,9 @@ pub(crate) fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> 
 fn text(status: &StatusReply, cluster: &str, directory: &Path, now: UnixTime) -> String {
     let mut states: Vec<(&str, usize)> = Vec::new();
     for engine in &status.engines {
-        match states.iter_mut().find(|(word, _)| *word == engine.state) {
+        match states.iter_mut().find(|(word, _)| *word == engine.state.as_str()) {
             Some((_, count)) => *count += 1,
-            None => states.push((&engine.state, 1)),
+            None => states.push((engine.state.as_str(), 1)),
         }
     }
     states.sort_unstable();

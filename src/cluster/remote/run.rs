@@ -15,10 +15,32 @@ const SIGNAL: Duration = Duration::from_secs(30);
 /// The prefix of the line that reports the process id, for the signal sent on Ctrl-C.
 const PID: &str = "pcluster-process ";
 
-/// A line of stderr of `start --tell-progress`.
+/// A line of stderr of `start --json-progress`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ProgressLine {
     pub progress: StartProgress,
+}
+
+/// A line that a remote pcluster printed on stderr.
+pub(crate) enum Line<'a> {
+    Progress(StartProgress),
+    /// Of the error that ended it: see [`failure`].
+    Error,
+    Text(&'a str),
+}
+
+impl Line<'_> {
+    pub(crate) fn of(text: &str) -> Line<'_> {
+        match serde_json::from_str::<ProgressLine>(text) {
+            Ok(line) => Line::Progress(line.progress),
+            Err(_) if begins_error(text) || text.starts_with("hint:") => Line::Error,
+            Err(_) => Line::Text(text),
+        }
+    }
+}
+
+fn begins_error(line: &str) -> bool {
+    line.starts_with("error:")
 }
 
 /// How a remote command ended.
@@ -44,7 +66,7 @@ pub(crate) async fn pcluster(
     host: &Host,
     program: &str,
     words: &[String],
-    line: &mut impl FnMut(&str),
+    line: &mut impl FnMut(Line),
 ) -> Result<Ended, ClusterError> {
     let command: Vec<String> = std::iter::once(program)
         .chain(words.iter().map(String::as_str))
@@ -64,7 +86,7 @@ pub(crate) async fn pcluster(
             begun = true;
             drop(sender.try_send(pid.trim().to_string()));
         }
-        None if begun => line(text),
+        None if begun => line(Line::of(text)),
         None => {}
     };
     let finish = running.finish(b"", &mut take);
@@ -100,7 +122,7 @@ pub(crate) fn failure(ssh: &Ssh, command: &str, output: &Output) -> ClusterError
         .collect();
     let from = reported
         .iter()
-        .position(|l| l.starts_with("error:"))
+        .position(|line| begins_error(line))
         .unwrap_or(reported.len().saturating_sub(8));
     RemoteError::Failed {
         to: ssh.destination().to_string(),

@@ -4,7 +4,7 @@
 //! Never restarts engines whose job was cancelled, failed or ran out of memory, that were asked to leave, that are still connected to
 //! the controller, or that have reached the maximum number of restarts.
 use crate::launchers::{BatchJob, JobOutcome, Launched, MemberState};
-use crate::model::engine::EngineStatus;
+use crate::model::engine::{EngineState, EngineStatus};
 use crate::model::job::Departure;
 
 /// The engines known to the controller.
@@ -63,7 +63,7 @@ pub(crate) fn due(launches: &[Launched], states: &[Vec<MemberState>], known: Kno
 }
 
 fn why(job: &BatchJob, element: u32, state: &MemberState, known: Known) -> Option<Why> {
-    let is_heard_of = |engine: &EngineStatus| engine.state != "silent" && job.is_reported_as(&engine.facts.job, element);
+    let is_heard_of = |engine: &EngineStatus| engine.state != EngineState::Silent && job.is_reported_as(&engine.facts.job, element);
     if !state.has_ended() || known.engines.iter().any(is_heard_of) {
         return None;
     }
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
     use crate::launchers::{Recipe, Stage};
     use crate::model::UnixTime;
-    use crate::model::job::WALLTIME_NEARLY_OVER;
+    use crate::model::job::LeaveReason;
     use crate::profile::config::EngineKind;
 
     fn launched(replaces: u32, max_restarts: u32) -> Launched {
@@ -126,10 +126,10 @@ mod tests {
         }
     }
 
-    fn gone(job: &str, reason: &str, at: f64) -> Departure {
+    fn gone(job: &str, reason: LeaveReason, at: f64) -> Departure {
         Departure {
             job: job.into(),
-            reason: reason.into(),
+            reason,
             registered: UnixTime(at - 50.0),
             gone: UnixTime(at),
             ends: None,
@@ -166,10 +166,10 @@ mod tests {
     #[test]
     fn one_that_ended_by_itself_is_replaced_when_its_engine_left_for_the_time() {
         let engines = [
-            gone("18.1", WALLTIME_NEARLY_OVER, 1050.0),
-            gone("18.2", "it was asked to stop", 1050.0),
+            gone("18.1", LeaveReason::Walltime, 1050.0),
+            gone("18.2", LeaveReason::Unknown("it was asked to stop".into()), 1050.0),
             // Of a previous job that had the same number.
-            gone("18.3", WALLTIME_NEARLY_OVER, 900.0),
+            gone("18.3", LeaveReason::Walltime, 900.0),
         ];
         let known = Known {
             gone: &engines,

@@ -196,7 +196,7 @@ impl Core {
             }
             engine::RETURNED => {
                 if let Some(returned) = parse(message) {
-                    self.work_returned(engine, &returned);
+                    self.engine_returned(engine, &returned);
                 }
             }
             engine::HEARTBEAT => self.heartbeat(engine),

@@ -1,55 +1,39 @@
-//! The balanced scheduler of ipyparallel's tasks: decides which tasks may run, and on which engine.
+//! Assigns requests of ipyparallel's clients to engines. Unknown and long functions are limited by `hwm` alone; short ones are
+//! prefetched by pcluster's own engines.
 use super::Core;
-use super::effect::Effect;
 use super::prefetch::Prefetch;
-use super::requests::Open;
-use crate::model::{EngineUuid, UnixTime};
-use crate::wire::Message;
-use crate::wire::content::engine::{self, Channel};
-use crate::wire::message::to_json;
-use bytes::Bytes;
-use std::collections::{HashSet, VecDeque};
+use super::requests::{OpenRequest, Placement};
+use crate::model::EngineUuid;
+use crate::model::change::Change;
+use std::collections::VecDeque;
 
 /// Engines checked for a free slot, least loaded first.
 const MAX_CANDIDATES: usize = 8;
-/// With fewer unfinished requests, clients probably wait for each one.
-const MIN_OPEN_TO_BATCH: usize = 16;
+/// An engine holds one request of unknown duration, beyond those that `hwm` allows.
+const UNKNOWN_DEPTH: u32 = 1;
 
 impl Core {
-    pub(super) fn task_request(&mut self, mut message: Message) {
-        let client = message.sender();
-        message.identities.clear();
-        let msg_id = message.header.msg_id.clone();
-        self.open_request(Channel::Task, client, message, None, None);
-        self.admit(&msg_id);
-    }
-
     /// Puts a balanced task into the right queue, or fails it if it can never run.
     pub(super) fn admit(&mut self, msg_id: &str) {
-        let requests = &mut self.requests;
-        let Some(open) = requests.open.get(msg_id) else { return };
-        let unknown = |id: &String| id == msg_id || !(requests.open.contains_key(id) || requests.outcomes.contains_key(id));
-        if open.after.ids.iter().chain(&open.follow.ids).any(unknown) {
-            return self.fail_request(msg_id, "InvalidDependency", "it depends on itself or on an unknown task");
+        if let Err(why) = self.requests.enqueue(msg_id) {
+            self.fail_request(msg_id, "InvalidDependency", why);
         }
-        if open.is_unconstrained() {
-            requests.ready.push_back(msg_id.to_string());
-        } else {
-            requests.bound.push_back(msg_id.to_string());
-            requests.recheck = true;
-        }
+    }
+
+    fn engine_with_room(&mut self, may: &dyn Fn(&EngineUuid) -> bool) -> Option<EngineUuid> {
+        self.policy.choose(&self.engines, may)
     }
 
     /// Sends balanced tasks to engines with a free slot.
     pub(super) fn dispatch_requests(&mut self) {
         // A bound task may have waited for an engine that was away or busy with a map.
-        let freed = self.engines.take_freed() && !self.requests.bound.is_empty() && self.engine_with_room(&|_| true).is_some();
-        if std::mem::take(&mut self.requests.recheck) || freed {
+        let freed = self.engines.take_freed() && self.requests.has_bound() && self.engine_with_room(&|_| true).is_some();
+        if self.requests.take_recheck() || freed {
             self.dispatch_bound();
         }
-        while !self.requests.ready.is_empty() {
+        while self.requests.has_ready() {
             let Some(engine) = self.engine_with_room(&|_| true) else { break };
-            let Some(msg_id) = self.requests.ready.pop_front() else { break };
+            let Some(msg_id) = self.requests.take_ready() else { break };
             self.send_request(&msg_id, &engine);
         }
         self.dispatch_prefetched();
@@ -58,113 +42,43 @@ impl Core {
     fn dispatch_bound(&mut self) {
         let mut failed: Vec<(String, &str)> = Vec::new();
         let mut waiting = VecDeque::new();
-        for msg_id in std::mem::take(&mut self.requests.bound) {
-            let Some(open) = self.requests.open.get(&msg_id) else { continue };
-            let outcome = |id: &str| self.requests.outcome(id);
-            if open.after.is_unreachable(outcome) || open.follow.is_unreachable(outcome) {
-                failed.push((msg_id, "its dependency did not end as required"));
-                continue;
-            }
-            let targets_left = open
-                .targets
-                .iter()
-                .any(|t| !open.blacklist.contains(t) && self.engines.get(t).is_some());
-            if !open.targets.is_empty() && !targets_left {
-                failed.push((msg_id, "none of its target engines is left"));
-                continue;
-            }
-            let ran_at = |id: &String| self.requests.outcomes.get(id).and_then(|(_, engine)| engine.as_ref());
-            let places: HashSet<&EngineUuid> = open.follow.ids.iter().filter_map(ran_at).collect();
-            if open.follow.all && places.len() > 1 {
-                failed.push((msg_id, "it must follow tasks that ran on different engines"));
-                continue;
-            }
-            let all_ended = open.follow.ids.iter().all(|id| outcome(id).is_some());
-            if !open.follow.is_empty() && all_ended && !places.iter().any(|place| self.engines.get(place).is_some()) {
-                failed.push((msg_id, "the engine of the tasks that it must follow left"));
-                continue;
-            }
-            if !open.after.is_met(outcome) {
-                waiting.push_back(msg_id);
-                continue;
-            }
-            let follows = |uuid: &EngineUuid| {
-                open.follow.is_met(|id| {
-                    self.requests
-                        .outcomes
-                        .get(id)
-                        .filter(|(_, e)| e.as_ref() == Some(uuid))
-                        .map(|(ok, _)| *ok)
-                })
+        for msg_id in self.requests.take_bound() {
+            let Some(open) = self.requests.get(&msg_id) else { continue };
+            let engine = match self.requests.placement(open, &self.engines) {
+                Placement::Impossible(why) => {
+                    failed.push((msg_id, why));
+                    continue;
+                }
+                Placement::Waits => None,
+                Placement::On(engines) => self.engine_with_room(&|uuid| engines.contains(uuid)),
             };
-            let may = |uuid: &EngineUuid| {
-                !open.blacklist.contains(uuid) && (open.targets.is_empty() || open.targets.contains(uuid)) && follows(uuid)
-            };
-            let fit: HashSet<EngineUuid> = self
-                .engines
-                .by_load()
-                .map(|(uuid, _)| uuid)
-                .filter(|uuid| may(uuid))
-                .cloned()
-                .collect();
-            let engine = self.engine_with_room(&|uuid| fit.contains(uuid));
             match engine {
                 Some(engine) => self.send_request(&msg_id, &engine),
                 None => waiting.push_back(msg_id),
             }
         }
-        waiting.append(&mut self.requests.bound);
-        self.requests.bound = waiting;
+        self.requests.return_bound(waiting);
         for (msg_id, why) in failed {
             self.fail_request(&msg_id, "ImpossibleDependency", why);
         }
     }
 
-    pub(super) fn request_timed_out(&mut self, msg_id: &str, run: u32) {
-        if self.requests.open.get(msg_id).is_some_and(|o| o.engine.is_none() && o.run == run) {
-            self.fail_request(msg_id, "TaskTimeout", "it timed out waiting for an engine");
-        }
-    }
-
-    /// Returns true if the effects since the last call may wait some milliseconds to share a commit and messages with later
-    /// ones: if many requests are open and no engine would be idle.
-    pub fn may_batch(&mut self) -> bool {
-        let flush_now = std::mem::take(&mut self.flush_now);
-        !flush_now && self.requests.open.len() >= MIN_OPEN_TO_BATCH
-    }
-
-    pub(super) fn learn_request(&mut self, open: &Open, started: Option<UnixTime>, ended: UnixTime) {
-        if let (Some(function), Some(started)) = (open.function, started) {
-            self.functions.learn(function, ended.since(started));
-        }
-    }
-
-    /// The number of such requests that an engine may hold.
-    fn request_depth(&self, function: u64) -> u32 {
-        self.prefetch.depth(self.functions.mean(function), 1)
-    }
-
-    /// True if more than one such request fits into `prefetch_ms`.
-    pub(super) fn is_quick(&self, function: u64) -> bool {
-        self.request_depth(function) > 1
-    }
-
     /// Sends short requests to engines that are already at `hwm`.
-    pub(super) fn dispatch_prefetched(&mut self) {
+    fn dispatch_prefetched(&mut self) {
         while let Some(function) = self.next_function() {
-            let depth = self.request_depth(function);
-            let room = self.engines.by_load().take(MAX_CANDIDATES).find(|(_, e)| e.holds_only_quick());
-            let Some((engine, load)) = room.map(|(uuid, e)| (uuid.clone(), e.load())) else {
+            let depth = self.prefetch.depth(self.requests.mean(function), UNKNOWN_DEPTH);
+            let candidate = self.engines.by_load().take(MAX_CANDIDATES).find(|(_, e)| e.holds_only_quick());
+            let Some((engine, load)) = candidate.map(|(uuid, e)| (uuid.clone(), e.load())) else {
                 return;
             };
-            let room = Prefetch::room(depth, load);
-            if room == 0 {
+            let share = self.requests.ready().div_ceil(self.engines.count().max(1)) as u32;
+            let count = Prefetch::room(depth, load).min(share);
+            if count == 0 {
                 return;
             }
-            let share = self.requests.ready.len().div_ceil(self.engines.count().max(1)) as u32;
-            for _ in 0..room.min(share) {
+            for _ in 0..count {
                 if self.next_function() == Some(function)
-                    && let Some(msg_id) = self.requests.ready.pop_front()
+                    && let Some(msg_id) = self.requests.take_ready()
                 {
                     self.send_request(&msg_id, &engine);
                 }
@@ -173,35 +87,64 @@ impl Core {
     }
 
     fn next_function(&self) -> Option<u64> {
-        let open = self.requests.open.get(self.requests.ready.front()?)?;
-        open.function.filter(|_| !open.has_timeout)
+        let open = self.requests.first_ready()?;
+        open.function().filter(|_| open.timeout().is_none())
     }
 
-    /// Takes back requests that the engine has not started.
-    pub(super) fn requests_returned(&mut self, uuid: &EngineUuid, returned: &engine::Returned) {
-        for (msg_id, run) in returned.requests() {
-            let open = self.requests.open.get(msg_id);
-            // A repeated report may have arrived the first time, and the request may have been assigned again since.
-            let is_this = |o: &&Open| o.engine.as_ref() == Some(uuid) && o.queue == Channel::Task && run.is_none_or(|run| run == o.run);
-            let Some(open) = open.filter(is_this) else { continue };
-            let anywhere = open.is_unconstrained();
-            self.engines.change(uuid, |e| e.drop_request(msg_id));
-            self.withdraw_request(msg_id);
-            match anywhere {
-                true => self.requests.ready.push_front(msg_id.to_string()),
-                false => self.admit(msg_id),
-            }
+    /// True if an engine may hold more than one such request.
+    fn is_quick(&self, open: &OpenRequest) -> bool {
+        let mean = open.function().map(|function| self.requests.mean(function));
+        mean.is_some_and(|mean| self.prefetch.depth(mean, UNKNOWN_DEPTH) > 1)
+    }
+
+    pub(super) fn send_request(&mut self, msg_id: &str, uuid: &EngineUuid) {
+        let Some(engine) = self.engines.get(uuid) else { return };
+        let (id, native, supports_files) = (engine.id(), engine.is_native(), engine.facts().supports_files());
+        self.sent_tasks += 1;
+        let sent = if native { self.sent_tasks } else { 0 };
+        self.requests.assign(msg_id, uuid, sent);
+        let Some(open) = self.requests.get(msg_id) else { return };
+        if open.is_balanced() {
+            self.out.record(Change::TasksAssigned {
+                map: open.task().map,
+                first: open.task().index,
+                count: 1,
+                run: open.run(),
+                engine: id,
+            });
+        }
+        let is_quick = self.is_quick(open);
+        self.out.push(open.to_engine(uuid, native, supports_files));
+        self.requests.note_sent(is_quick);
+        self.engines.change(uuid, |e| e.assign_request(msg_id, is_quick));
+    }
+
+    /// Resends requests to a reconnected engine that holds only `has`: the missing ones never reached it, or it returned them
+    /// to the previous controller.
+    pub(super) fn send_again(&mut self, uuid: &EngineUuid, has: &[String]) {
+        let Some(engine) = self.engines.get(uuid) else { return };
+        let (native, supports_files) = (engine.is_native(), engine.facts().supports_files());
+        let missing = engine.requests().filter(|id| !has.contains(id));
+        let mut missing: Vec<&OpenRequest> = missing.filter_map(|id| self.requests.get(id)).collect();
+        missing.sort_by_key(|open| open.task());
+        // Those sent by the previous controller need another run.
+        let (of_before, resent): (Vec<&OpenRequest>, Vec<&OpenRequest>) =
+            missing.into_iter().partition(|open| open.is_balanced() && open.sent() == 0);
+        for open in resent {
+            self.out.push(open.to_engine(uuid, native, supports_files));
+        }
+        let of_before: Vec<String> = of_before.iter().map(|open| open.message().header.msg_id.clone()).collect();
+        for msg_id in of_before {
+            self.engines.change(uuid, |e| e.drop_request(&msg_id));
+            self.requests.withdraw(&msg_id, &mut self.out);
+            self.send_request(&msg_id, uuid);
         }
     }
 
-    /// Publishes on iopub that a request's output is complete: its reply arrived after the output.
-    pub(super) fn publish_idle(&mut self, uuid: &EngineUuid, reply: &Message) {
-        let Some(id) = self.engines.get(uuid).map(|e| e.id()) else { return };
-        let mut message = self
-            .out
-            .message("status", Some(&reply.parent_json), &serde_json::json!({"execution_state": "idle"}));
-        message.metadata_json = to_json(&serde_json::json!({ "engine": uuid }));
-        let topic = Bytes::from(format!("engine.{id}.status"));
-        self.out.push(Effect::Iopub { topic, message });
+    pub(super) fn request_timed_out(&mut self, msg_id: &str, run: u32) {
+        let is_waiting = |open: &OpenRequest| open.engine().is_none() && open.run() == run;
+        if self.requests.get(msg_id).is_some_and(is_waiting) {
+            self.fail_request(msg_id, "TaskTimeout", "it timed out waiting for an engine");
+        }
     }
 }

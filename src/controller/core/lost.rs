@@ -1,17 +1,33 @@
 //! Work comes back from an engine: returned unstarted, or lost with the engine. It is queued again, or ends as lost.
 use super::Core;
+use super::engines::ORPHAN_GRACE;
 use super::maps::{Fault, InFlight};
+use super::outbox::Timer;
 use crate::model::change::{Attempt, Change};
 use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineId, EngineUuid, TaskId};
-use crate::wire::content::engine::Held;
+use crate::wire::content::engine::Returned;
 use std::collections::BTreeSet;
 
 impl Core {
-    /// Takes back tasks that the engine has not started.
-    pub(super) fn returned(&mut self, engine: &EngineUuid, tasks: &[Held]) {
+    /// Takes back tasks and requests that the engine has not started.
+    pub(super) fn work_returned(&mut self, engine: &EngineUuid, returned: &Returned) {
+        for (msg_id, run) in returned.requests() {
+            let open = self.requests.get(msg_id).filter(|open| open.is_at(engine) && open.is_balanced());
+            // A repeated report may have arrived the first time, and the request may have been assigned again since.
+            let Some(open) = open.filter(|open| run.is_none_or(|run| run == open.run())) else {
+                continue;
+            };
+            let anywhere = open.is_unconstrained();
+            self.engines.change(engine, |e| e.drop_request(msg_id));
+            self.requests.withdraw(msg_id, &mut self.out);
+            match anywhere {
+                true => self.requests.enqueue_first(msg_id),
+                false => self.admit(msg_id),
+            }
+        }
         self.engines.change(engine, |e| e.end_recall());
-        for held in tasks {
+        for held in &returned.tasks {
             let task = TaskId::new(held.map, held.index);
             if self.maps.in_flight_at(task, held.run, engine).is_none() {
                 continue;
@@ -42,9 +58,11 @@ impl Core {
         }
     }
 
-    /// The tasks of an engine that has gone, which may have died of one of them: of one that it is known to have begun, or
+    /// Handles the work of an engine that left. It may have died of one of its tasks: of one that it is known to have begun, or
     /// else of the one that it was sent first.
-    pub(super) fn tasks_of_gone(&mut self, engine: &EngineUuid, id: EngineId, tasks: Vec<(TaskId, u32)>, why: &str) {
+    pub(super) fn work_lost(&mut self, engine: &EngineUuid, id: EngineId, why: &str) {
+        let Some(left) = self.engines.get(engine) else { return };
+        let (tasks, requests): (Vec<_>, Vec<String>) = (left.tasks().collect(), left.requests().cloned().collect());
         let in_flight = |task: &TaskId| self.maps.in_flight(*task);
         let begun = tasks.iter().any(|(task, _)| in_flight(task).is_some_and(|t| t.has_begun()));
         let first = tasks
@@ -55,6 +73,14 @@ impl Core {
             suspect.begin();
         }
         self.tasks_lost(engine, id, tasks, why);
+        if !requests.is_empty() {
+            // Like ipyparallel's client, wait for replies in transit.
+            self.requests.orphan(engine, &requests);
+            self.out.set_timer(ORPHAN_GRACE, Timer::Orphaned(engine.clone()));
+        }
+        for msg_id in requests {
+            self.engines.change(engine, |e| e.drop_request(&msg_id));
+        }
     }
 
     /// Handles tasks that the engine will not finish.
@@ -87,5 +113,34 @@ impl Core {
         for map in maps {
             self.after_changes(map);
         }
+    }
+
+    /// Ends the requests of an engine that left, or queues them again.
+    pub(super) fn orphaned(&mut self, engine: &EngineUuid) {
+        for (place, msg_id) in self.requests.take_orphans(engine).into_iter().enumerate() {
+            let Some(open) = self.requests.get(&msg_id) else { continue };
+            let why = format!("Engine {engine} died while running task {msg_id}");
+            if !open.is_balanced() {
+                self.fail_direct(&msg_id, engine, &why);
+            } else if open.sent() > 0 && place > 0 {
+                // It was queued behind the request that may have crashed the engine.
+                self.rerun_request(&msg_id);
+            } else {
+                self.request_lost(&msg_id, &why);
+            }
+        }
+    }
+
+    /// Uses a retry of a request whose engine is gone, if one is left, else fails it.
+    pub(super) fn request_lost(&mut self, msg_id: &str, why: &str) {
+        match self.requests.get_mut(msg_id).is_some_and(|open| open.use_retry()) {
+            true => self.rerun_request(msg_id),
+            false => self.fail_request(msg_id, "EngineError", why),
+        }
+    }
+
+    fn rerun_request(&mut self, msg_id: &str) {
+        self.requests.withdraw(msg_id, &mut self.out);
+        self.admit(msg_id);
     }
 }

@@ -37,15 +37,14 @@ impl Core {
             (Some(true), Some(reason)) => tracing::warn!(engine = id, %reason, "engine cannot run Python; it gets commands only"),
             (Some(true), None) => {
                 tracing::info!(engine = id, "engine can run Python");
-                self.requests.recheck = true;
+                self.requests.recheck();
             }
             _ => {}
         }
     }
 
-    pub(super) fn work_returned(&mut self, engine: &EngineUuid, returned: &engine::Returned) {
-        self.requests_returned(engine, returned);
-        self.returned(engine, &returned.tasks);
+    pub(super) fn engine_returned(&mut self, engine: &EngineUuid, returned: &engine::Returned) {
+        self.work_returned(engine, returned);
         self.send_return_recorded(engine, returned);
     }
 
@@ -72,7 +71,7 @@ impl Core {
         let id = match self.engines.get(uuid).map(|e| e.id()) {
             Some(id) => {
                 // The first report may have been lost.
-                register.returned.iter().for_each(|returned| self.work_returned(uuid, returned));
+                register.returned.iter().for_each(|returned| self.engine_returned(uuid, returned));
                 self.reconcile(uuid, &register.holds, &mut drop);
                 self.send_again(uuid, &register.requests);
                 id
@@ -170,7 +169,7 @@ impl Core {
         });
         announce(&uuid, id, &mut self.out);
         // A request may have waited for it.
-        self.requests.recheck = true;
+        self.requests.recheck();
     }
 
     /// Announces engines that registered since that time after the start.
@@ -232,13 +231,11 @@ impl Core {
 
     pub(super) fn engine_gone(&mut self, uuid: &EngineUuid, reason: &str) {
         let Some(engine) = self.engines.get(uuid) else { return };
-        let (id, tasks) = (engine.id(), engine.tasks().collect::<Vec<_>>());
-        let (host, pid) = (&engine.facts().host, engine.facts().pid);
-        tracing::info!(engine = %id, %uuid, host, pid, reason, tasks = tasks.len(), "engine gone");
+        let (id, host, pid) = (engine.id(), &engine.facts().host, engine.facts().pid);
+        tracing::info!(engine = %id, %uuid, host, pid, reason, tasks = engine.tasks().count(), "engine gone");
         // No new tasks for it while its old ones are reassigned.
         self.engines.change(uuid, |e| e.leave());
-        self.tasks_of_gone(uuid, id, tasks, reason);
-        self.requests_of_gone(uuid);
+        self.work_lost(uuid, id, reason);
         let departed = self.engines.remove(uuid);
         self.out.record(Change::EngineGone {
             id,
@@ -248,10 +245,10 @@ impl Core {
         });
         let last = departed.as_ref().and_then(|e| e.last_reply());
         // An `ipengine` has several connections: its last replies may arrive after the notice that it left.
-        let awaited = departed.is_some_and(|e| !e.is_native()) && self.requests.orphaned.contains_key(uuid);
+        let awaited = departed.is_some_and(|e| !e.is_native()) && self.requests.has_orphans(uuid);
         self.departures.add(uuid, id, last, awaited, &mut self.out);
         // Requests that wait for certain engines may have become impossible.
-        self.requests.recheck = true;
+        self.requests.recheck();
     }
 
     // ---- ipengine

@@ -4,7 +4,7 @@
 //! [`Core`] routes events. Its state has several owners, which do not know each other:
 //! - [`engines`]: the table of engines, their load, and departures that are not announced yet
 //! - [`maps`]: unfinished maps, their tasks and code
-//! - [`requests`]: the tasks of ipyparallel's clients; [`broadcast`], [`dependency`], [`reconnect`]
+//! - [`requests`]: the tasks of ipyparallel's clients, with their [`dependency`]; joined replies, and clients that reconnect
 //! - [`prefetch`]: how many tasks an engine may hold
 //! - [`outbox`]: effects and timers
 //!
@@ -12,12 +12,11 @@
 //! - inbound: [`event`], and [`api`] for messages, with [`untrusted`] to validate what engines send
 //! - engines: [`membership`] (they register and leave), [`admin`] (stop and signal them)
 //! - maps: [`submit`], [`dispatch_maps`], [`results`], [`lost`], [`cancel`], [`resubmit`], [`watch`], [`values`] (for `--reduce`)
-//! - ipyparallel: [`hub`], [`dispatch_requests`] with [`policy`] (its schemes), [`output`]
+//! - ipyparallel: [`hub`], [`request_intake`], [`dispatch_requests`] with [`policy`] (its schemes), [`replies`], [`output`]
 //! - records: [`restore`] (at the start), [`retention`] (expiry), [`transition`] (a task's states)
 //! - [`status`]: reports about all of it
 mod admin;
 mod api;
-mod broadcast;
 mod cancel;
 pub(crate) mod dependency;
 mod dispatch_maps;
@@ -31,9 +30,10 @@ mod maps;
 mod membership;
 mod outbox;
 mod output;
-pub(crate) mod policy;
+mod policy;
 mod prefetch;
-pub(crate) mod reconnect;
+mod replies;
+mod request_intake;
 mod requests;
 mod restore;
 mod resubmit;
@@ -52,17 +52,19 @@ mod tests;
 
 pub use effect::{ClientChannel, Effect};
 pub(crate) use effect::{Query, QueryKind};
-pub(crate) use event::Expired;
 pub use event::{Event, EventTime, Facts};
 
 use crate::model::change::Change;
-use crate::model::{EngineUuid, TaskId, UnixTime};
+use crate::model::{EngineUuid, TaskId};
 use crate::profile::config::ControllerConfig;
+use bytes::Bytes;
 use engines::{Departures, Engines};
 use maps::{Bundles, Maps};
 use outbox::{Outbox, Timer};
-use prefetch::{Functions, Prefetch};
-use requests::Requests;
+use policy::Policy;
+use prefetch::Prefetch;
+use requests::{Broadcasts, Reconnects, Requests};
+use retention::Retention;
 use std::time::Duration;
 
 pub struct Core {
@@ -73,15 +75,12 @@ pub struct Core {
     maps: Maps,
     bundles: Bundles,
     requests: Requests,
+    broadcasts: Broadcasts,
+    reconnects: Reconnects,
     departures: Departures,
     prefetch: Prefetch,
-    functions: Functions,
-    /// A request that may be long was sent: its engine must not wait for a batch.
-    flush_now: bool,
-    readers: retention::Readers,
-    /// [`Core::retention_clock`] at the start of this controller.
-    retention_base: UnixTime,
-    rng: policy::Rng,
+    policy: Policy,
+    retention: Retention,
     heartbeats: u64,
     finished_tasks: u64,
     sent_tasks: u64,
@@ -90,31 +89,27 @@ pub struct Core {
 
 impl Core {
     pub fn new(config: ControllerConfig, facts: Facts, now: EventTime) -> Core {
-        let mut core = Core {
+        let mut out = Outbox::new(facts.session.clone(), now);
+        out.set_timer(Duration::ZERO, Timer::Heartbeat);
+        Core {
             prefetch: Prefetch::new(&config),
+            policy: Policy::new(&config, facts.seed),
+            retention: Retention::new(config.retention_days, &mut out),
             config,
-            out: Outbox::new(facts.session.clone(), now),
+            facts,
+            out,
             engines: Engines::default(),
+            departures: Departures::default(),
             maps: Maps::default(),
             bundles: Bundles::default(),
             requests: Requests::default(),
-            departures: Default::default(),
-            functions: Functions::default(),
-            flush_now: false,
-            readers: Default::default(),
-            retention_base: UnixTime(now.unix.0 - now.since_start.as_secs_f64()),
-            rng: policy::Rng::new(facts.seed),
-            facts,
+            broadcasts: Broadcasts::default(),
+            reconnects: Reconnects::default(),
             heartbeats: 0,
             finished_tasks: 0,
             sent_tasks: 0,
             cut_off: 0,
-        };
-        core.out.set_timer(Duration::ZERO, Timer::Heartbeat);
-        if core.config.retention_days.is_some() {
-            core.out.set_timer(retention::FIRST_CHECK, Timer::Retention);
         }
-        core
     }
 
     /// The only entry point. Appends the effects to carry out to `effects`.
@@ -173,14 +168,25 @@ impl Core {
                 missing,
             } => self.requests_found(client, parent, &request, found, missing),
             Event::DaskStarted { client, parent, address } => self.dask_started(client, parent, address),
-            Event::ExpiredFound(expired) => self.expired_found(expired),
+            Event::ExpiredFound(expired) => {
+                let (maps, requests) = (&mut self.maps, &mut self.requests);
+                self.retention.purge(expired, maps, requests, &self.broadcasts, &mut self.out);
+            }
             Event::RepliesDelivered { tasks } => self.out.record(Change::RepliesDelivered { tasks }),
-            Event::ReplyUndelivered { channel, client, reply } => self.reply_undelivered(channel, &client, reply),
+            Event::ReplyUndelivered { channel, client, reply } => {
+                self.client_disconnected(channel, &client);
+                self.reconnects.undelivered(channel, reply, &mut self.out);
+            }
             Event::PeersDisconnected { total } => self.cut_off = total,
             Event::StopRequested { engines } => self.stop(engines),
         }
         self.dispatch();
         self.out.swap_effects(effects);
+    }
+
+    /// Returns true if the effects since the last call may wait some milliseconds to share a commit and messages with later ones.
+    pub fn may_batch(&mut self) -> bool {
+        self.requests.may_batch()
     }
 
     /// The engine named by an iopub topic such as `engine.3.stdout`.
@@ -205,12 +211,29 @@ impl Core {
                 Timer::Inputs(map) => self.inputs_due(map),
                 Timer::RepliesRecorded(engine) => self.engines.send_replies_recorded(&engine, &mut self.out),
                 Timer::RequestTimeout(msg_id, run) => self.request_timed_out(&msg_id, run),
-                Timer::Orphaned(engine) => self.orphaned(engine),
+                Timer::Orphaned(engine) => self.orphaned(&engine),
                 Timer::Departed(engine) => self.departures.publish_due(engine, &mut self.out),
                 Timer::Announce(since) => self.announce_again(since),
-                Timer::Retention => self.check_expired(),
+                Timer::Retention => self.retention.check(&mut self.out),
             }
         }
+    }
+
+    fn client_connected(&mut self, channel: ClientChannel, identity: Bytes, key: Option<String>) {
+        tracing::debug!(?channel, identity = %identity.escape_ascii(), key, "client connected");
+        if let Some(curve_key) = &key {
+            for map in self.requests.client_connected(channel, &identity, curve_key) {
+                let curve_key = curve_key.clone();
+                self.out.record(Change::ClientKnown { map, curve_key });
+            }
+        }
+        self.reconnects.connected(channel, identity, key, &mut self.out);
+    }
+
+    fn client_disconnected(&mut self, channel: ClientChannel, identity: &Bytes) {
+        tracing::debug!(?channel, identity = %identity.escape_ascii(), "client disconnected");
+        self.requests.client_disconnected(channel, identity);
+        self.reconnects.disconnected(channel, identity);
     }
 
     /// The size limit of incoming messages; reported to peers.

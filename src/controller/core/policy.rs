@@ -1,17 +1,18 @@
 //! ipyparallel's schemes for scheduling a balanced task (`task_scheme`) on the engines with a free slot.
-use super::Core;
+use super::engines::Engines;
 use crate::model::EngineUuid;
+use crate::profile::config::ControllerConfig;
 
 /// A small seeded generator (xorshift64*): good enough for scheduling, and reproducible in tests.
 #[derive(Debug)]
-pub(super) struct Rng(u64);
+struct Rng(u64);
 
 impl Rng {
-    pub(super) fn new(seed: u64) -> Rng {
+    fn new(seed: u64) -> Rng {
         Rng(seed | 1)
     }
     /// A number below `sides`, which must not be 0.
-    pub(super) fn roll(&mut self, sides: usize) -> usize {
+    fn roll(&mut self, sides: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -19,20 +20,32 @@ impl Rng {
     }
 }
 
-impl Core {
+/// The configured scheme.
+#[derive(Debug)]
+pub(super) struct Policy {
+    scheme: String,
+    hwm: u32,
+    rng: Rng,
+}
+
+impl Policy {
+    pub(super) fn new(config: &ControllerConfig, seed: u64) -> Policy {
+        Policy {
+            scheme: config.task_scheme.clone(),
+            hwm: config.hwm,
+            rng: Rng::new(seed),
+        }
+    }
+
     /// An engine with a free slot for one of ipyparallel's tasks, among those that `may` run it.
-    pub(super) fn engine_with_room(&mut self, may: &dyn Fn(&EngineUuid) -> bool) -> Option<EngineUuid> {
-        let hwm = self.config.hwm;
-        let with_room = self
-            .engines
-            .by_load()
-            .take_while(|(_, e)| hwm == 0 || e.load() < hwm)
-            .filter(|(uuid, _)| may(uuid));
-        if self.config.task_scheme == "leastload" {
-            return with_room.map(|(uuid, _)| uuid.clone()).next();
+    pub(super) fn choose(&mut self, engines: &Engines, may: &dyn Fn(&EngineUuid) -> bool) -> Option<EngineUuid> {
+        let with_room = engines.by_load().take_while(|(_, e)| self.hwm == 0 || e.load() < self.hwm);
+        let mut with_room = with_room.filter(|(uuid, _)| may(uuid));
+        if self.scheme == "leastload" {
+            return with_room.next().map(|(uuid, _)| uuid.clone());
         }
         let candidates: Vec<(EngineUuid, u32, u64)> = with_room.map(|(uuid, e)| (uuid.clone(), e.load(), e.turn())).collect();
-        let chosen = choose(&self.config.task_scheme, &candidates, &mut self.rng)?;
+        let chosen = choose(&self.scheme, &candidates, &mut self.rng)?;
         candidates.get(chosen).map(|(uuid, _, _)| uuid.clone())
     }
 }

@@ -1,11 +1,11 @@
 //! Restores the recorded state after a restart: assigned tasks stay with their engine until it reconnects or its lease
 //! expires.
 use super::Core;
-use super::broadcast::{Part, is_joined};
 use super::effect::{ClientChannel, Effect, UndeliveredReply};
 use super::event::{FoundClient, FoundMap, FoundReply, Restored, UnfinishedRequest};
 use super::maps::Map;
 use super::outbox::Timer;
+use super::requests::{Client, Part, is_joined};
 use crate::model::change::Change;
 use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId, TaskId};
@@ -26,7 +26,7 @@ impl Core {
     fn apply_restored(&mut self, restored: Restored) {
         self.engines.restore_next_id(restored.next_engine);
         if let Some(clock) = restored.retention_clock {
-            self.restore_retention_clock(clock);
+            self.retention.restore_clock(clock, self.out.now());
         }
         let lease = Self::period(self.config.lease_ms);
         let mut uuids: HashMap<EngineId, EngineUuid> = HashMap::new();
@@ -111,7 +111,7 @@ impl Core {
         delivered: &HashSet<TaskId>,
     ) {
         for (msg_id, ok, engine) in outcomes {
-            self.requests.restore_outcome(&msg_id, ok, engine);
+            self.requests.settle(&msg_id, ok, engine);
         }
         for mut client in clients {
             let (has, undelivered) = client.undelivered.into_iter().partition(|reply| delivered.contains(&reply.task));
@@ -120,7 +120,7 @@ impl Core {
             if !tasks.is_empty() {
                 self.out.record(Change::RepliesDelivered { tasks });
             }
-            self.requests.restore_session(client.session, client.map, client.next_index);
+            self.requests.add_session(client.session, client.map, client.next_index);
             self.restore_undelivered(client.key.as_ref(), client.undelivered, &client.requests);
             for request in client.requests {
                 self.restore_request(client.key.clone(), request);
@@ -154,7 +154,7 @@ impl Core {
                     engine,
                     message: found.reply,
                 };
-                self.queue_for_client(channel, reply);
+                self.reconnects.queue(channel, reply, &mut self.out);
             }
         }
         parts.extend(unfinished.iter().filter(|open| open.request.queue == "broadcast").map(|open| Part {
@@ -163,7 +163,14 @@ impl Core {
             metadata: open.request.metadata.clone(),
             reply: None,
         }));
-        self.restore_broadcasts(key, parts);
+        for (tasks, reply) in self.broadcasts.restore(parts) {
+            let client = Client {
+                key: key.cloned(),
+                ..Client::default()
+            };
+            self.reconnects
+                .deliver(ClientChannel::Broadcast, client, tasks, None, reply, &mut self.out);
+        }
     }
 
     /// Gives a resent reply a new id: clients reject a replayed signature. The date stays: it is the completion time of the

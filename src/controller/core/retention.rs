@@ -1,9 +1,10 @@
 //! Expiry: deletes records that ended longer ago than `controller.retention_days`. The records list candidates in batches; this
 //! module skips those that are still in use.
-use super::Core;
 use super::effect::QueryKind;
-use super::event::Expired;
-use super::outbox::Timer;
+use super::event::{EventTime, Expired};
+use super::maps::Maps;
+use super::outbox::{Outbox, Timer};
+use super::requests::{Broadcasts, Requests};
 use crate::model::change::{Change, Purge};
 use crate::model::{MapId, UnixTime};
 use std::collections::HashMap;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 const DAY_S: f64 = 86_400.0;
 /// The first check, after the start.
-pub(super) const FIRST_CHECK: Duration = Duration::from_secs(1);
+const FIRST_CHECK: Duration = Duration::from_secs(1);
 /// Between two steps while expired records remain.
 const STEP_INTERVAL: Duration = Duration::from_millis(100);
 /// Between checks that find nothing: a tenth of the retention time, within these bounds.
@@ -20,81 +21,88 @@ const MAX_INTERVAL: Duration = Duration::from_secs(600);
 /// A client that requested a map's results this recently may request more.
 const READ_GRACE: Duration = Duration::from_secs(600);
 
-/// Finished maps that clients read, with the time of the last request.
-#[derive(Debug, Default)]
-pub(super) struct Readers(HashMap<MapId, Duration>);
+#[derive(Debug)]
+pub(super) struct Retention {
+    /// None: nothing expires.
+    days: Option<f64>,
+    /// The clock by which records age, at the start of this controller.
+    base: UnixTime,
+    /// Finished maps that clients read, with the time of the last request.
+    readers: HashMap<MapId, Duration>,
+}
 
-impl Core {
+impl Retention {
+    /// Also schedules the first check.
+    pub(super) fn new(days: Option<f64>, out: &mut Outbox) -> Retention {
+        if days.is_some() {
+            out.set_timer(FIRST_CHECK, Timer::Retention);
+        }
+        let now = out.now();
+        Retention {
+            days,
+            base: UnixTime(now.unix.0 - now.since_start.as_secs_f64()),
+            readers: HashMap::new(),
+        }
+    }
+
     /// The clock by which records age: it advances only while a controller runs, and never ahead of the wall clock. A step of the
     /// wall clock, in either direction, ages nothing.
-    fn retention_clock(&self) -> UnixTime {
-        let aged = self.retention_base.0 + self.out.now().since_start.as_secs_f64();
-        UnixTime(aged.min(self.out.now().unix.0))
+    fn clock(&self, now: EventTime) -> UnixTime {
+        let aged = self.base.0 + now.since_start.as_secs_f64();
+        UnixTime(aged.min(now.unix.0))
     }
 
     /// Restores the clock of the previous controller, or, if none was recorded, the time of the newest record.
-    pub(super) fn restore_retention_clock(&mut self, clock: UnixTime) {
-        let base = clock.0 - self.out.now().since_start.as_secs_f64();
-        self.retention_base = UnixTime(base.min(self.retention_base.0));
-    }
-
-    pub(super) fn check_expired(&mut self) {
-        let Some(days) = self.config.retention_days else { return };
-        let clock = self.retention_clock();
-        self.out.record(Change::RetentionClock { at: clock });
-        let before = UnixTime(clock.0 - days * DAY_S);
-        self.out.own_query(QueryKind::Expired { before });
-    }
-
-    pub(super) fn expired_found(&mut self, expired: Expired) {
-        let now = self.out.now().since_start;
-        self.readers.0.retain(|_, read| now.saturating_sub(*read) < READ_GRACE);
-        let mut purges = Vec::new();
-        for map in expired.maps {
-            let followed = self.maps.iter().any(|(_, open)| open.options().after == Some(map));
-            if !(self.maps.is_open(map) || followed || self.readers.0.contains_key(&map)) {
-                self.maps.forget(map);
-                purges.push(Purge::Map(map));
-            }
-        }
-        let requests: Vec<String> = expired.requests.into_iter().filter(|id| !self.is_in_use(id)).collect();
-        if !requests.is_empty() {
-            purges.push(Purge::Requests(requests));
-        }
-        for map in expired.empty {
-            // The client may still be connected: its next request starts a new submission.
-            if !self.requests.open.values().any(|open| open.task.map == map) {
-                self.requests.sessions.retain(|_, (own, _)| *own != map);
-                purges.push(Purge::EmptySession(map));
-            }
-        }
-        let keep = Duration::try_from_secs_f64(self.config.retention_days.unwrap_or(0.0) * DAY_S / 10.0).unwrap_or(MAX_INTERVAL);
-        let pause = if purges.is_empty() {
-            keep.clamp(MIN_INTERVAL, MAX_INTERVAL)
-        } else {
-            STEP_INTERVAL
-        };
-        for what in purges {
-            self.out.record(Change::Purged { what });
-        }
-        self.out.set_timer(pause, Timer::Retention);
-    }
-
-    /// True for a finished request that is part of an unfinished broadcast, or runs again.
-    fn is_in_use(&self, msg_id: &str) -> bool {
-        let is_part = || {
-            self.requests
-                .broadcasts
-                .keys()
-                .any(|original| msg_id.starts_with(original.as_str()))
-        };
-        self.requests.is_open(msg_id) || is_part()
+    pub(super) fn restore_clock(&mut self, clock: UnixTime, now: EventTime) {
+        let base = clock.0 - now.since_start.as_secs_f64();
+        self.base = UnixTime(base.min(self.base.0));
     }
 
     /// Notes that a client requested the results of a finished map.
-    pub(super) fn note_reader(&mut self, map: MapId) {
-        if self.config.retention_days.is_some() {
-            self.readers.0.insert(map, self.out.now().since_start);
+    pub(super) fn note_reader(&mut self, map: MapId, now: EventTime) {
+        if self.days.is_some() {
+            self.readers.insert(map, now.since_start);
         }
+    }
+
+    /// Asks the records for expired ones.
+    pub(super) fn check(&self, out: &mut Outbox) {
+        let Some(days) = self.days else { return };
+        let clock = self.clock(out.now());
+        out.record(Change::RetentionClock { at: clock });
+        let before = UnixTime(clock.0 - days * DAY_S);
+        out.own_query(QueryKind::Expired { before });
+    }
+
+    /// Deletes expired records that are not in use, and schedules the next check.
+    pub(super) fn purge(&mut self, expired: Expired, maps: &mut Maps, requests: &mut Requests, broadcasts: &Broadcasts, out: &mut Outbox) {
+        let now = out.now().since_start;
+        self.readers.retain(|_, read| now.saturating_sub(*read) < READ_GRACE);
+        let mut purges = Vec::new();
+        for map in expired.maps {
+            let followed = maps.iter().any(|(_, open)| open.options().after == Some(map));
+            if !(maps.is_open(map) || followed || self.readers.contains_key(&map)) {
+                maps.forget(map);
+                purges.push(Purge::Map(map));
+            }
+        }
+        // A finished request may be part of an unfinished broadcast, or run again.
+        let is_in_use = |msg_id: &String| requests.is_open(msg_id) || broadcasts.has_part(msg_id);
+        let unused: Vec<String> = expired.requests.into_iter().filter(|id| !is_in_use(id)).collect();
+        if !unused.is_empty() {
+            purges.push(Purge::Requests(unused));
+        }
+        // The client may still be connected.
+        let empty = expired.empty.into_iter().filter(|map| requests.forget_session(*map));
+        purges.extend(empty.map(Purge::EmptySession));
+        let tenth = Duration::try_from_secs_f64(self.days.unwrap_or(0.0) * DAY_S / 10.0).unwrap_or(MAX_INTERVAL);
+        let pause = match purges.is_empty() {
+            true => tenth.clamp(MIN_INTERVAL, MAX_INTERVAL),
+            false => STEP_INTERVAL,
+        };
+        for what in purges {
+            out.record(Change::Purged { what });
+        }
+        out.set_timer(pause, Timer::Retention);
     }
 }

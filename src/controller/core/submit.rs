@@ -13,8 +13,8 @@ use crate::model::targets::Targets;
 use crate::model::task::{INPUTS_MISSING, Outcome, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId, TaskId};
 use crate::wire::Message;
-use crate::wire::content::client::{self, UNKNOWN_BUNDLE, ok};
-use crate::wire::content::error::ErrorContent;
+use crate::wire::content::client::{self, ok};
+use crate::wire::content::error::{ErrorContent, Refusal};
 use bytes::Bytes;
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ impl Core {
         };
         match missing {
             None => self.map_new(context, message, request),
-            Some(hash) => Err(ErrorContent::new(UNKNOWN_BUNDLE, format!("unknown bundle {hash}"))),
+            Some(hash) => Err(ErrorContent::new(Refusal::UnknownBundle.as_str(), format!("unknown bundle {hash}"))),
         }
     }
 

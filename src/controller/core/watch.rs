@@ -27,7 +27,7 @@ impl Core {
         let wait = Duration::from_millis(request.wait_ms).min(MAX_WATCH);
         let until = self.out.now().since_start + wait;
         if !self.maps.is_open(id) {
-            self.note_reader(id);
+            self.retention.note_reader(id, self.out.now());
             let kind = QueryKind::Watch {
                 map: id,
                 from: request.from,

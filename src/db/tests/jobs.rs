@@ -1,7 +1,7 @@
 //! Batch jobs as they are seen, and engines that leave theirs.
 use super::*;
 use crate::model::EngineUuid;
-use crate::model::job::{Departure, JobRow};
+use crate::model::job::{Departure, JobRow, LeaveReason};
 
 fn seen(element: u32, state: &str, over: bool, at: f64) -> JobRow {
     JobRow {
@@ -72,7 +72,7 @@ fn engines_that_left_their_job_are_reported_with_the_reason() {
     db.apply(&changes);
     let gone = Departure {
         job: "18.1".into(),
-        reason: "why".into(),
+        reason: LeaveReason::Unknown("why".into()),
         registered: UnixTime(1001.0),
         gone: UnixTime(1050.0),
         ends: Some(UnixTime(1060.0)),

@@ -22,7 +22,7 @@ use crate::engine::worker::process::WorkerEvent;
 use crate::engine::worker::watch::OutputWatch;
 use crate::engine::{EngineError, EngineSettings};
 use crate::model::engine::EngineFacts;
-use crate::model::job::WALLTIME_NEARLY_OVER;
+use crate::model::job::LeaveReason;
 use crate::model::{EngineUuid, PROTOCOL_VERSION};
 use crate::wire::Message;
 use crate::wire::content::engine::*;
@@ -239,7 +239,7 @@ impl Driver {
                 }
                 () = tokio::time::sleep_until(leave_at.unwrap_or(deadline).into()), if leave_at.is_some() => {
                     leave_at = None;
-                    self.leave_with_notice(WALLTIME_NEARLY_OVER, Warning::Clock).await;
+                    self.leave_with_notice(LeaveReason::Walltime, Warning::Clock).await;
                 }
             }
             self.process_reports().await;
@@ -329,12 +329,11 @@ impl Driver {
     }
 
     pub(super) async fn leave_on_signal(&mut self, signal: &str) {
-        self.leave_with_notice(&format!("the engine received {signal}"), Warning::Terminate)
-            .await;
+        self.leave_with_notice(LeaveReason::Signal(signal.into()), Warning::Terminate).await;
     }
 
     /// Leaves; the running unit may continue for the grace period.
-    async fn leave_with_notice(&mut self, reason: &str, warning: Warning) {
+    async fn leave_with_notice(&mut self, reason: LeaveReason, warning: Warning) {
         let (reason, grace_period_ms) = (reason.to_string(), self.grace_after(warning));
         tracing::info!(
             "{reason}: returning tasks and leaving; the running task has {:.1} s",

@@ -1,7 +1,7 @@
 //! Handles signals to the engine's process: signals that end it, and signals for user code.
 use super::Driver;
 use super::walltime::Warning;
-use crate::model::job::WARNED_BY_BATCH_SYSTEM;
+use crate::model::job::LeaveReason;
 use std::io::{self, IsTerminal};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -48,8 +48,7 @@ impl Driver {
             true => self.signal_user_code(signal),
             false => {
                 let name = if signal == nix::libc::SIGUSR1 { "SIGUSR1" } else { "SIGUSR2" };
-                self.leave_with_notice(&format!("{WARNED_BY_BATCH_SYSTEM} ({name})"), Warning::User)
-                    .await;
+                self.leave_with_notice(LeaveReason::Warned(name.into()), Warning::User).await;
             }
         }
     }

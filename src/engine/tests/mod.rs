@@ -3,6 +3,9 @@ mod calls;
 mod commands;
 mod life;
 mod requests;
+#[expect(unreachable_pub, reason = "shared with the integration tests")]
+#[path = "../../../tests/it/support/skip.rs"]
+mod skip;
 
 use super::{EngineError, EngineSettings, run};
 use crate::connection::ConnectionFile;

@@ -1,5 +1,6 @@
 //! Tests of requests of ipyparallel clients with a Python that has ipyparallel (PCLUSTER_TEST_PYTHON), and of the error without it.
 use super::TestController;
+use super::skip::skip;
 use crate::wire::content::engine::Channel;
 use crate::wire::{Message, Session};
 use base64::Engine;
@@ -9,7 +10,10 @@ use serde_json::{Value, json};
 
 /// Runs Python code with ipyparallel: encodes the buffers of an `apply_request`, or decodes those of a reply.
 fn python(code: &str, argument: &str) -> Option<String> {
-    let python = std::env::var("PCLUSTER_TEST_PYTHON").ok()?;
+    let Ok(python) = std::env::var("PCLUSTER_TEST_PYTHON") else {
+        skip("PCLUSTER_TEST_PYTHON does not name a Python with ipyparallel");
+        return None;
+    };
     let output = std::process::Command::new(python).args(["-c", code, argument]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Some(String::from_utf8(output.stdout).unwrap())

@@ -50,7 +50,7 @@ pub struct MapRequest {
     #[serde(flatten)]
     pub definition: MapDefinition,
     /// The last buffer contains the bundle that the definition names. Without it the controller
-    /// must already have the bundle, or answers with the error [`UNKNOWN_BUNDLE`].
+    /// must already have the bundle, or answers with the error [`super::error::Refusal::UnknownBundle`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub with_bundle: bool,
     /// Buffer 0 contains all inputs, as in [`InputsRequest`]; no more follow. A repetition must
@@ -62,9 +62,7 @@ pub struct MapRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watch: Option<FirstWatch>,
 }
-/// The `ename` of the answer if the controller does not have the map's bundle: the client must send
-/// it.
-pub const UNKNOWN_BUNDLE: &str = "UnknownBundle";
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FirstWatch {
     pub limit: u32,

@@ -1,4 +1,5 @@
 //! Failures in ipyparallel's format (`status: error`, `ename`, `evalue`, `traceback`).
+use crate::model::open_enum::open_enum;
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -30,6 +31,23 @@ impl ErrorContent {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+}
+
+open_enum! {
+    /// The names of errors that a client distinguishes.
+    pub enum Refusal {
+        NoSuchMap => "NoSuchMap",
+        NoSuchTask => "NoSuchTask",
+        NoSuchEngine => "NoSuchEngine",
+        /// The controller does not have the map's bundle: the client must send it.
+        UnknownBundle => "UnknownBundle",
+    }
+}
+
+impl Refusal {
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Refusal::NoSuchMap | Refusal::NoSuchTask | Refusal::NoSuchEngine)
     }
 }
 

@@ -191,7 +191,7 @@ fn alternatives(text: &str) -> Vec<(&str, &str)> {
     found
 }
 
-/// `text` with comments, strings and character literals blanked out.
+/// `text` with comments, strings and character literals blanked out, on the same lines.
 fn code_only(text: &str) -> String {
     let chars: Vec<char> = text.chars().collect();
     let mut out = String::with_capacity(text.len());
@@ -203,6 +203,7 @@ fn code_only(text: &str) -> String {
             let hashes = chars[start.min(chars.len())..].iter().take_while(|c| **c == '#').count();
             (at(start + hashes) == '"').then_some(hashes)
         };
+        let start = i;
         match at(i) {
             '/' if at(i + 1) == '/' => {
                 while i < chars.len() && at(i) != '\n' {
@@ -251,8 +252,10 @@ fn code_only(text: &str) -> String {
             c => {
                 out.push(c);
                 i += 1;
+                continue;
             }
         }
+        out.extend(chars[start..i.min(chars.len())].iter().filter(|c| **c == '\n'));
     }
     out
 }

@@ -1,127 +1,81 @@
 //! `cargo xtask bench remote`: the cost of ssh. The same work on one host, over a network, and through pcluster's tunnels, beside `scp` and
-//! ipyparallel's own tunnel. The hosts are network namespaces of this machine (ci/ssh/up.sh), so it needs root. In every round each route
-//! has its turn; all clusters are up meanwhile.
-use super::pages;
-use super::table::{self, median, thousands};
+//! ipyparallel's own tunnel. The hosts are network namespaces of this machine (ci/ssh/up.sh), so it needs root. All clusters are up and
+//! take turns.
+use super::numbers::{Numbers, pairs, publish, table, thousands};
+use super::timed;
 use super::tools::Tools;
 use crate::Places;
 use crate::remote;
 use crate::run::{captured, program};
-use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Instant;
 
-const MARK: &str = "cargo xtask bench remote";
-/// Of the array that is pushed, and of the file that is copied; MB.
+/// Of the array that is pushed, and of the file that is copied.
 const MB: u32 = 100;
 
-struct Size {
-    rounds: usize,
-    tasks: u64,
-    /// Maps of one task in each round.
-    singles: usize,
-    calls: &'static str,
-    pushes: &'static str,
-}
+/// Of a full and a quick run.
+const ROUNDS: [usize; 2] = [3, 1];
+const TASKS: [u64; 2] = [20_000, 1_000];
+/// Maps of one task in each round.
+const SINGLES: [usize; 2] = [10, 2];
+const CALLS: [&str; 2] = ["200", "10"];
+const PUSHES: [&str; 2] = ["3", "1"];
 
-const FULL: Size = Size {
-    rounds: 3,
-    tasks: 20_000,
-    singles: 10,
-    calls: "200",
-    pushes: "3",
-};
-
-const QUICK: Size = Size {
-    rounds: 1,
-    tasks: 1_000,
-    singles: 2,
-    calls: "10",
-    pushes: "1",
-};
-
-/// A route from a client to engines: what it is called, the client's host, and its profile there.
-struct Route {
-    name: &'static str,
-    host: &'static str,
-    profile: &'static str,
-    /// It is ipyparallel's: the file that names the ssh server, and no commands of pcluster's.
-    file: Option<&'static str>,
-}
-
-const ROUTES: [Route; 7] = [
-    Route::new("client, controller, engines on one host", "login", "local"),
-    Route::new("client — *network* — controller and engines", "login", "far"),
-    Route::new("client — **`connect`** — controller and engines", "laptop", "far"),
-    Route::new("client and controller — *network* — engines (`--launcher ssh`)", "login", "spread"),
-    Route::new("client and controller — **reverse tunnel** — engines", "laptop", "reverse"),
-    Route::new("`connect`, without CURVE", "laptop", "plain"),
-    Route {
-        name: "ipyparallel's own tunnel, without CURVE",
-        host: "laptop",
-        profile: "plain",
-        file: Some("plain.json"),
-    },
+/// Host, profile, and the further words of `pcluster start`.
+const CLUSTERS: [(&str, &str, &str); 5] = [
+    ("login", "local", "--launcher local"),
+    ("node1", "far", "--ip 0.0.0.0"),
+    ("login", "spread", "--launcher ssh --host node1:2 --tunnel never"),
+    ("laptop", "reverse", "--launcher ssh --host node1:2 --tunnel always"),
+    ("node1", "plain", "--ip 0.0.0.0 --set controller.curve=false"),
 ];
+
+/// Routes from a client to engines: the client's host, and its profile there.
+const ROUTES: [(&str, &str, &str); 7] = [
+    ("client, controller, engines on one host", "login", "local"),
+    ("client — *network* — controller and engines", "login", "far"),
+    ("client — **`connect`** — controller and engines", "laptop", "far"),
+    ("client and controller — *network* — engines (`--launcher ssh`)", "login", "spread"),
+    ("client and controller — **reverse tunnel** — engines", "laptop", "reverse"),
+    ("`connect`, without CURVE", "laptop", "plain"),
+    ("ipyparallel's own tunnel, without CURVE", "laptop", STOCK),
+];
+
+/// Instead of a profile: the file with which ipyparallel's client opens its own tunnel.
+const STOCK: &str = "plain.json";
 
 const COPIES: [(&str, &str); 2] = [
     ("*limit: `scp` to the login host*", "login"),
     ("*limit: `scp` through it to a node*", "node1"),
 ];
 
-impl Route {
-    const fn new(name: &'static str, host: &'static str, profile: &'static str) -> Route {
-        Route {
-            name,
-            host,
-            profile,
-            file: None,
-        }
-    }
-}
-
-/// The values of the rounds, by route and name of the value.
-type Found = BTreeMap<(&'static str, &'static str), Vec<f64>>;
-
-/// With `quick` one round of little work, of the development build, and only printed.
 pub fn run(places: &Places, quick: bool) -> Result<(), String> {
-    let size = if quick { QUICK } else { FULL };
+    let size = usize::from(quick);
     remote::ready(places)?;
-    let mut tools = Tools::for_client(places, quick)?;
-    let said = captured(program(&places.root, &["sh", "-c", "ssh -V 2>&1"]).env("LC_ALL", "C"))?;
+    let mut tools = Tools::prepare(places, quick, &["ipyparallel", "numpy"], false)?;
+    let ssh = captured(program(&places.root, &["sh", "-c", "ssh -V 2>&1"]).env("LC_ALL", "C"))?;
     tools
         .versions
-        .extend(said.split(',').next().map(|version| version.trim().to_string()));
+        .extend(ssh.split(',').next().map(|version| version.trim().to_string()));
     let net = Net::up(&tools)?;
-    let mut found = Found::new();
+    let mut numbers = Numbers::default();
     net.start()?;
-    for round in 1..=size.rounds {
-        println!("  round {round} of {}", size.rounds);
-        for route in &ROUTES {
-            if let Err(why) = net.measure(route, &size, &mut found) {
-                println!("    {} failed: {why}", route.name);
-            }
+    for round in 1..=ROUNDS[size] {
+        println!("  round {round} of {}", ROUNDS[size]);
+        for (name, host, profile) in ROUTES {
+            super::report(name, net.measure((name, host, profile), size, &mut numbers));
         }
         for (name, host) in COPIES {
-            let seconds = net.copy(host)?;
-            println!("    scp to {host}: {seconds:.2} s");
-            found.entry((name, "push")).or_default().push(seconds);
+            let copy = format!("{host}:bytes");
+            numbers.add(
+                format!("{name} push"),
+                timed(&mut net.on("laptop", &["scp", "-q", "bytes", &copy]))?,
+            );
         }
     }
     drop(net);
-    let build = if quick { "The development build; one round.\n" } else { "" };
-    let text = format!("{}{build}\n{}", table::head(places, size.rounds, &tools), table(&found, &size));
-    let kept = tools.folder.join("remote.md");
-    fs::write(&kept, &text).map_err(|e| format!("cannot write {}: {e}", kept.display()))?;
-    println!("\n{text}");
-    if quick {
-        println!("(--quick: no page is changed; the table is in {})", kept.display());
-        return Ok(());
-    }
-    pages::put_marked(&places.root.join("docs/explanation/performance.md"), MARK, &text)
+    let pages = [("docs/explanation/performance.md", lines(&numbers, size))];
+    publish(places, &tools, ROUNDS[size], quick, "cargo xtask bench remote", &pages)
 }
 
 /// The hosts.
@@ -132,20 +86,14 @@ struct Net<'a> {
 
 impl<'a> Net<'a> {
     fn up(tools: &'a Tools) -> Result<Net<'a>, String> {
-        let net = Net {
-            tools,
-            state: tools.folder.join("remote-net"),
-        };
-        // Stops what an interrupted run has left.
+        let state = tools.folder.join("remote-net");
+        let net = Net { tools, state };
+        // Removes the hosts of an interrupted run.
         net.down();
-        let state = net.state.to_string_lossy().into_owned();
-        captured(program(&tools.root, &["ci/ssh/up.sh", &state]).env("SSHNET_PREFIX", "pb"))?;
-        // ipyparallel runs `ssh -f`, which without a terminal of its own may be hung up before it has left ours.
-        let wrapper = net.home("laptop").join("wrapped/ssh");
-        let script = "#!/bin/sh\nexec setsid -w /usr/bin/ssh \"$@\"\n";
-        let made = fs::create_dir_all(net.home("laptop").join("wrapped")).and_then(|()| fs::write(&wrapper, script));
-        made.map_err(|e| format!("cannot write {}: {e}", wrapper.display()))?;
-        captured(&mut program(&tools.root, &["chmod", "755", &wrapper.to_string_lossy()]))?;
+        captured(program(&tools.root, &["ci/ssh/up.sh", &net.state.to_string_lossy()]).env("SSHNET_PREFIX", "pb"))?;
+        // ipyparallel runs `ssh -f`, which without a terminal of its own may receive a hangup before it has left ours.
+        let script = "mkdir -p wrapped && printf '#!/bin/sh\\nexec setsid -w /usr/bin/ssh \"$@\"\\n' >wrapped/ssh && chmod 755 wrapped/ssh";
+        captured(&mut program(&net.home("laptop"), &["sh", "-c", script]))?;
         Ok(net)
     }
 
@@ -164,86 +112,63 @@ impl<'a> Net<'a> {
         command
     }
 
-    fn pcluster(&self, host: &str, words: &[&str]) -> Result<String, String> {
+    fn pcluster(&self, host: &str, words: &str) -> Command {
         let pcluster = self.tools.pcluster.to_string_lossy();
-        let all = [&[&*pcluster], words].concat();
-        captured(&mut self.on(host, &all))
+        self.on(host, &std::iter::once(&*pcluster).chain(words.split(' ')).collect::<Vec<_>>())
     }
 
     fn start(&self) -> Result<(), String> {
-        let python = self.tools.python.to_string_lossy();
-        let start = |host: &str, profile: &str, more: &[&str]| {
+        for (host, profile, more) in CLUSTERS {
             println!("  starting {profile} on {host}");
-            let words = [&["start", "-n", "2", "--python", &python, "--profile", profile], more].concat();
-            self.pcluster(host, &words)
-        };
-        start("login", "local", &[])?;
-        start("node1", "far", &["--ip", "0.0.0.0"])?;
-        start("login", "spread", &["--launcher", "ssh", "--host", "node1:2", "--tunnel", "never"])?;
-        start(
-            "laptop",
-            "reverse",
-            &["--launcher", "ssh", "--host", "node1:2", "--tunnel", "always"],
-        )?;
-        start("node1", "plain", &["--ip", "0.0.0.0", "--set", "controller.curve=false"])?;
-        self.pcluster("laptop", &["connect", "login", "--profile", "far"])?;
-        self.pcluster("laptop", &["connect", "login", "--profile", "plain"])?;
-        self.pcluster(
-            "node1",
-            &["connection", "export", "plain.json", "--profile", "plain", "--ssh", "login"],
-        )?;
-        captured(&mut self.on("laptop", &["scp", "-q", "login:plain.json", "plain.json"]))?;
-        let file = self.home("laptop").join("bytes");
-        let (of, count) = (format!("of={}", file.display()), format!("count={MB}"));
-        captured(&mut program(
-            &self.tools.root,
-            &["dd", "if=/dev/urandom", &of, "bs=1000000", &count, "status=none"],
-        ))?;
+            let mut start = self.pcluster(host, &format!("start -n 2 --profile {profile} {more}"));
+            captured(start.arg("--python").arg(&self.tools.python))?;
+        }
+        captured(&mut self.pcluster("laptop", "connect login --profile far"))?;
+        captured(&mut self.pcluster("laptop", "connect login --profile plain"))?;
+        captured(&mut self.pcluster("node1", "connection export plain.json --profile plain --ssh login"))?;
+        captured(&mut self.on("laptop", &["scp", "-q", "login:plain.json", STOCK]))?;
+        let (of, count) = (format!("of={}", self.home("laptop").join("bytes").display()), format!("count={MB}"));
+        let words = ["dd", "if=/dev/urandom", &of, "bs=1000000", &count, "status=none"];
+        captured(&mut program(&self.tools.root, &words)).map(drop)
+    }
+
+    fn measure(&self, route: (&str, &str, &str), size: usize, numbers: &mut Numbers) -> Result<(), String> {
+        let (name, host, profile) = route;
+        if profile != STOCK {
+            numbers.add(format!("{name} rate"), TASKS[size] as f64 / self.map(host, profile, TASKS[size])?);
+            for _ in 0..SINGLES[size] {
+                numbers.add(format!("{name} single"), self.map(host, profile, 1)?);
+            }
+        }
+        for words in [&["calls", CALLS[size], "1"][..], &["push", &MB.to_string(), PUSHES[size], "1"]] {
+            for (key, value) in pairs(&self.client(host, profile, words)?) {
+                numbers.add(format!("{name} {}", key.trim_end_matches("s_1").trim_end_matches("_1")), value);
+            }
+        }
         Ok(())
     }
 
-    fn measure(&self, route: &Route, size: &Size, found: &mut Found) -> Result<(), String> {
-        let mut add = |name: &'static str, value: f64| found.entry((route.name, name)).or_default().push(value);
-        if route.file.is_none() {
-            let seconds = self.map(route, size.tasks)?;
-            add("rate", size.tasks as f64 / seconds);
-            for _ in 0..size.singles {
-                add("single", self.map(route, 1)?);
-            }
-        }
-        for words in [&["calls", size.calls, "1"][..], &["push", &MB.to_string(), size.pushes, "1"]] {
-            let values = self.client(route, words)?;
-            for (key, name) in [("calls_1", "call"), ("push_1", "push")] {
-                values.get(key).into_iter().for_each(|value| add(name, *value));
-            }
-        }
-        println!("    {}", route.name);
-        Ok(())
-    }
-
-    /// Seconds of a whole command.
-    fn map(&self, route: &Route, tasks: u64) -> Result<f64, String> {
-        let function = format!("{}:noop", self.tools.root.join("benches/noop.py").display());
-        let range = format!("0..{tasks}");
-        let began = Instant::now();
-        let values = self.pcluster(route.host, &["map", "--profile", route.profile, &function, "--range", &range])?;
+    /// Seconds of the whole command.
+    fn map(&self, host: &str, profile: &str, tasks: u64) -> Result<f64, String> {
+        let mut command = self.pcluster(host, &format!("map --profile {profile} --range 0..{tasks}"));
+        command.arg(format!("{}:noop", self.tools.root.join("benches/noop.py").display()));
+        let began = std::time::Instant::now();
+        let values = captured(&mut command)?.lines().count() as u64;
         let seconds = began.elapsed().as_secs_f64();
-        match values.lines().count() as u64 == tasks {
+        match values == tasks {
             true => Ok(seconds),
-            false => Err(format!("a map of {tasks} tasks gave {} values", values.lines().count())),
+            false => Err(format!("a map of {tasks} tasks returned {values} values")),
         }
     }
 
     /// `benches/peers/direct_view.py` in an unmodified client of ipyparallel's.
-    fn client(&self, route: &Route, words: &[&str]) -> Result<BTreeMap<String, f64>, String> {
+    fn client(&self, host: &str, profile: &str, words: &[&str]) -> Result<String, String> {
         let script = self.tools.root.join("benches/peers/direct_view.py");
-        let folder = self.home(route.host);
-        let file = match route.file {
-            Some(file) => folder.join(file),
-            None => {
-                let profile = format!(".ipython/profile_{}/security/ipcontroller-client.json", route.profile);
-                folder.join(profile)
-            }
+        let file = match profile {
+            STOCK => self.home(host).join(STOCK),
+            _ => self
+                .home(host)
+                .join(format!(".ipython/profile_{profile}/security/ipcontroller-client.json")),
         };
         let path = format!("PATH={}:/usr/bin:/bin", self.home("laptop").join("wrapped").display());
         let (python, script, file) = (
@@ -251,60 +176,52 @@ impl<'a> Net<'a> {
             script.to_string_lossy(),
             file.to_string_lossy(),
         );
-        let all = [&["env", &path, &python, "-W", "ignore", &script, &file, "2"][..], words].concat();
-        Ok(super::side::values(&captured(&mut self.on(route.host, &all))?))
-    }
-
-    /// Seconds for the file to be there.
-    fn copy(&self, host: &str) -> Result<f64, String> {
-        let there = format!("{host}:bytes");
-        let began = Instant::now();
-        captured(&mut self.on("laptop", &["scp", "-q", "bytes", &there]))?;
-        Ok(began.elapsed().as_secs_f64())
+        captured(&mut self.on(
+            host,
+            &[&["env", &path, &python, "-W", "ignore", &script, &file, "2"][..], words].concat(),
+        ))
     }
 }
 
 impl Drop for Net<'_> {
     fn drop(&mut self) {
-        for (host, profile) in [
-            ("login", "local"),
-            ("login", "spread"),
-            ("laptop", "reverse"),
-            ("node1", "far"),
-            ("node1", "plain"),
-        ] {
-            // The hosts' end takes all processes along; this lets them remove what they made outside.
-            let _ = self.pcluster(host, &["stop", "--profile", profile]);
+        // The end of the hosts kills all processes; this lets them remove their files elsewhere.
+        for (host, profile, _) in CLUSTERS {
+            let _ = captured(&mut self.pcluster(host, &format!("stop --profile {profile}")));
         }
         for profile in ["far", "plain"] {
-            let _ = self.pcluster("laptop", &["disconnect", "--profile", profile]);
+            let _ = captured(&mut self.pcluster("laptop", &format!("disconnect --profile {profile}")));
         }
         self.down();
     }
 }
 
-/// One line per route; a dash for what could not be measured.
-fn table(found: &Found, size: &Size) -> String {
-    let mut out = format!(
-        "| | `pcluster map` of {} no-ops, tasks/s | … of one, whole command | `dview.apply_sync` to one engine | push of {MB} MB to one engine | MB/s |\n|---|--:|--:|--:|--:|--:|\n",
-        thousands(size.tasks as f64)
-    );
-    let names = ROUTES.iter().map(|route| route.name).chain(COPIES.iter().map(|(name, _)| *name));
-    for name in names {
-        let value = |of: &'static str| found.get(&(name, of)).map(|values| median(values));
-        let cell = |of: &'static str, shown: &dyn Fn(f64) -> String| value(of).map_or_else(|| "–".into(), shown);
+/// One line per route; a dash for missing values.
+fn lines(numbers: &Numbers, size: usize) -> String {
+    let map = format!("`pcluster map` of {} no-ops, tasks/s", thousands(TASKS[size] as f64));
+    let push = format!("push of {MB} MB to one engine");
+    let head = [
+        "",
+        &map,
+        "… of one, whole command",
+        "`dview.apply_sync` to one engine",
+        &push,
+        "MB/s",
+    ];
+    let names = ROUTES.iter().map(|(name, _, _)| name).chain(COPIES.iter().map(|(name, _)| name));
+    let rows = names.map(|name| {
+        let cell = |key: &str, shown: &dyn Fn(f64) -> String| numbers.cell(&format!("{name} {key}"), shown);
         let ms = |seconds: f64| format!("{:.1} ms", seconds * 1e3);
-        let _ = writeln!(
-            out,
-            "| {name} | {} | {} | {} | {} | {} |",
+        [
+            name.to_string(),
             cell("rate", &thousands),
             cell("single", &ms),
             cell("call", &ms),
             cell("push", &|seconds| format!("{seconds:.2} s")),
             cell("push", &|seconds| format!("{:.0}", f64::from(MB) / seconds)),
-        );
-    }
-    out
+        ]
+    });
+    table(&head, rows)
 }
 
 #[cfg(test)]
@@ -312,16 +229,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_for_each_way_and_a_dash_for_what_is_missing() {
-        let name = ROUTES[2].name;
-        let found = Found::from([
-            ((name, "rate"), vec![30_000.0, 10_000.0, 20_000.0]),
-            ((name, "single"), vec![0.0125]),
-            ((COPIES[0].0, "push"), vec![0.5]),
-        ]);
-        let text = table(&found, &QUICK);
-        assert!(text.contains(&format!("| {name} | 20,000 | 12.5 ms | – | – | – |")), "{text}");
-        assert!(text.contains(&format!("| {} | – | – | – | 0.50 s | 200 |", COPIES[0].0)), "{text}");
+    fn a_line_per_route_and_a_dash_for_missing_values() {
+        let (name, copy) = (ROUTES[2].0, COPIES[0].0);
+        let mut numbers = Numbers::default();
+        [30_000.0, 10_000.0, 20_000.0]
+            .into_iter()
+            .for_each(|rate| numbers.add(format!("{name} rate"), rate));
+        numbers.add(format!("{name} single"), 0.0125);
+        numbers.add(format!("{copy} push"), 0.5);
+        let text = lines(&numbers, 1);
+        assert!(text.contains(&format!("| {name} | 20,000 | 12.5 ms | – | – | – |\n")), "{text}");
+        assert!(text.contains(&format!("| {copy} | – | – | – | 0.50 s | 200 |\n")), "{text}");
         assert_eq!(text.lines().count(), 2 + ROUTES.len() + COPIES.len());
     }
 }

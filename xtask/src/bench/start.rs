@@ -1,45 +1,60 @@
 //! `cargo xtask bench start`: the time of `pcluster start` until n engines have registered, on this host and on a local Slurm and Grid
-//! Engine; for comparison, the time of ipyparallel's cluster on that Slurm, and of the batch system itself for an array of n empty
-//! jobs.
-use super::pages;
-use super::table::{self, median};
+//! Engine; for comparison, ipyparallel's cluster on that Slurm, and an array of n empty jobs.
+use super::cluster::isolated;
+use super::numbers::{Numbers, publish, table};
 use super::tools::Tools;
+use super::{report, timed};
 use crate::Places;
 use crate::python;
 use crate::run::{captured, program};
 use crate::schedulers::{self, Up};
-use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-const MARK: &str = "cargo xtask bench start";
 /// The batch systems have slots for the largest number.
 const ENGINES: [u32; 3] = [1, 16, 64];
 const IPYPARALLEL: &str = "ipyparallel on slurm";
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// The timeout for an array of jobs.
-const LONGEST: Duration = Duration::from_secs(300);
+/// For an array of jobs.
+const TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Seconds of each round, by column and number of engines.
-type Found = BTreeMap<(String, u32), Vec<f64>>;
+/// Where engines start.
+struct Site<'a> {
+    tools: &'a Tools,
+    launcher: &'static str,
+    up: Option<Up<'a>>,
+    /// Commands that list the jobs, print the version, and submit `N` jobs in `DIR`.
+    commands: [&'static str; 3],
+}
 
-/// With `quick` once, of the development build, and only printed.
+const SLURM: [&str; 3] = [
+    "squeue --noheader",
+    "sinfo --version",
+    "sbatch --chdir DIR --output /dev/null --array 1-N DIR/true.sh",
+];
+const SGE: [&str; 3] = [
+    "qstat -u *",
+    "qstat -help",
+    "qsub -wd DIR -S /bin/sh -j y -o /dev/null -t 1-N DIR/true.sh",
+];
+
 pub fn run(places: &Places, quick: bool) -> Result<(), String> {
     let rounds = if quick { 1 } else { 3 };
-    let mut tools = Tools::alone(places, &python::find(places)?, quick)?;
-    // Where ipyparallel is; without it that column is missing.
+    let mut tools = Tools::prepare(places, quick, &[], false)?;
     let stock = python::test_environment(places);
-    if let Err(why) = &stock {
-        tools.missing.push(format!("ipyparallel ({why})"));
-    }
-    let stock = stock.ok();
-    let mut found = Found::new();
+    tools.missing.extend(stock.as_ref().err().map(|why| format!("ipyparallel ({why})")));
+    let mut numbers = Numbers::default();
     let mut columns = vec!["local".to_string()];
-    said("local", &measured(&tools, &Site::Here, rounds, None, &mut found));
+    let local = |tools| Site {
+        tools,
+        launcher: "local",
+        up: None,
+        commands: SLURM,
+    };
+    report("local", local(&tools).measure(rounds, None, &mut numbers));
     for scheduler in &schedulers::WIDE {
         let up = match scheduler.up(places) {
             Ok(up) => up,
@@ -49,159 +64,131 @@ pub fn run(places: &Places, quick: bool) -> Result<(), String> {
                 continue;
             }
         };
-        let site = Site::Batch(scheduler.name, up);
-        tools.versions.extend(site.version(&tools));
-        columns.push(scheduler.name.to_string());
-        let stock = stock.as_deref().filter(|_| scheduler.name == "slurm");
-        columns.extend(stock.map(|_| IPYPARALLEL.to_string()));
+        let site = Site {
+            tools: &tools,
+            launcher: scheduler.name,
+            up: Some(up),
+            commands: if scheduler.name == "slurm" { SLURM } else { SGE },
+        };
+        let stock = stock.as_deref().ok().filter(|_| scheduler.name == "slurm");
+        columns.push(scheduler.name.into());
+        columns.extend(stock.map(|_| IPYPARALLEL.into()));
         columns.push(floor_of(scheduler.name));
-        said(scheduler.name, &measured(&tools, &site, rounds, stock, &mut found));
+        report(scheduler.name, site.measure(rounds, stock, &mut numbers));
+        let version = captured(&mut site.command(&site.words(1, 0)));
+        drop(site);
+        tools
+            .versions
+            .extend(version.ok().and_then(|text| Some(text.lines().next()?.trim().to_string())));
     }
-    let build = if quick { "The development build; one round.\n" } else { "" };
-    let text = format!("{}{build}\n{}", table::head(places, rounds, &tools), table(&columns, &found));
-    let kept = tools.folder.join("start.md");
-    fs::write(&kept, &text).map_err(|e| format!("cannot write {}: {e}", kept.display()))?;
-    println!("\n{text}");
-    if quick {
-        println!("(--quick: no page is changed; the table is in {})", kept.display());
-        return Ok(());
-    }
-    pages::put_marked(&places.root.join("docs/explanation/performance.md"), MARK, &text)
-}
-
-fn said(what: &str, done: &Result<(), String>) {
-    match done {
-        Ok(()) => println!("  {what}"),
-        Err(why) => println!("  {what} failed: {why}"),
-    }
+    let pages = [("docs/explanation/performance.md", lines(&columns, &numbers))];
+    publish(places, &tools, rounds, quick, "cargo xtask bench start", &pages)
 }
 
 fn floor_of(system: &str) -> String {
     format!("*limit: {system} alone*")
 }
 
-/// Where engines are started.
-enum Site<'a> {
-    Here,
-    Batch(&'static str, Up<'a>),
-}
-
-/// `stock`: a Python with ipyparallel, where that is to be compared with.
-fn measured(tools: &Tools, site: &Site, rounds: usize, stock: Option<&Path>, found: &mut Found) -> Result<(), String> {
-    for _ in 0..rounds {
-        for n in ENGINES {
-            let seconds = site.start(tools, n)?;
-            println!("    {}: {n} engines after {seconds:.2} s", site.launcher());
-            found.entry((site.launcher().into(), n)).or_default().push(seconds);
-            if let Some(python) = stock {
-                // Continue if ipyparallel fails with this many engines.
-                match site.start_stock(tools, python, n) {
-                    Ok(seconds) => {
-                        println!("    ipyparallel: {n} engines after {seconds:.2} s");
-                        found.entry((IPYPARALLEL.into(), n)).or_default().push(seconds);
-                    }
-                    Err(why) => println!("    ipyparallel: {n} engines: {why}"),
-                }
-            }
-            if let Site::Batch(name, _) = site {
-                let seconds = site.floor(tools, n)?;
-                println!("    {name}: an array of {n} has run after {seconds:.2} s");
-                found.entry((floor_of(name), n)).or_default().push(seconds);
-            }
-        }
-    }
-    Ok(())
-}
-
 impl Site<'_> {
-    fn launcher(&self) -> &'static str {
-        match self {
-            Site::Here => "local",
-            Site::Batch(name, _) => name,
+    /// `stock`: a Python with ipyparallel, for the comparison.
+    fn measure(&self, rounds: usize, stock: Option<&Path>, numbers: &mut Numbers) -> Result<(), String> {
+        let mut add = |column: &str, n: u32, seconds: f64| {
+            println!("    {column}: {n} after {seconds:.2} s");
+            numbers.add(format!("{column} {n}"), seconds);
+        };
+        for n in (0..rounds).flat_map(|_| ENGINES) {
+            add(self.launcher, n, self.start(n)?);
+            match stock.map(|python| self.start_stock(python, n)) {
+                Some(Ok(seconds)) => add(IPYPARALLEL, n, seconds),
+                Some(Err(why)) => println!("    ipyparallel: {n} engines: {why}"),
+                None => {}
+            }
+            if self.up.is_some() {
+                add(&floor_of(self.launcher), n, self.floor(n)?);
+            }
         }
+        Ok(())
+    }
+
+    fn folder(&self) -> std::path::PathBuf {
+        self.tools.folder.join("start-floor")
+    }
+
+    fn words(&self, command: usize, n: u32) -> Vec<String> {
+        let (folder, last) = (self.folder(), format!("1-{n}"));
+        let words = self.commands[command].split(' ');
+        words
+            .map(|word| word.replace("DIR", &folder.to_string_lossy()).replace("1-N", &last))
+            .collect()
     }
 
     /// A command in the environment of the batch system.
-    fn command(&self, tools: &Tools, words: &[&str]) -> Command {
-        let mut command = match self {
-            Site::Here => program(&tools.root, words),
-            Site::Batch(_, up) => {
-                let file = up.directory().join("env.sh");
-                let mut all = vec!["bash", "-c", ". \"$0\" && exec \"$@\""];
-                let file = file.to_string_lossy();
-                all.push(&file);
-                all.extend(words);
-                program(&tools.root, &all)
-            }
-        };
-        command.env("IPYTHONDIR", tools.folder.join("start-ipython"));
-        for name in ["PCLUSTER_PROFILE", "PCLUSTER_CLUSTER_ID"] {
-            command.env_remove(name);
+    fn command<S: AsRef<str>>(&self, words: &[S]) -> Command {
+        let mut all = Vec::new();
+        let file = self
+            .up
+            .as_ref()
+            .map(|up| up.directory().join("env.sh").to_string_lossy().into_owned());
+        if let Some(file) = &file {
+            all.extend(["bash", "-c", ". \"$0\" && exec \"$@\"", file]);
         }
-        command
+        all.extend(words.iter().map(AsRef::as_ref));
+        isolated(program(&self.tools.root, &all), &self.tools.folder.join("start-ipython"))
     }
 
     /// Seconds until the command returns, when all engines have registered. Stops them afterwards.
-    fn start(&self, tools: &Tools, n: u32) -> Result<f64, String> {
-        let (pcluster, python) = (tools.pcluster.to_string_lossy(), tools.python.to_string_lossy());
-        let stop = || captured(&mut self.command(tools, &[&pcluster, "stop"]));
-        // Stops what an interrupted run has left.
+    fn start(&self, n: u32) -> Result<f64, String> {
+        let (pcluster, python) = (self.tools.pcluster.to_string_lossy(), self.tools.python.to_string_lossy());
+        let stop = || captured(&mut self.command(&[&*pcluster, "stop"]));
+        // Stops the cluster of an interrupted run.
         let _ = stop();
-        let count = n.to_string();
-        let words = [&pcluster, "start", "-n", &count, "--python", &python, "--launcher", self.launcher()];
-        let began = Instant::now();
-        let started = captured(&mut self.command(tools, &words));
-        let seconds = began.elapsed().as_secs_f64();
+        let words = [
+            &*pcluster,
+            "start",
+            "-n",
+            &n.to_string(),
+            "--python",
+            &python,
+            "--launcher",
+            self.launcher,
+        ];
+        let seconds = timed(&mut self.command(&words));
         let stopped = stop();
-        started?;
+        let seconds = seconds?;
         stopped?;
-        self.wait_until("the queue to be empty", || Ok(self.queue(tools)?.is_empty()))?;
+        self.wait_for_queue()?;
         Ok(seconds)
     }
 
     /// The same for ipyparallel's cluster, whose engines are a job of the same system.
-    fn start_stock(&self, tools: &Tools, python: &Path, n: u32) -> Result<f64, String> {
-        let script = tools.root.join("benches/peers/ipcluster_start.py");
-        let (python, script, count) = (python.to_string_lossy(), script.to_string_lossy(), n.to_string());
-        let words = [&*python, &*script, &count, self.launcher()];
-        let mut command = self.command(tools, &words);
+    fn start_stock(&self, python: &Path, n: u32) -> Result<f64, String> {
+        let script = self.tools.root.join("benches/peers/ipcluster_start.py");
+        let words = [
+            &*python.to_string_lossy(),
+            &*script.to_string_lossy(),
+            &n.to_string(),
+            self.launcher,
+        ];
+        let mut command = self.command(&words);
         // ipyparallel's batch launchers write their scripts into the working directory.
-        command.current_dir(&tools.folder);
-        command.env("IPYTHONDIR", tools.folder.join("start-ipyparallel"));
-        let said = captured(&mut command)?;
-        let seconds = said.lines().rev().find_map(|line| line.trim().parse().ok());
-        self.wait_until("the queue to be empty", || Ok(self.queue(tools)?.is_empty()))?;
-        seconds.ok_or_else(|| format!("{} does not say how long it took: {said}", words[1]))
+        command
+            .current_dir(&self.tools.folder)
+            .env("IPYTHONDIR", self.tools.folder.join("start-ipyparallel"));
+        let output = captured(&mut command)?;
+        self.wait_for_queue()?;
+        let seconds = output.lines().rev().find_map(|line| line.trim().parse().ok());
+        seconds.ok_or_else(|| format!("ipcluster_start.py did not print its time: {output}"))
     }
 
     /// Seconds until each job of an array has created a file.
-    fn floor(&self, tools: &Tools, n: u32) -> Result<f64, String> {
-        let folder = tools.folder.join("start-floor");
+    fn floor(&self, n: u32) -> Result<f64, String> {
+        let folder = self.folder();
         let _ = fs::remove_dir_all(&folder);
-        let script = folder.join("true.sh");
         let text = "#!/bin/sh\n: > \"done-${SLURM_ARRAY_TASK_ID:-$SGE_TASK_ID}\"\n";
-        let written = fs::create_dir_all(&folder).and_then(|()| fs::write(&script, text));
-        written.map_err(|e| format!("cannot write {}: {e}", script.display()))?;
-        let (path, script, array) = (folder.to_string_lossy(), script.to_string_lossy(), format!("1-{n}"));
-        let words = match self.launcher() {
-            "slurm" => vec!["sbatch", "--chdir", &path, "--output", "/dev/null", "--array", &array, &script],
-            _ => vec![
-                "qsub",
-                "-wd",
-                &path,
-                "-S",
-                "/bin/sh",
-                "-j",
-                "y",
-                "-o",
-                "/dev/null",
-                "-t",
-                &array,
-                &script,
-            ],
-        };
+        let written = fs::create_dir_all(&folder).and_then(|()| fs::write(folder.join("true.sh"), text));
+        written.map_err(|e| format!("cannot write to {}: {e}", folder.display()))?;
         let began = Instant::now();
-        captured(&mut self.command(tools, &words))?;
+        captured(&mut self.command(&self.words(2, n)))?;
         self.wait_until("an array of jobs to run", || {
             let entries = fs::read_dir(&folder).map_err(|e| format!("cannot read {}: {e}", folder.display()))?;
             let done = entries
@@ -210,37 +197,23 @@ impl Site<'_> {
             Ok(done.count() == n as usize)
         })?;
         let seconds = began.elapsed().as_secs_f64();
-        self.wait_until("the queue to be empty", || Ok(self.queue(tools)?.is_empty()))?;
+        self.wait_for_queue()?;
         Ok(seconds)
     }
 
-    fn queue(&self, tools: &Tools) -> Result<String, String> {
-        let words: &[&str] = match self.launcher() {
-            "local" => return Ok(String::new()),
-            "slurm" => &["squeue", "--noheader"],
-            _ => &["qstat", "-u", "*"],
-        };
-        Ok(captured(&mut self.command(tools, words))?.trim().to_string())
-    }
-
-    fn version(&self, tools: &Tools) -> Option<String> {
-        let words: &[&str] = match self.launcher() {
-            "local" => return None,
-            "slurm" => &["sinfo", "--version"],
-            _ => &["qstat", "-help"],
-        };
-        let said = captured(&mut self.command(tools, words)).ok()?;
-        said.lines().next().map(|line| line.trim().to_string())
+    fn wait_for_queue(&self) -> Result<(), String> {
+        let is_empty = || Ok(self.up.is_none() || captured(&mut self.command(&self.words(0, 0)))?.trim().is_empty());
+        self.wait_until("the queue to be empty", is_empty)
     }
 
     fn wait_until(&self, what: &str, is_so: impl Fn() -> Result<bool, String>) -> Result<(), String> {
-        let deadline = Instant::now() + LONGEST;
+        let deadline = Instant::now() + TIMEOUT;
         while !is_so()? {
             if Instant::now() >= deadline {
                 return Err(format!(
                     "{}: timed out waiting for {what} after {} s",
-                    self.launcher(),
-                    LONGEST.as_secs()
+                    self.launcher,
+                    TIMEOUT.as_secs()
                 ));
             }
             sleep(POLL_INTERVAL);
@@ -249,18 +222,16 @@ impl Site<'_> {
     }
 }
 
-/// One line per number of engines, one column per launcher; a dash for what could not be measured.
-fn table(columns: &[String], found: &Found) -> String {
-    let mut out = format!("| engines | {} |\n|--:|{}\n", columns.join(" | "), "--:|".repeat(columns.len()));
-    for n in ENGINES {
-        let cell = |column: &String| match found.get(&(column.clone(), n)) {
-            Some(seconds) => format!("{:.2} s", median(seconds)),
-            None => "–".into(),
-        };
-        let cells: Vec<String> = columns.iter().map(cell).collect();
-        let _ = writeln!(out, "| {n} | {} |", cells.join(" | "));
-    }
-    out
+/// One line per number of engines, one column per launcher.
+fn lines(columns: &[String], numbers: &Numbers) -> String {
+    let head: Vec<&str> = std::iter::once("engines").chain(columns.iter().map(String::as_str)).collect();
+    let rows = ENGINES.map(|n| {
+        let cells = columns
+            .iter()
+            .map(|column| numbers.cell(&format!("{column} {n}"), |s| format!("{s:.2} s")));
+        std::iter::once(n.to_string()).chain(cells).collect::<Vec<_>>()
+    });
+    table(&head, rows)
 }
 
 #[cfg(test)]
@@ -268,12 +239,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_for_each_number_and_a_dash_for_what_is_missing() {
-        let columns = ["local".to_string(), floor_of("slurm")];
-        let found = Found::from([(("local".into(), 1), vec![3.0, 1.0, 2.0]), ((floor_of("slurm"), 16), vec![0.25])]);
+    fn a_line_per_number_and_a_dash_for_missing_values() {
+        let mut numbers = Numbers::default();
+        [3.0, 1.0, 2.0].into_iter().for_each(|seconds| numbers.add("local 1", seconds));
+        numbers.add(format!("{} 16", floor_of("slurm")), 0.25);
         assert_eq!(
-            table(&columns, &found),
-            "| engines | local | *limit: slurm alone* |\n|--:|--:|--:|\n| 1 | 2.00 s | – |\n| 16 | – | 0.25 s |\n| 64 | – | – |\n"
+            lines(&["local".to_string(), floor_of("slurm")], &numbers),
+            "| engines | local | *limit: slurm alone* |\n|---|--:|--:|\n| 1 | 2.00 s | – |\n| 16 | – | 0.25 s |\n| 64 | – | – |\n"
         );
     }
 }

@@ -1,159 +1,101 @@
-//! What the comparison runs: pcluster and `load` built for speed, the peers in a virtual environment under target/.
+//! The programs of a comparison: pcluster and `load`, built for it, and the peers in a virtual environment under target/.
 use crate::Places;
 use crate::python;
 use crate::run::{captured, echo, program};
 use std::path::{Path, PathBuf};
 
-/// From PyPI.
-const PEERS: &[&str] = &["ipyparallel", "parsl", "distributed", "hyperqueue"];
-
 pub struct Tools {
     pub root: PathBuf,
-    /// Where everything is made.
+    /// For everything that the benchmark writes.
     pub folder: PathBuf,
     pub pcluster: PathBuf,
-    /// `benches/load.rs`.
-    pub load: PathBuf,
-    /// The interpreter of the virtual environment; engines of all contenders run in it.
+    /// `benches/load.rs`, if built.
+    load: PathBuf,
+    /// The interpreter of the virtual environment, which the engines of all contenders use.
     pub python: PathBuf,
-    /// What could not be had, for the page.
+    pub development: bool,
+    /// Unavailable programs with the reason, for the page.
     pub missing: Vec<String>,
     /// `parsl 2026.10.26`, …
     pub versions: Vec<String>,
-    pub has_parallel: bool,
 }
 
 impl Tools {
-    /// For ipyparallel's client alone: no other peers, and no `load`; `development`: the build that `cargo build` makes.
-    pub fn for_client(places: &Places, development: bool) -> Result<Tools, String> {
-        let folder = made(places)?;
-        let pcluster = build_pcluster(places, development)?;
-        let (mut missing, mut versions) = (Vec::new(), Vec::new());
-        let python = environment(
-            places,
-            &folder.join("peers"),
-            &["ipyparallel", "numpy"],
-            &mut missing,
-            &mut versions,
-        )?;
-        Ok(Tools {
+    /// Builds pcluster and, with `load`, `benches/load.rs`. Without `peers` (packages of PyPI) engines use the default Python.
+    pub fn prepare(places: &Places, development: bool, peers: &[&str], load: bool) -> Result<Tools, String> {
+        let folder = places.target.join("bench");
+        std::fs::create_dir_all(&folder).map_err(|e| format!("cannot create {}: {e}", folder.display()))?;
+        let mut words = vec!["cargo", "build", "--bin", "pcluster"];
+        words.extend((!development).then_some("--release"));
+        words.extend(
+            load.then_some(["--bench", "load", "--message-format=json-render-diagnostics"])
+                .into_iter()
+                .flatten(),
+        );
+        echo(&words.join(" "));
+        let output = captured(&mut program(&places.root, &words))?;
+        let mut tools = Tools {
             root: places.root.clone(),
-            pcluster,
-            load: PathBuf::new(),
-            python,
-            missing,
-            versions,
-            has_parallel: false,
+            pcluster: places.target.join(if development { "debug/pcluster" } else { "release/pcluster" }),
+            load: executable(&output, "load").unwrap_or_default(),
+            python: folder.join("peers/bin/python"),
             folder,
-        })
-    }
-
-    /// For pcluster alone; `development`: the build that `cargo build` makes.
-    pub fn alone(places: &Places, python: &str, development: bool) -> Result<Tools, String> {
-        let folder = made(places)?;
-        let pcluster = build_pcluster(places, development)?;
-        Ok(Tools {
-            root: places.root.clone(),
-            folder,
-            pcluster,
-            load: PathBuf::new(),
-            python: python.into(),
+            development,
             missing: Vec::new(),
             versions: Vec::new(),
-            has_parallel: false,
-        })
-    }
-
-    pub fn prepare(places: &Places) -> Result<Tools, String> {
-        let folder = made(places)?;
-        let load = build(places)?;
-        let mut missing = Vec::new();
-        let mut versions = Vec::new();
-        let python = environment(places, &folder.join("peers"), PEERS, &mut missing, &mut versions)?;
-        let parallel = captured(&mut program(&places.root, &["parallel", "--version"]));
-        match &parallel {
-            Ok(said) => versions.extend(said.lines().next().map(str::to_string)),
-            Err(_) => missing.push("GNU parallel (not installed; on Debian: apt-get install parallel)".into()),
+        };
+        if load && tools.load.as_os_str().is_empty() {
+            return Err("cargo did not report the location of benches/load.rs".into());
         }
-        Ok(Tools {
-            root: places.root.clone(),
-            pcluster: places.target.join("release/pcluster"),
-            load,
-            python,
-            missing,
-            versions,
-            has_parallel: parallel.is_ok(),
-            folder,
-        })
+        if peers.is_empty() {
+            tools.python = python::find(places)?.into();
+        } else if !tools.python.exists() {
+            python::make(places, &python::find(places)?, &tools.folder.join("peers").to_string_lossy())?;
+        }
+        peers.iter().for_each(|peer| tools.install(peer));
+        Ok(tools)
     }
-}
 
-/// Gives back where it is.
-fn build_pcluster(places: &Places, development: bool) -> Result<PathBuf, String> {
-    let (words, pcluster): (&[&str], _) = match development {
-        true => (&["cargo", "build", "--bin", "pcluster"], places.target.join("debug/pcluster")),
-        false => (
-            &["cargo", "build", "--release", "--bin", "pcluster"],
-            places.target.join("release/pcluster"),
-        ),
-    };
-    echo(&words.join(" "));
-    captured(&mut program(&places.root, words))?;
-    Ok(pcluster)
-}
-
-/// Builds for speed; gives back where `load` is.
-fn build(places: &Places) -> Result<PathBuf, String> {
-    let words = ["cargo", "build", "--release", "--bin", "pcluster", "--bench", "load"];
-    echo(&words.join(" "));
-    let mut command = program(&places.root, &words);
-    let said = captured(command.arg("--message-format=json-render-diagnostics"))?;
-    executable(&said, "load").ok_or_else(|| "cargo does not say where it has put benches/load.rs".into())
-}
-
-/// Of cargo's JSON lines, the one that names the bench target's file.
-fn executable(said: &str, target: &str) -> Option<PathBuf> {
-    let of_target = |line: &&str| line.contains("\"kind\":[\"bench\"]") && line.contains(&format!("\"name\":\"{target}\""));
-    let line = said.lines().find(of_target)?;
-    let (_, path) = line.split_once("\"executable\":\"")?;
-    Some(PathBuf::from(path.split_once('"')?.0))
-}
-
-fn made(places: &Places) -> Result<PathBuf, String> {
-    let folder = places.target.join("bench");
-    std::fs::create_dir_all(&folder).map_err(|e| format!("cannot make {}: {e}", folder.display()))?;
-    Ok(folder)
-}
-
-fn environment(
-    places: &Places,
-    folder: &Path,
-    peers: &[&str],
-    missing: &mut Vec<String>,
-    versions: &mut Vec<String>,
-) -> Result<PathBuf, String> {
-    let python = folder.join("bin/python");
-    if !python.exists() {
-        python::make(places, &python::find(places)?, &folder.to_string_lossy())?;
-    }
-    let path = python.to_string_lossy().into_owned();
-    for peer in peers {
+    fn install(&mut self, peer: &str) {
+        let python = self.python.to_string_lossy().into_owned();
         let show = format!("from importlib.metadata import version; print(version({peer:?}))");
-        let mut asked = captured(&mut program(&places.root, &[&path, "-c", &show]));
-        if asked.is_err() {
-            let words = [&path, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", peer];
+        let version = || captured(&mut program(&self.root, &[&python, "-c", &show]));
+        let installed = version().or_else(|_| {
+            let words = [&python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", peer];
             echo(&words.join(" "));
-            if let Err(why) = captured(&mut program(&places.root, &words)) {
+            captured(&mut program(&self.root, &words)).and_then(|_| version())
+        });
+        match installed {
+            Ok(version) => self.versions.push(format!("{peer} {}", version.trim())),
+            Err(why) => {
                 println!("{why}");
+                self.missing.push(format!("{peer} (could not be installed from PyPI)"));
             }
-            asked = captured(&mut program(&places.root, &[&path, "-c", &show]));
-        }
-        match asked {
-            Ok(version) => versions.push(format!("{peer} {}", version.trim())),
-            Err(_) => missing.push(format!("{peer} (could not be installed from PyPI)")),
         }
     }
-    Ok(python)
+
+    /// Runs a script of `benches/peers`.
+    pub fn peer(&self, script: &str, words: &[&str]) -> Result<String, String> {
+        let script = self.root.join("benches/peers").join(script);
+        let mut command = program(
+            &self.folder,
+            &[&self.python.to_string_lossy(), "-W", "ignore", &script.to_string_lossy()],
+        );
+        captured(command.args(words))
+    }
+
+    pub fn load(&self, words: &[&str]) -> std::process::Command {
+        let mut command = program(&self.root, &[&self.load.to_string_lossy()]);
+        command.args(words);
+        command
+    }
+}
+
+/// The path of a bench target in cargo's JSON lines.
+fn executable(output: &str, target: &str) -> Option<PathBuf> {
+    let of_target = |line: &&str| line.contains("\"kind\":[\"bench\"]") && line.contains(&format!("\"name\":\"{target}\""));
+    let (_, path) = output.lines().find(of_target)?.split_once("\"executable\":\"")?;
+    Some(Path::new(path.split_once('"')?.0).into())
 }
 
 #[cfg(test)]
@@ -161,11 +103,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cargo_says_where_a_bench_is() {
-        let said = r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"load"},"executable":"/t/no"}
+    fn cargo_reports_the_location_of_a_bench() {
+        let output = r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"load"},"executable":"/t/no"}
 {"reason":"compiler-artifact","target":{"kind":["bench"],"crate_types":["bin"],"name":"load"},"executable":"/t/release/deps/load-1","fresh":true}
 {"reason":"build-finished","success":true}"#;
-        assert_eq!(executable(said, "load"), Some(PathBuf::from("/t/release/deps/load-1")));
-        assert_eq!(executable(said, "other"), None);
+        assert_eq!(executable(output, "load"), Some(PathBuf::from("/t/release/deps/load-1")));
+        assert_eq!(executable(output, "other"), None);
     }
 }

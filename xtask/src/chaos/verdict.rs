@@ -9,13 +9,14 @@ const SHOWN_FAULTS: usize = 8;
 
 /// Input to the (engine, worker) pairs that executed it.
 type Ledger = BTreeMap<u64, Vec<(u32, u32)>>;
+/// When the first task of a map started, and when its last one completed.
+type Span = (Option<String>, Option<String>);
 
 /// One line, or all that is wrong.
 pub fn of(chaos: &Chaos) -> Result<String, String> {
     let mut wrong = Vec::new();
     let ledger = read_ledger(chaos)?;
     let given_up = given_up(chaos);
-    let excused = |pid: &u32| chaos.gone.contains(pid) || given_up.contains(pid);
     let listed = chaos.pcluster(&["results", "--jsonl"])?;
     let mut refused = 0;
     for map in &chaos.maps {
@@ -23,7 +24,7 @@ pub fn of(chaos: &Chaos) -> Result<String, String> {
             of_client(chaos, map, &mut wrong);
             continue;
         }
-        // No process was there to take it, it reported that, and nothing of it happened: an answer, too.
+        // Rejected without effect, because no controller was running: valid, too.
         let known = |part: &Part| !numbers_of(&listed, &part.name).is_empty();
         let executed = |part: &Part| (part.first..part.first + part.count).any(|n| ledger.contains_key(&n));
         let unreachable = matches!(map.code, Some(Some(3 | 4)));
@@ -45,39 +46,7 @@ pub fn of(chaos: &Chaos) -> Result<String, String> {
         let mut ends = Vec::new();
         let expected_parts = if is_refused { taken } else { map.parts() };
         for part in expected_parts {
-            let [number_of_map] = numbers_of(&listed, &part.name)[..] else {
-                wrong.push(format!("{}: not exactly one map of this name is on record", part.name));
-                continue;
-            };
-            let tasks = chaos.pcluster(&["results", &number_of_map.to_string(), "--jsonl"])?;
-            let mut indices: Vec<u64> = tasks.lines().filter_map(|line| number(line, "index")).collect();
-            indices.sort_unstable();
-            if indices != (0..part.count).collect::<Vec<_>>() {
-                wrong.push(format!("{}: {} of {} tasks are on record", part.name, indices.len(), part.count));
-            }
-            let started = tasks.lines().filter_map(|line| text(line, "started")).min();
-            let completed = tasks.lines().filter_map(|line| text(line, "completed")).max();
-            ends.push((started.map(String::from), completed.map(String::from)));
-            for line in tasks.lines() {
-                let input = part.first + number(line, "index").unwrap_or_default();
-                let executions = ledger.get(&input).map_or(&[][..], |list| list);
-                let attempts = number(line, "attempts").unwrap_or_default();
-                let of_living = executions
-                    .iter()
-                    .filter(|(engine, worker)| !excused(engine) && !excused(worker))
-                    .count();
-                // Whichever stood, its output is that of one execution.
-                let reported = executions
-                    .iter()
-                    .any(|(engine, worker)| line.contains(&format!("\"stdout\":\"{engine} {worker}\\n\"")));
-                // What was killed before it wrote into the ledger may count as an attempt.
-                let too_many = attempts > executions.len() as u64 + (chaos.gone.len() + given_up.len()) as u64;
-                let right = has_right_value(map.workload, input, line) && (reported || map.workload == Workload::Command);
-                if !right || attempts == 0 || of_living > 1 || too_many {
-                    let line: String = line.chars().take(1000).collect();
-                    wrong.push(format!("{}: executed by {executions:?} (engine, worker): {line}", part.name));
-                }
-            }
+            ends.extend(of_part(chaos, map, &part, &listed, (&ledger, &given_up), &mut wrong)?);
         }
         if let [(_, Some(completed)), (Some(started), _)] = &ends[..]
             && started < completed
@@ -89,7 +58,7 @@ pub fn of(chaos: &Chaos) -> Result<String, String> {
         }
     }
     if refused > 0 {
-        println!("    {refused} maps were submitted while neither a controller nor its supervisor lived, and told so");
+        println!("    {refused} maps were submitted while neither a controller nor its supervisor ran, and reported that");
     }
     if refused * 2 > chaos.maps.len() {
         wrong.push(format!("{refused} of {} maps found no controller", chaos.maps.len()));
@@ -116,6 +85,51 @@ pub fn of(chaos: &Chaos) -> Result<String, String> {
         ledger.len(),
         given_up.difference(&chaos.gone).count(),
     ))
+}
+
+/// Checks the records of one map against the ledger.
+fn of_part(
+    chaos: &Chaos,
+    map: &Map,
+    part: &Part,
+    listed: &str,
+    (ledger, given_up): (&Ledger, &BTreeSet<u32>),
+    wrong: &mut Vec<String>,
+) -> Result<Option<Span>, String> {
+    let [number_of_map] = numbers_of(listed, &part.name)[..] else {
+        wrong.push(format!("{}: not exactly one map of this name is recorded", part.name));
+        return Ok(None);
+    };
+    let tasks = chaos.pcluster(&["results", &number_of_map.to_string(), "--jsonl"])?;
+    let mut indices: Vec<u64> = tasks.lines().filter_map(|line| number(line, "index")).collect();
+    indices.sort_unstable();
+    if indices != (0..part.count).collect::<Vec<_>>() {
+        wrong.push(format!("{}: {} of {} tasks are recorded", part.name, indices.len(), part.count));
+    }
+    let is_living = |pid: &u32| !chaos.gone.contains(pid) && !given_up.contains(pid);
+    for line in tasks.lines() {
+        let input = part.first + number(line, "index").unwrap_or_default();
+        let executions = ledger.get(&input).map_or(&[][..], |list| list);
+        let attempts = number(line, "attempts").unwrap_or_default();
+        let of_living = executions
+            .iter()
+            .filter(|(engine, worker)| is_living(engine) && is_living(worker))
+            .count();
+        // The recorded output is that of one execution.
+        let reported = executions
+            .iter()
+            .any(|(engine, worker)| line.contains(&format!("\"stdout\":\"{engine} {worker}\\n\"")));
+        // An execution that was killed before it wrote into the ledger may count as an attempt.
+        let too_many = attempts > executions.len() as u64 + (chaos.gone.len() + given_up.len()) as u64;
+        let right = has_right_value(map.workload, input, line) && (reported || map.workload == Workload::Command);
+        if !right || attempts == 0 || of_living > 1 || too_many {
+            let line: String = line.chars().take(1000).collect();
+            wrong.push(format!("{}: executed by {executions:?} (engine, worker): {line}", part.name));
+        }
+    }
+    let started = tasks.lines().filter_map(|line| text(line, "started")).min();
+    let completed = tasks.lines().filter_map(|line| text(line, "completed")).max();
+    Ok(Some((started.map(String::from), completed.map(String::from))))
 }
 
 fn has_right_value(workload: Workload, input: u64, line: &str) -> bool {

@@ -4,7 +4,7 @@ use crate::cli::commands::connect::connect;
 use crate::cli::commands::remote_exec::remote_arguments;
 use crate::cli::output::counted;
 use crate::cli::{CommandError, Context, ErrorKind};
-use crate::cluster::remote::run::{self, Ended, ProgressLine};
+use crate::cluster::remote::run::{self, Ended, Line};
 use crate::cluster::remote::{ConnectOptions, RemoteError, install};
 use crate::cluster::{ClusterError, StartProgress};
 use std::sync::Mutex;
@@ -38,12 +38,10 @@ pub(super) fn start(destination: &str, may_install: bool, context: &Context) -> 
                     installed.path, host.name
                 )));
             }
-            let mut line = |text: &str| {
-                if let Ok(told) = serde_json::from_str::<ProgressLine>(text) {
-                    show(told.progress);
-                } else if !text.starts_with("error:") && !text.starts_with("hint:") && !text.is_empty() {
-                    show(StartProgress::Note(format!("{}: {text}", host.name)));
-                }
+            let mut line = |line: Line| match line {
+                Line::Progress(progress) => show(progress),
+                Line::Error | Line::Text("") => {}
+                Line::Text(text) => show(StartProgress::Note(format!("{}: {text}", host.name))),
             };
             match run::pcluster(&ssh, &host, &installed.path, &words, &mut line).await? {
                 Ended::ByItself(output) if output.ok() => Ok(Some(output.stdout_text())),

@@ -78,7 +78,7 @@ impl Departures {
     fn publish(&mut self, uuid: EngineUuid, id: EngineId, out: &mut Outbox) {
         let now = out.now().since_start;
         self.recent.retain(|(at, _, _)| now.saturating_sub(*at) <= MAX_CONNECTING);
-        notify(hub::UNREGISTRATION_NOTIFICATION, &uuid, id, out);
+        push_notification(hub::UNREGISTRATION_NOTIFICATION, &uuid, id, out);
         self.recent.push((now, uuid, id));
     }
 
@@ -97,7 +97,7 @@ impl Departures {
     pub(crate) fn repeat(&self, since: Duration, is_taken: impl Fn(EngineId) -> bool, out: &mut Outbox) {
         for (at, uuid, id) in &self.recent {
             if (since..=since + CONNECTING).contains(at) && !is_taken(*id) {
-                notify(hub::UNREGISTRATION_NOTIFICATION, uuid, *id, out);
+                push_notification(hub::UNREGISTRATION_NOTIFICATION, uuid, *id, out);
             }
         }
     }
@@ -105,10 +105,10 @@ impl Departures {
 
 /// Notifies clients of a registered engine.
 pub(crate) fn announce(uuid: &EngineUuid, id: EngineId, out: &mut Outbox) {
-    notify(hub::REGISTRATION_NOTIFICATION, uuid, id, out);
+    push_notification(hub::REGISTRATION_NOTIFICATION, uuid, id, out);
 }
 
-fn notify(kind: &str, uuid: &EngineUuid, id: EngineId, out: &mut Outbox) {
+fn push_notification(kind: &str, uuid: &EngineUuid, id: EngineId, out: &mut Outbox) {
     let content = hub::EngineNotification {
         id: id.0,
         uuid: uuid.to_string(),

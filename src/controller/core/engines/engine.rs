@@ -1,5 +1,5 @@
 //! A registered engine: its facts, its assigned work, and what it has been sent.
-use crate::model::engine::{EngineFacts, EngineStatus};
+use crate::model::engine::{EngineFacts, EngineState, EngineStatus};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -105,16 +105,16 @@ impl Engine {
 
     pub(crate) fn status(&self) -> EngineStatus {
         let state = match (self.is_connected(), self.load()) {
-            (false, _) => "silent",
-            _ if self.leaving => "leaving",
-            (true, 0) if self.unavailable.is_some() => "unavailable",
-            (true, 0) => "idle",
-            (true, _) => "busy",
+            (false, _) => EngineState::Silent,
+            _ if self.leaving => EngineState::Leaving,
+            (true, 0) if self.unavailable.is_some() => EngineState::Unavailable,
+            (true, 0) => EngineState::Idle,
+            (true, _) => EngineState::Busy,
         };
         EngineStatus {
             id: self.id,
             facts: self.facts.clone(),
-            state: state.into(),
+            state,
             reason: self.unavailable.clone(),
             assigned: self.load(),
             finished: self.finished,

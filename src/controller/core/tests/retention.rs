@@ -1,7 +1,7 @@
 //! What is forgotten unasked, and what is not.
 use super::super::ClientChannel;
 use super::super::effect::{Effect, QueryKind};
-use super::super::{Event, Expired};
+use super::super::event::{Event, Expired};
 use super::harness::*;
 use super::requests;
 use crate::model::MapId;
