@@ -3,8 +3,9 @@
 //! (23.0), and recorded outputs (tests/fixtures/batch/htcondor names their sources). Not tested
 //! with a real HTCondor.
 use super::batch::failure::{ErrorPatterns, failures};
-use super::batch::render::{FoundBy, Requirement, VariableValue, Variables, common, invalid_value, set_variables};
+use super::batch::render::{common, invalid_value, set_variables};
 use super::batch::table::template;
+use super::batch::template::{FoundBy, Requirement, VariableValue, Variables};
 use super::batch::{
     BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobRequest, JobRow, JobStatus, JobTarget, KillWait, QueryFailure,
     SubmitFailure, Table, TemplateError, engines, failure,

@@ -2,8 +2,9 @@
 //! and recorded outputs (tests/fixtures/batch/lsf names their sources). Not tested with a real LSF.
 use super::batch::environment::Rule;
 use super::batch::failure::{ErrorPatterns, failures};
-use super::batch::render::{VariableValue, Variables, common, invalid_value, set_variables};
+use super::batch::render::{common, invalid_value, set_variables};
 use super::batch::table::template;
+use super::batch::template::{VariableValue, Variables};
 use super::batch::{
     BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobRequest, JobRow, JobStatus, JobTarget, KillWait, QueryFailure,
     SubmitFailure, Table, TemplateError, failure,

@@ -5,8 +5,9 @@
 //! slurm-wlm-torque 22.05. They differ in the option for an array (`-J`, `-t`), in the variable
 //! that contains the array index (`PBS_ARRAY_INDEX`, `PBS_ARRAYID`), and in the resources of `-l`.
 use super::batch::failure::{ErrorPatterns, failures};
-use super::batch::render::{Requirement, VariableValue, Variables, array_requirement, common, invalid_value, set_variables};
+use super::batch::render::{common, invalid_value, set_variables};
 use super::batch::table::template;
+use super::batch::template::{Requirement, VariableValue, Variables};
 use super::batch::{
     BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobRequest, JobRow, JobTarget, KillWait, QueryFailure, SubmitFailure,
     Table, TemplateError, engines, failure, slurm_environment, squeue,
@@ -182,7 +183,7 @@ impl BatchSystem for Pbs {
     }
 
     fn requirements(&self, _template: &str, request: &JobRequest) -> Vec<Requirement> {
-        let array = self.array(request).map(|_| array_requirement(self.table()));
+        let array = self.array(request).map(|_| self.table().array_requirement());
         [engines::requirement(request)].into_iter().chain(array).collect()
     }
 
@@ -292,7 +293,7 @@ impl BatchSystem for Pbs {
     fn parse_cancel(&self, output: &CommandOutput) -> Result<(), QueryFailure> {
         match self.0 {
             Dialect::Slurm => squeue::cancelled(output),
-            _ => failure::of_cancellation(output, self.table()),
+            _ => failure::of_cancellation(output, self.table().cancelled, self.table().failures),
         }
     }
 }

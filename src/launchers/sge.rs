@@ -1,8 +1,9 @@
 //! Grid Engine (SGE, Son of Grid Engine, Open Grid Scheduler, Univa, Altair). Sources: qsub(1),
 //! qstat(1), sge_status(5), accounting(5) of 8.1.9, and the output of that version.
 use super::batch::failure::{ErrorPatterns, failures};
-use super::batch::render::{VariableValue, Variables, common, invalid_value, set_variables};
+use super::batch::render::{common, invalid_value, set_variables};
 use super::batch::table::template;
+use super::batch::template::{VariableValue, Variables};
 use super::batch::{
     BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobRequest, JobRow, JobStatus, JobTarget, KillWait, QueryFailure,
     SubmitFailure, Table, TemplateError, failure, ranges, xml,

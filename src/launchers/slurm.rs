@@ -1,7 +1,8 @@
 //! Slurm. Sources: sbatch(1), squeue(1), scancel(1), sacct(1) of Slurm 22.05, and the output of
 //! that version.
-use super::batch::render::{FoundBy, Requirement, VariableValue, Variables, array_requirement, common, set_variables};
+use super::batch::render::{common, set_variables};
 use super::batch::table::template;
+use super::batch::template::{FoundBy, Requirement, VariableValue, Variables};
 use super::batch::{
     BatchSystem, CommandLine, CommandOutput, JobId, JobRequest, JobRow, JobTarget, QueryFailure, SubmitFailure, Table, TemplateError,
     engines, failure, slurm_environment, squeue,
@@ -88,7 +89,7 @@ impl BatchSystem for Slurm {
     }
 
     fn requirements(&self, _template: &str, request: &JobRequest) -> Vec<Requirement> {
-        let array = request.is_array().then(|| array_requirement(&TABLE));
+        let array = request.is_array().then(|| TABLE.array_requirement());
         let tasks = request.is_one_job().then(|| Requirement {
             what: "the line that sets the number of engines in the job".into(),
             found_by: FoundBy::Directive(&["--ntasks", "-n"]),

@@ -1,6 +1,6 @@
 //! Conditions in templates (`{% if n > 64 %}`), resolved with the variables' plain values before the
 //! lines are rendered.
-use super::render::{TemplateError, VariableValue, Variables};
+use super::template::{TemplateError, VariableValue, Variables};
 use std::borrow::Cow;
 use tera::{Context, Delimiters, ErrorKind, Tera};
 

@@ -1,6 +1,5 @@
 //! Failures of a batch system's commands: the system's message and a hint.
 use super::command::CommandOutput;
-use super::table::Table;
 
 /// A failed submission. Displays the system's message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -122,11 +121,11 @@ pub(crate) fn of_query(output: &CommandOutput, patterns: &ErrorPatterns) -> Quer
 }
 
 /// The result of a cancellation: it may name jobs that have already ended.
-pub(crate) fn of_cancellation(output: &CommandOutput, table: &Table) -> Result<(), QueryFailure> {
+pub(crate) fn of_cancellation(output: &CommandOutput, fine: &[&str], patterns: &ErrorPatterns) -> Result<(), QueryFailure> {
     let message = output.message().to_lowercase();
-    let is_fine = |line: &str| table.cancelled.iter().any(|text| line.contains(text));
+    let is_fine = |line: &str| fine.iter().any(|text| line.contains(text));
     match output.is_success() || (!message.is_empty() && message.lines().all(is_fine)) {
         true => Ok(()),
-        false => Err(of_query(output, table.failures)),
+        false => Err(of_query(output, patterns)),
     }
 }

@@ -5,7 +5,7 @@
 //! here and do not depend on each other. Modules: [`request`] (a job to submit), [`job`] (jobs as
 //! reported), [`command`] (a command line, an output), [`environment`] (variables to remove),
 //! [`failure`], [`launch`] (converts a launch into a request), [`render`] (renders a template into
-//! a script), `conditions` (of templates), [`table`] (constants), `systems` (the row of each name).
+//! a script), [`template`] (templates and variables), `conditions` (of templates), [`table`] (constants), `systems` (the row of each name).
 pub(crate) mod command;
 mod conditions;
 pub(crate) mod engines;
@@ -20,6 +20,7 @@ pub(crate) mod slurm_environment;
 pub(crate) mod squeue;
 mod systems;
 pub(crate) mod table;
+pub(crate) mod template;
 pub(crate) mod xml;
 
 pub(crate) use command::{CommandLine, CommandOutput};
@@ -28,10 +29,10 @@ pub(crate) use failure::{Problem, QueryFailure, SubmitFailure};
 pub(crate) use job::{JobId, JobRow, JobStatus, JobTarget};
 #[cfg(test)]
 pub(crate) use render::render;
-pub(crate) use render::{ScriptFile, Template, TemplateError};
 pub(crate) use request::{JobKind, JobRequest};
 pub(crate) use systems::{SYSTEMS, by_name};
 pub(crate) use table::{KillWait, Table};
+pub(crate) use template::{ScriptFile, Template, TemplateError};
 
 use std::path::{Path, PathBuf};
 
@@ -77,11 +78,11 @@ pub(crate) trait BatchSystem: Send + Sync {
     }
     /// Quotes a value for a directive line. The value contains no control characters.
     fn quote_directive(&self, name: &str, value: &str) -> Result<String, TemplateError>;
-    /// The values of the template variables. See [`render::VARIABLES`].
-    fn variables(&self, request: &JobRequest) -> Result<render::Variables, TemplateError>;
+    /// The values of the template variables. See [`template::VARIABLES`].
+    fn variables(&self, request: &JobRequest) -> Result<template::Variables, TemplateError>;
     /// What a template must contain for this job: how to find it, and the line to add.
-    fn requirements(&self, _template: &str, request: &JobRequest) -> Vec<render::Requirement> {
-        let array = request.is_array().then(|| render::array_requirement(self.table()));
+    fn requirements(&self, _template: &str, request: &JobRequest) -> Vec<template::Requirement> {
+        let array = request.is_array().then(|| self.table().array_requirement());
         [engines::requirement(request)].into_iter().chain(array).collect()
     }
     /// The path of the job's output file. The file may be missing if the job has ended.
@@ -143,7 +144,7 @@ pub(crate) trait BatchSystem: Send + Sync {
     fn cancel_command(&self, targets: &[JobTarget]) -> CommandLine;
     /// An unknown job, or one that has ended, counts as cancelled.
     fn parse_cancel(&self, output: &CommandOutput) -> Result<(), QueryFailure> {
-        failure::of_cancellation(output, self.table())
+        failure::of_cancellation(output, self.table().cancelled, self.table().failures)
     }
     /// The documented delay between a warning signal and SIGKILL.
     fn kill_wait(&self) -> KillWait {

@@ -2,7 +2,7 @@
 use super::environment::EnvironmentRules;
 use super::failure::ErrorPatterns;
 use super::job::JobStatus;
-use super::render::Template;
+use super::template::{FoundBy, Requirement, Template};
 use crate::profile::config::resources::{Resources, StartMode};
 
 /// The constants of a batch system, or of one of its dialects.
@@ -46,6 +46,19 @@ impl Table {
     /// The status that a word means.
     pub(crate) fn status(&self, word: &str) -> JobStatus {
         status_in(self.states, word)
+    }
+
+    /// The line that makes the job an array.
+    pub(crate) fn array_requirement(&self) -> Requirement {
+        let (options, line) = self.array;
+        Requirement {
+            what: "the line that makes the job an array".into(),
+            found_by: match options {
+                [] => FoundBy::Variable(&["array"]),
+                _ => FoundBy::Directive(options),
+            },
+            line: line.into(),
+        }
     }
 }
 

@@ -14,7 +14,6 @@ const LONGER: &[(&str, &str)] = &[
     ("controller/core/requests.rs", "is being split"),
     ("controller/records.rs", "is being split"),
     ("controller/records.rs respond", "is being split"),
-    ("launchers/lsf.rs variables", "is being split"),
 ];
 
 #[test]
