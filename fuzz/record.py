@@ -3,7 +3,7 @@
     PCLUSTER_BIN=target/debug/pcluster target/python/bin/python fuzz/record.py
 
 writes fuzz/corpus/wire/recorded_*, fuzz/corpus/content/recorded.lines and fuzz/corpus/core/recorded. Needs ipyparallel. Run it again
-when ipyparallel changes what it says.
+when ipyparallel changes its messages.
 """
 
 import base64
@@ -82,7 +82,7 @@ client.close()
 
 def record(folder):
     (folder / "sitecustomize.py").write_text(HOOK)
-    env = dict(os.environ, PYTHONPATH=str(folder), RECORDING=str(folder / "said"), IPYTHONDIR=str(folder / "ipython"))
+    env = dict(os.environ, PYTHONPATH=str(folder), RECORDING=str(folder / "messages"), IPYTHONDIR=str(folder / "ipython"))
     pcluster = os.path.abspath(os.environ.get("PCLUSTER_BIN", "target/debug/pcluster"))
     run = lambda *words: subprocess.run(words, env=env, cwd=folder, check=True)
     run(pcluster, "start", "-n", "2", "--engine", "ipengine", "--python", sys.executable)
@@ -90,13 +90,13 @@ def record(folder):
         run(sys.executable, "-c", SESSION, str(folder / "ipython/profile_default"))
     finally:
         run(pcluster, "stop")
-    said = []
-    for line in (folder / "said").read_text().splitlines():
+    recorded = []
+    for line in (folder / "messages").read_text().splitlines():
         message = json.loads(line)
         message["parts"] = [nowhere(part.encode()).decode() for part in message["parts"]]
         message["buffers"] = [base64.b64encode(nowhere(base64.b64decode(b))).decode() for b in message["buffers"]]
-        said.append(message)
-    return said
+        recorded.append(message)
+    return recorded
 
 
 def nowhere(data):
@@ -111,13 +111,13 @@ def one_line(data):
     return data.replace(b"\n", b" ").replace(b"\t", b" ").replace(b"|", b" ")[:300]
 
 
-def core_line(said, engines, ids):
+def core_line(message, engines, ids):
     """A line of a script for the core, and with it the id that the fuzzer gives this message."""
-    kind = said["type"]
-    parent, metadata, content = said["parts"][1], said["parts"][2], said["parts"][3]
-    buffers = [one_line(base64.b64decode(b)).decode("latin1") for b in said["buffers"]]
-    if said["who"] in engines:
-        who = engines[said["who"]]
+    kind = message["type"]
+    parent, metadata, content = message["parts"][1], message["parts"][2], message["parts"][3]
+    buffers = [one_line(base64.b64decode(b)).decode("latin1") for b in message["buffers"]]
+    if message["who"] in engines:
+        who = engines[message["who"]]
         if kind == "registration_request":
             return ["r" + who, "registrant", kind, metadata, content, parent]
         if kind.endswith("_reply"):
@@ -126,7 +126,7 @@ def core_line(said, engines, ids):
         return [who, "stock.iopub", kind, metadata, content, parent] if kind in ("stream", "status", "execute_input", "error") else None
     if kind == "apply_request":
         meta = json.loads(metadata or "{}")
-        channel = "broadcast" if "is_broadcast" in meta else "mux" if said["idents"] else "task"
+        channel = "broadcast" if "is_broadcast" in meta else "mux" if message["idents"] else "task"
     elif kind == "execute_request":
         channel = "mux"
     elif kind in ("abort_request", "clear_request", "shutdown_request"):
@@ -139,12 +139,12 @@ def core_line(said, engines, ids):
 def main():
     corpus = pathlib.Path(__file__).resolve().parent / "corpus"
     with tempfile.TemporaryDirectory() as folder:
-        said = record(pathlib.Path(folder))
-    registrations = [s for s in said if s["type"] == "registration_request"]
+        recorded = record(pathlib.Path(folder))
+    registrations = [s for s in recorded if s["type"] == "registration_request"]
     engines = {s["who"]: "e%d" % (i + 1) for i, s in enumerate(registrations)}
     uuids = {json.loads(s["parts"][3])["uuid"]: engines[s["who"]] for s in registrations}
     seen, contents, script, ids = {}, [], [], {}
-    for message in said:
+    for message in recorded:
         text = json.dumps(message["parts"])
         for uuid, name in uuids.items():
             text = text.replace(uuid, name)
@@ -167,7 +167,7 @@ def main():
             (corpus / "wire" / ("recorded_" + message["type"])).write_bytes(b"\n".join(f.replace(b"\n", b" ")[:2000] for f in frames))
     (corpus / "content" / "recorded.lines").write_text("\n".join(dict.fromkeys(contents)) + "\n")
     (corpus / "core" / "recorded").write_bytes("\n".join(script).encode("latin1", "replace") + b"\n")
-    print("%d messages; %d kinds" % (len(said), len(seen)))
+    print("%d messages; %d kinds" % (len(recorded), len(seen)))
 
 
 main()

@@ -33,7 +33,7 @@ pub fn run(input: &[u8]) {
 struct World {
     core: Core,
     passed: Duration,
-    said: u32,
+    sequence: u32,
     /// Tasks that have ended (false), and those that were begun again (true).
     open: HashMap<TaskId, bool>,
 }
@@ -52,7 +52,7 @@ impl World {
         World {
             core: Core::new(ControllerConfig::default(), facts, now(Duration::ZERO)),
             passed: Duration::ZERO,
-            said: 0,
+            sequence: 0,
             open: HashMap::new(),
         }
     }
@@ -74,9 +74,9 @@ impl World {
             rest.get(i)
                 .map_or(Bytes::from_static(default.as_bytes()), |f| Bytes::copy_from_slice(f))
         };
-        self.said += 1;
+        self.sequence += 1;
         let header = Header {
-            msg_id: format!("m_{}", self.said),
+            msg_id: format!("m_{}", self.sequence),
             msg_type: String::from_utf8_lossy(&field(0, "")).into_owned(),
             session: "client".into(),
             ..Header::default()

@@ -122,7 +122,7 @@ impl World {
             }
             "shutdown" => self.event(Event::ShutdownRequested {
                 drain: small(0) == 1,
-                reason: "it was told".into(),
+                reason: "requested".into(),
                 grace_period_ms: number(1),
             }),
             "ready" => self.ready(),

@@ -125,10 +125,10 @@ fn fuzz(arguments: &Arguments) -> Result<bool, String> {
         return Err(format!("there is no such target; there are {}", names.join(", ")));
     }
     println!("seed {}", arguments.seed);
-    // A panic is told below, with its input.
-    let said = Arc::new(Mutex::new(String::new()));
-    let saying = said.clone();
-    std::panic::set_hook(Box::new(move |info| *lock(&saying) = info.to_string()));
+    // A panic is reported below, with its input.
+    let message = Arc::new(Mutex::new(String::new()));
+    let hook_message = message.clone();
+    std::panic::set_hook(Box::new(move |info| *lock(&hook_message) = info.to_string()));
     let current: Current = Arc::new(Mutex::new((Instant::now(), "", Vec::new())));
     watch(current.clone());
     let (mut failures, share) = (
@@ -153,7 +153,7 @@ fn fuzz(arguments: &Arguments) -> Result<bool, String> {
             println!(
                 "{}: {}\n  replay: cargo xtask fuzz --replay {}",
                 target.name,
-                lock(&said),
+                lock(&message),
                 path.display()
             );
             failed += 1;

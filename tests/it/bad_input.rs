@@ -34,16 +34,16 @@ fn missing_functions_are_reported() {
         ("math:no_such_function", 1, &["no_such_function"]),
     ] {
         let ended = cluster.run(&["map", function, "inputs.txt"]);
-        let said = format!("{}{}", ended.stdout, ended.stderr);
+        let output = format!("{}{}", ended.stdout, ended.stderr);
         assert!(
             ended.code == Some(code) || ended.code == Some(2),
             "{function}: {}",
             ended.transcript()
         );
         for word in words {
-            assert!(said.contains(word), "{function}: {word} is not said\n{}", ended.transcript());
+            assert!(output.contains(word), "{function}: {word} is missing\n{}", ended.transcript());
         }
-        assert!(!said.contains("panicked"), "{said}");
+        assert!(!output.contains("panicked"), "{output}");
     }
 }
 

@@ -69,10 +69,10 @@ impl Site {
     }
 
     /// The error for a missing queue.
-    fn wrong_queue(&self, launcher: &str, said: &str) {
+    fn wrong_queue(&self, launcher: &str, message: &str) {
         let (code, _, stderr) = self.run(&format!("start -n 2 --launcher {launcher} --queue nope"));
         assert_ne!(code, Some(0));
-        assert!(stderr.contains(said) && stderr.contains("--queue"), "{stderr}");
+        assert!(stderr.contains(message) && stderr.contains("--queue"), "{stderr}");
         let left = std::fs::read_dir(self.home.profile().join("pid")).unwrap().count();
         assert_eq!(left, 0, "nothing of it is left");
     }

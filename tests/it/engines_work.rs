@@ -70,8 +70,8 @@ fn an_error_is_shown_with_its_engine() {
     let ended = cluster.run(&["exec", "6 / divisor"]);
     assert_eq!(ended.code, Some(1), "{}", ended.transcript());
     assert!(ended.stdout.contains("[1] 3.0"), "{}", ended.transcript());
-    let said = format!("{}{}", ended.stdout, ended.stderr);
-    assert!(said.contains("ZeroDivisionError"), "{}", ended.transcript());
+    let output = format!("{}{}", ended.stdout, ended.stderr);
+    assert!(output.contains("ZeroDivisionError"), "{}", ended.transcript());
     cluster.run(&["exec", "no_such_name_at_all"]).fails(1, &[]);
     cluster.run(&["pull", "no_such_name_at_all"]).fails(1, &[]);
 }

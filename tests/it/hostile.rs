@@ -216,12 +216,12 @@ fn invalid_signatures_end_a_connection_and_replays_are_rejected() {
     let file = file(cluster, "client");
     let key = file["key"].as_str().unwrap().as_bytes();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let patience = Duration::from_secs(30);
+    let limit = Duration::from_secs(30);
     runtime.block_on(async {
         let socket = at_registration(&file).await;
         let mut connections = socket.connections();
         let (mut right, mut wrong) = (Session::new(key, "right", "me"), Session::new(b"wrong", "wrong", "me"));
-        // What came before is not answered again.
+        // Replayed messages are not answered.
         let (_, once) = hello(&mut right);
         let (second, twice) = hello(&mut right);
         for frames in [once.clone(), once, twice] {
@@ -230,7 +230,7 @@ fn invalid_signatures_end_a_connection_and_replays_are_rejected() {
         let mut reader = Session::new(key, "reader", "me");
         let mut answered = Vec::new();
         while answered.last() != Some(&second) {
-            let frames = tokio::time::timeout(patience, socket.receive()).await.unwrap().unwrap();
+            let frames = tokio::time::timeout(limit, socket.receive()).await.unwrap().unwrap();
             answered.push(reader.open(frames).unwrap().parent().unwrap().msg_id);
         }
         assert_eq!(answered.len(), 2, "{answered:?}");
@@ -238,7 +238,7 @@ fn invalid_signatures_end_a_connection_and_replays_are_rejected() {
         for _ in 0..16 {
             socket.send(hello(&mut wrong).1).unwrap();
         }
-        tokio::time::timeout(patience, connections.next_disconnected())
+        tokio::time::timeout(limit, connections.next_disconnected())
             .await
             .expect("the connection stands")
             .unwrap();
@@ -279,15 +279,15 @@ fn the_log_explains_why_a_peer_without_curve_is_rejected() {
     );
     assert!(line.contains("--no-curve"), "{line}");
 
-    // One that says its mechanism; at another port, since a port has one line a minute.
+    // One that announces its mechanism; at another port, since a port has one line a minute.
     let port = u16::try_from(file(&cluster, "client")["mux"].as_u64().unwrap()).unwrap();
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.write_all(&GREETING_NULL).unwrap();
     let peer = stream.local_addr().unwrap();
     wait_until("the second line", || {
         let log = fs::read_to_string(cluster.profile().join("log/controller.log")).unwrap();
-        let said = format!("no handshake with {peer}: its security mechanism is NULL, the cluster's is CURVE");
-        log.contains(&said).then_some(())
+        let output = format!("no handshake with {peer}: its security mechanism is NULL, the cluster's is CURVE");
+        log.contains(&output).then_some(())
     });
     cluster.ok(&["stop"]);
 }
@@ -325,8 +325,8 @@ fn flood(ports: &[u16], stop: &AtomicBool, opened: &AtomicUsize) {
                 let _ = stream.write_all(&[7; 4096]);
             }
             _ => {
-                let rubbish: Vec<u8> = (0..4096usize).map(|i| (i * round % 251) as u8).collect();
-                let _ = stream.write_all(&rubbish);
+                let malformed: Vec<u8> = (0..4096usize).map(|i| (i * round % 251) as u8).collect();
+                let _ = stream.write_all(&malformed);
             }
         }
     }
@@ -412,8 +412,8 @@ fn another_user_of_the_host_has_no_access() {
     let mut nosy = as_nobody("sh");
     nosy.args(["-c", NOSY, "nosy"]).arg(cluster.profile()).arg(pids.join(" "));
     let output = nosy.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(said, "65534\n", "what another user reached: {said}");
+    let output = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output, "65534\n", "what another user reached: {output}");
 
     // TCP knows no users, so the ports are tried from here, as far as one gets without keys: the greeting, and not a byte more.
     for side in ["client", "engine"] {
@@ -427,7 +427,7 @@ fn another_user_of_the_host_has_no_access() {
             assert!(began.elapsed() < Duration::from_secs(15), "{side} port {port} keeps a stranger");
             assert!(
                 answer.len() <= 64 + 40,
-                "{side} port {port} said {} bytes to a stranger",
+                "{side} port {port} sent {} bytes to a stranger",
                 answer.len()
             );
             assert!(!contains(&answer, "READY"), "{side} port {port} let a stranger in");

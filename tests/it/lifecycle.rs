@@ -159,12 +159,12 @@ fn clusters_of_one_profile_have_ids() {
 fn a_cluster_for_one_map() {
     let home = Home::new();
     let ended = home.run(&["map", "-v", "-n", "2", "math:sqrt", "--range", "0..3"]);
-    let said = ended.stderr.clone();
+    let stderr = ended.stderr.clone();
     assert_eq!(ended.ok(), "0.0\n1.0\n1.4142135623730951\n");
     home.run(&["status"]).fails(3, &["no cluster is running"]);
     assert_eq!(home.ok(&["list", "--running", "--json"]).matches("\"profile\"").count(), 0);
     // Its records are those of the profile, which `results` reads.
-    assert!(home.ok(&["results", "1"]).contains("ok"), "{said}");
+    assert!(home.ok(&["results", "1"]).contains("ok"), "{stderr}");
 }
 
 const WAITING_PYTHON: &str = r#"#!/bin/sh

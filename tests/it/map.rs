@@ -189,11 +189,11 @@ fn a_failing_command_keeps_its_exit_code_and_output() {
         "--",
         "sh",
         "-c",
-        "echo said {}; echo cried {} >&2; exit {}",
+        "echo out {}; echo cried {} >&2; exit {}",
     ]);
     assert_eq!(
         ended.fails(1, &["2 of 3", "pcluster results", "pcluster resubmit"]).stdout,
-        "said 0\nsaid 1\nsaid 2\n"
+        "out 0\nout 1\nout 2\n"
     );
     let tasks = tasks_of(cluster, "exits");
     let codes: Vec<_> = tasks.iter().map(|task| task["exit_code"].as_i64().unwrap()).collect();

@@ -217,7 +217,7 @@ fn killed_engines_are_replaced_and_their_tasks_run_again() {
     engines[..2].iter().for_each(|pid| signal(*pid, SIGKILL));
     assert_eq!(running.end().ok(), squares(40));
     until_whole(&cluster, 3, &engines[..2]);
-    // Each engine held one task that had begun. Where it had not yet said so, that is no attempt.
+    // Each engine held one task that had begun. If it had not yet reported that, it is no attempt.
     let counts = ledger(cluster.path());
     assert!(counts.iter().sum::<u32>() <= 42, "{counts:?}");
     for (task, count) in tasks(&cluster, "1").iter().zip(counts) {

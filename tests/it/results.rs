@@ -180,10 +180,10 @@ fn the_file_is_readable_with_sqlite() {
     );
     let file = cluster.profile().join("pcluster.db");
     let output = cluster.program("python3").args(["-c", &sql]).arg(file).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
+    let text = String::from_utf8_lossy(&output.stdout);
     assert!(
-        said.contains("3.0") && said.contains("ok"),
-        "{said}{}",
+        text.contains("3.0") && text.contains("ok"),
+        "{text}{}",
         String::from_utf8_lossy(&output.stderr)
     );
 }

@@ -52,7 +52,7 @@ fn an_unusable_database_fails_the_start_and_is_unchanged() {
     home.run(&begins).fails(5, &["version 1000", "newer"]);
     home.run(&["results"]).fails(5, &["version 1000", "newer"]);
     is_left_alone(&home, &before);
-    // Ours, and broken: all of its tables are rubbish.
+    // Ours, and broken: all its tables are malformed.
     let mut broken = before.clone();
     broken[4096..].fill(0x5a);
     fs::write(database(&home), &broken).unwrap();
@@ -84,9 +84,9 @@ fn a_database_locked_by_another_process_is_reported() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut said = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(other.stdout.take().unwrap()), &mut said).unwrap();
-    assert_eq!(said, "locked\n");
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(other.stdout.take().unwrap()), &mut line).unwrap();
+    assert_eq!(line, "locked\n");
     cluster
         .start_again(0, &["--set", "launcher.controller_timeout_ms=60000"])
         .fails(5, &["locked", "fuser"]);

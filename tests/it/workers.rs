@@ -101,8 +101,8 @@ fn leftover_processes_of_maps_and_commands_end_with_them_and_those_of_a_namespac
 
     let script = "setsid sleep 600 >/dev/null 2>&1 & echo $!; sleep 600 >/dev/null 2>&1 & echo $!; env -i setsid sleep 600 >/dev/null 2>&1 & echo $!";
     cluster.ok(&["map", "--range", "0..1", "--", "sh", "-c", script]);
-    let told = cluster.json(&["results", "2.0"]);
-    let left = told["tasks"][0]["stdout"].as_str().unwrap();
+    let details = cluster.json(&["results", "2.0"]);
+    let left = details["tasks"][0]["stdout"].as_str().unwrap();
     assert_eq!(left.lines().count(), 3, "{left}");
     // They were ended before the task was.
     assert!(left.split_ascii_whitespace().all(|pid| !runs(pid)), "{left}");

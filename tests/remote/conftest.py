@@ -114,7 +114,7 @@ class Net:
         return found
 
     def tunnel(self, profile):
-        """What `list` says of the tunnel."""
+        """What `list` reports about the tunnel."""
         clusters = json.loads(self.pcluster("laptop", "list", "--json"))["clusters"]
         return next((c["tunnel"] for c in clusters if c["profile"] == profile and c["tunnel"]), None)
 
@@ -126,13 +126,13 @@ class Net:
         return "\n".join("{}:\n{}".format(log, log.read_text()[-3000:]) for log in logs)
 
 
-def wait_until(what, answer, patience_s=60):
+def wait_until(what, answer, timeout_s=60):
     begun = time.monotonic()
     while True:
         answered = answer()
         if answered:
             return answered
-        assert time.monotonic() - begun < patience_s, "waited {} s for {}".format(patience_s, what)
+        assert time.monotonic() - begun < timeout_s, "waited {} s for {}".format(timeout_s, what)
         time.sleep(0.05)
 
 

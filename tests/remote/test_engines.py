@@ -89,7 +89,7 @@ def test_a_host_that_does_not_see_the_profile_gets_a_copy(net, unshared):
         assert "node2" in net.run("login", PCLUSTER, "logs", "engines", "--profile", unshared).stderr
     finally:
         net.sshd("node2", "start")
-    # Fewer of them: those that were told to leave are not missed.
+    # Fewer of them: those that were asked to leave are not missed.
     net.pcluster("login", "engines", "stop", "1", "--profile", unshared)
     net.pcluster("login", "engines", "remove", "1", "--profile", unshared)
     listed = lambda: next(c for c in json.loads(net.pcluster("login", "list", "--json"))["clusters"] if c["profile"] == unshared)
@@ -171,7 +171,7 @@ def test_what_a_host_lacks_is_said(net):
 
 
 def test_engines_that_cannot_reach_the_controller(net):
-    """The node knows no way to the laptop, login does."""
+    """The node has no route to the laptop, the login host has."""
     words = ["start", "--launcher", "ssh", "--host", "node1:1", "--host", "login:1", "--profile", "cut", "--python", PYTHON]
     words += ["--tunnel", "never", "--set", "controller.registration_timeout_ms=2000"]
     code, err = net.fails("laptop", *words)

@@ -54,8 +54,8 @@ def mode(path):
 def test_both_clients_reach_a_controller_on_a_node(net, on_node):
     reached = subprocess.run([str(net.state / "on"), "laptop", "timeout", "1", "bash", "-c", "exec 3<>/dev/tcp/10.214.2.11/22"])
     assert reached.returncode != 0, "the laptop must not reach the node itself"
-    said = json.loads(net.pcluster("laptop", "connect", "login", "--profile", on_node, "--json"))
-    assert (said["controller_host"], said["engines"], said["reused"]) == ("node1", 2, False)
+    output = json.loads(net.pcluster("laptop", "connect", "login", "--profile", on_node, "--json"))
+    assert (output["controller_host"], output["engines"], output["reused"]) == ("node1", 2, False)
     file = net.client_file(on_node)
     assert mode(file) == 0o600 and mode(file.parent) == 0o700
     assert not file.with_name("ipcontroller-engine.json").exists()
@@ -78,7 +78,7 @@ def test_both_clients_reach_a_controller_on_a_node(net, on_node):
 
     # A second one uses the first one's tunnel.
     again = json.loads(net.pcluster("laptop", "connect", "login", "--profile", on_node, "--json"))
-    assert again["reused"] and again["tunnel_pid"] == said["tunnel_pid"]
+    assert again["reused"] and again["tunnel_pid"] == output["tunnel_pid"]
     code, err = net.fails("laptop", "connect", "node1", "--profile", on_node)
     assert code == 4 and "connected to login already" in err and "pcluster disconnect --profile hpc" in err
     code, err = net.fails("laptop", "start", "-n", "1", "--profile", on_node)
@@ -125,7 +125,7 @@ def test_a_loopback_behind_the_login_host_is_reached_through_it(net):
     net.pcluster("node2", "start", "-n", "1", "--profile", "deep", "--python", PYTHON)
     code, err = net.fails("laptop", "connect", "login", "--profile", "deep", "--remote-profile", "deep")
     assert code == 4 and "runs on node2 and listens only there" in err and "ProxyJump" in err
-    # As the hint says; the jump is in the user's ssh configuration.
+    # As in the hint; the jump is in the user's ssh configuration.
     net.pcluster("laptop", "connect", "node2", "--profile", "deep")
     assert net.pcluster("laptop", "map", "--profile", "deep", "math:sqrt", "--range", "9..10").split() == ["3.0"]
     net.pcluster("laptop", "disconnect", "--profile", "deep")
@@ -147,7 +147,7 @@ def test_started_from_the_laptop(net):
     assert done.returncode == 0, done.stderr + net.logs()
     assert "copied this pcluster" in done.stderr and "started on login: a controller and 2 engines" in done.stderr
     assert net.pcluster("laptop", "map", "--profile", "far", "math:sqrt", "--range", "4..5").split() == ["2.0"]
-    # What goes wrong there is said in its own words.
+    # Remote errors are shown unchanged.
     code, err = net.fails("laptop", "start", "--on", "login", "-n", "1", "--profile", "never", "--launcher", "nosuch")
     assert code == 2 and "nosuch" in err and "on login" in err
     # This very program is there now.
@@ -221,22 +221,22 @@ def test_a_killed_controller_is_found_again(net, connected):
 
 
 def test_a_controller_started_anew_behind_the_tunnel(net):
-    net.pcluster("login", "start", "-n", "1", "--profile", "anew", "--python", PYTHON)
-    net.pcluster("laptop", "connect", "login", "--profile", "anew")
-    before = json.loads(net.client_file("anew").read_text())
-    net.pcluster("login", "stop", "--profile", "anew")
+    net.pcluster("login", "start", "-n", "1", "--profile", "again", "--python", PYTHON)
+    net.pcluster("laptop", "connect", "login", "--profile", "again")
+    before = json.loads(net.client_file("again").read_text())
+    net.pcluster("login", "stop", "--profile", "again")
     # The file cannot be mistaken for one of an established tunnel.
-    wait_until("the connection file to go", lambda: not net.client_file("anew").exists())
-    wait_until("the tunnel to wait", lambda: net.tunnel("anew")["phase"] == "waiting")
-    code, err = net.fails("laptop", "map", "--profile", "anew", "math:sqrt", "--range", "4..5")
+    wait_until("the connection file to go", lambda: not net.client_file("again").exists())
+    wait_until("the tunnel to wait", lambda: net.tunnel("again")["phase"] == "waiting")
+    code, err = net.fails("laptop", "map", "--profile", "again", "math:sqrt", "--range", "4..5")
     assert code in (3, 4) and "no cluster is reached there" in err
-    net.pcluster("login", "start", "-n", "1", "--profile", "anew", "--python", PYTHON)
-    wait_until("the connection file to come back", net.client_file("anew").exists)
-    after = json.loads(net.client_file("anew").read_text())
+    net.pcluster("login", "start", "-n", "1", "--profile", "again", "--python", PYTHON)
+    wait_until("the connection file to come back", net.client_file("again").exists)
+    after = json.loads(net.client_file("again").read_text())
     assert after["key"] != before["key"] and after["mux"] == before["mux"]
-    assert net.pcluster("laptop", "map", "--profile", "anew", "math:sqrt", "--range", "4..5").split() == ["2.0"]
-    net.pcluster("laptop", "disconnect", "--profile", "anew")
-    net.pcluster("login", "stop", "--profile", "anew")
+    assert net.pcluster("laptop", "map", "--profile", "again", "math:sqrt", "--range", "4..5").split() == ["2.0"]
+    net.pcluster("laptop", "disconnect", "--profile", "again")
+    net.pcluster("login", "stop", "--profile", "again")
 
 
 def test_hosts_that_will_not_fail_in_their_own_words(net, on_node):
@@ -256,7 +256,7 @@ def test_hosts_that_will_not_fail_in_their_own_words(net, on_node):
         known.write_text("")
         err = refused("login")
         assert "host key is unknown" in err and "Host key verification failed" in err
-        assert known.read_text() == "", "nothing was accepted unasked"
+        assert known.read_text() == "", "nothing was accepted without consent"
     finally:
         known.write_text(good)
     assert "unknown host" in refused("nowhere.invalid")
@@ -264,7 +264,7 @@ def test_hosts_that_will_not_fail_in_their_own_words(net, on_node):
     err = refused("ssh://login:2299")
     assert "no ssh server listens there" in err
 
-    # One that accepts, and then says nothing.
+    # One that accepts, and then sends nothing.
     silent = net.start("login", PYTHON, "-c", "import socket, time; s = socket.create_server(('', 2298)); print('up', flush=True); time.sleep(600)")
     try:
         assert silent.stdout.readline() == "up\n"
@@ -315,8 +315,8 @@ def test_a_killed_tunnel_comes_back_and_a_dead_one_is_not_used(net, connected):
     try:
         assert taker.stdout.readline() == "up\n"
         net.pcluster("laptop", "connect", "login", "--profile", connected)
-        anew = json.loads(file.read_text())
-        assert anew["mux"] != after["mux"] and anew["task"] == after["task"]
+        restored = json.loads(file.read_text())
+        assert restored["mux"] != after["mux"] and restored["task"] == after["task"]
         net.python("laptop", "import ipyparallel as ipp; c = ipp.Client(profile='hpc'); assert c[0].apply_sync(abs, -3) == 3")
     finally:
         taker.kill()
@@ -396,7 +396,7 @@ def test_nothing_is_readable_on_the_wire(net, connected):
     # Without a tunnel, from login to the node.
     total, found = heard_on_the_wire(net, markers, lambda: work("login", connected))
     assert total > 5_000 and found == [], (total, found)
-    # The listener does hear what is not encrypted.
+    # The listener does see unencrypted data.
     net.pcluster("node2", "start", "-n", "1", "--profile", "plain", "--ip", "0.0.0.0", "--set", "controller.curve=false", "--python", PYTHON)
     total, found = heard_on_the_wire(net, markers, lambda: work("login", "plain"))
     net.pcluster("node2", "stop", "--profile", "plain")
@@ -405,8 +405,8 @@ def test_nothing_is_readable_on_the_wire(net, connected):
 
 def test_files_carried_by_hand(net, on_node):
     net.ok("login", "sh", "-c", "rm -f carried.json")
-    said = net.run("node1", PCLUSTER, "connection", "export", "carried.json", "--profile", on_node, "--ssh", "login")
-    assert said.returncode == 0, said.stderr
+    output = net.run("node1", PCLUSTER, "connection", "export", "carried.json", "--profile", on_node, "--ssh", "login")
+    assert output.returncode == 0, output.stderr
     carried = net.cluster_home / "carried.json"
     assert mode(carried) == 0o600
     code, err = net.fails("node1", "connection", "export", "carried.json", "--profile", on_node)

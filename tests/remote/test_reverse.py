@@ -26,7 +26,7 @@ def tunnel_logs(net, profile):
 
 
 def tunnels(net, profile):
-    """What `list` says of them, by host."""
+    """What `list` reports about them, by host."""
     clusters = json.loads(net.pcluster("laptop", "list", "--json"))["clusters"]
     (cluster,) = [c for c in clusters if c["profile"] == profile]
     return {tunnel["to"]: tunnel for launch in cluster["engines"] for tunnel in launch["reverse_tunnels"]}
@@ -55,8 +55,8 @@ def nothing_is_left(net, profile):
 @pytest.fixture(scope="class")
 def behind(net):
     """A controller on the laptop's own loopback, and eight engines on nodes that know no way there; the profile's name."""
-    said = start(net, "behind", "--host", "node1:4", "--host", "node2:4", "--tunnel", "always")
-    assert "8 engines" in said and "node1: its engines reach the controller through a reverse tunnel (as it is set)" in said
+    output = start(net, "behind", "--host", "node1:4", "--host", "node2:4", "--tunnel", "always")
+    assert "8 engines" in output and "node1: its engines reach the controller through a reverse tunnel (as it is set)" in output
     yield "behind"
     net.pcluster("laptop", "stop", "--profile", "behind")
     nothing_is_left(net, "behind")
@@ -144,8 +144,8 @@ class TestBehind:
         """The controller comes back with its keys and ports, the tunnels lead to it, and the engines have waited."""
         before = engine_ids(net, behind)
         wait_until("all of the laptop to end", lambda: [net.kill_all("laptop")] and not net.pids("laptop"))
-        said = start(net, behind, "--host", "node1:4", "--host", "node2:4", "--tunnel", "always")
-        assert "8 earlier engines are still running and are kept" in said and said.count("is started again") == 2, said
+        output = start(net, behind, "--host", "node1:4", "--host", "node2:4", "--tunnel", "always")
+        assert "8 earlier engines are still running and are kept" in output and output.count("is started again") == 2, output
         wait_until("the engines", lambda: engine_ids(net, behind) == before)
         out = net.pcluster("laptop", "map", "--profile", behind, "math:sqrt", "--range", "4..5")
         assert out.split() == ["2.0"]
@@ -153,9 +153,9 @@ class TestBehind:
 
 def test_a_cut_for_good_moves_the_tasks(net):
     """Also that of a direct way: login's engine reaches the controller itself."""
-    said = start(net, "moves", "--host", "node1:2", "--host", "login:2", "--set", "controller.lease_ms=3000", "--set", "controller.heartbeat_interval_ms=500")
-    assert "login: the controller is reached directly" in said
-    assert "node1: its engines reach the controller through a reverse tunnel (" in said and "unreachable" in said
+    output = start(net, "moves", "--host", "node1:2", "--host", "login:2", "--set", "controller.lease_ms=3000", "--set", "controller.heartbeat_interval_ms=500")
+    assert "login: the controller is reached directly" in output
+    assert "node1: its engines reach the controller through a reverse tunnel (" in output and "unreachable" in output
     assert list(phases(net, "moves")) == ["node1"]
     work = Recorded(net, "moves", "moves", n=60, seconds=0.2)
     net.link("node1", "down")

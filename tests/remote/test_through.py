@@ -34,8 +34,8 @@ def own(net):
 
 
 def engines(net):
-    said = json.loads(net.pcluster("login", "engines", "--profile", "through", "--json"))["engines"]
-    return sorted(engine["host"] for engine in said if engine["state"] not in ("silent", "leaving"))
+    output = json.loads(net.pcluster("login", "engines", "--profile", "through", "--json"))["engines"]
+    return sorted(engine["host"] for engine in output if engine["state"] not in ("silent", "leaving"))
 
 
 def test_engines_tunnel_to_the_controller_themselves(net, own):

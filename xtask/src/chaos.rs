@@ -228,7 +228,7 @@ impl Chaos {
         )
     }
 
-    /// As many engines as there should be, all of them heard of.
+    /// All expected engines are registered.
     fn whole(&mut self) -> Result<(), String> {
         let until = Instant::now() + WHOLE_TIMEOUT;
         loop {

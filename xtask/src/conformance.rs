@@ -1,5 +1,5 @@
 //! `cargo xtask conformance`: runs ipyparallel's test suite with pcluster's programs instead of its
-//! own. docs/explanation/conformance.md says how, and argues the exceptions, which stand in a file.
+//! own. docs/explanation/conformance.md explains how, and the reasons for the listed exceptions.
 //!
 //! Parts: [`exceptions`] (the file), [`leftovers`] (processes of failed tests).
 mod exceptions;
@@ -115,11 +115,11 @@ struct Suite {
     folder: PathBuf,
     /// How many lines of its report have been shown.
     shown: usize,
-    said: BTreeMap<String, Said>,
+    outcomes: BTreeMap<String, TestOutcome>,
 }
 
 /// What became of one test.
-struct Said {
+struct TestOutcome {
     outcome: String,
     why: String,
 }
@@ -181,7 +181,7 @@ impl Suite {
             ended: None,
             folder,
             shown: 0,
-            said: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
         })
     }
 
@@ -197,7 +197,7 @@ impl Suite {
             self.shown += 1;
             let Some([test, outcome, why]) = fields(line) else { continue };
             println!("{:<9} {outcome:<8} {test}", self.engine.name());
-            self.said.insert(test, Said { outcome, why });
+            self.outcomes.insert(test, TestOutcome { outcome, why });
         }
         Ok(self.ended.is_some())
     }
@@ -206,7 +206,7 @@ impl Suite {
         let word = self.engine.name();
         let log = self.folder.join("pytest.log");
         // 0: all passed, 1: some failed; else pytest itself did not get through.
-        if !matches!(self.ended, Some(0 | 1)) || self.said.is_empty() {
+        if !matches!(self.ended, Some(0 | 1)) || self.outcomes.is_empty() {
             let tail = fs::read_to_string(&log).unwrap_or_default();
             let lines: Vec<&str> = tail.lines().collect();
             let tail = lines[lines.len().saturating_sub(20)..].join("\n");
@@ -214,8 +214,8 @@ impl Suite {
         }
         let left = leftovers::end(&self.folder.join("report.jsonl"));
         let (mut tally, mut failures) = (Tally::default(), Vec::new());
-        for (test, said) in &self.said {
-            match exceptions.verdict(word, test, &said.outcome) {
+        for (test, found) in &self.outcomes {
+            match exceptions.verdict(word, test, &found.outcome) {
                 Verdict::Passed => tally.passed += 1,
                 Verdict::Skipped => tally.skipped += 1,
                 Verdict::Excepted(reason) => {
@@ -224,18 +224,18 @@ impl Suite {
                 }
                 Verdict::PassesThoughListed => {
                     tally.passed += 1;
-                    println!("{word}: passes, though {EXCEPTIONS} says that it fails: {test}");
+                    println!("{word}: passes, though {EXCEPTIONS} lists it as failing: {test}");
                 }
                 Verdict::Failed => {
                     tally.failed += 1;
-                    let failure = format!("FAILED {test}: {}", said.why);
+                    let failure = format!("FAILED {test}: {}", found.why);
                     println!("{word}: {failure}");
                     failures.push(failure);
                 }
             }
         }
         if whole {
-            for test in exceptions.unknown(&self.said.keys().map(String::as_str).collect::<Vec<_>>()) {
+            for test in exceptions.unknown(&self.outcomes.keys().map(String::as_str).collect::<Vec<_>>()) {
                 println!("{word}: {EXCEPTIONS} names a test that there is not: {test}");
             }
         }
@@ -292,10 +292,10 @@ mod tests {
 
     #[test]
     fn a_line_of_the_report_is_read() {
-        let line = r#"{"outcome": "failed", "seconds": 1.5, "why": "said \"no\"\nand \u2026", "test": "test_a.py::test_b[x]"}"#;
+        let line = r#"{"outcome": "failed", "seconds": 1.5, "why": "was \"no\"\nand \u2026", "test": "test_a.py::test_b[x]"}"#;
         assert_eq!(
             fields(line),
-            Some(["test_a.py::test_b[x]".into(), "failed".into(), "said \"no\" and …".into()])
+            Some(["test_a.py::test_b[x]".into(), "failed".into(), "was \"no\" and …".into()])
         );
         assert_eq!(fields(r#"{"outcome": "failed""#), None);
     }

@@ -13,16 +13,16 @@ pub fn find(places: &Places) -> Result<String, String> {
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
     let hint = "install Python 3.8 or newer, or name one in the environment variable PYTHON";
     let mut ask = program(&places.root, &[&python, "-c", "import sys; print(*sys.version_info[:2])"]);
-    let said = captured(&mut ask).map_err(|e| format!("{e}; {hint}"))?;
-    let version = parse_version(&said).ok_or_else(|| format!("{python} does not say its version ({said:?}); {hint}"))?;
+    let output = captured(&mut ask).map_err(|e| format!("{e}; {hint}"))?;
+    let version = parse_version(&output).ok_or_else(|| format!("{python} did not report its version ({output:?}); {hint}"))?;
     match version >= OLDEST {
         true => Ok(python),
         false => Err(format!("{python} is Python {}.{}, too old; {hint}", version.0, version.1)),
     }
 }
 
-fn parse_version(said: &str) -> Option<(u32, u32)> {
-    let (major, minor) = said.trim().split_once(' ')?;
+fn parse_version(output: &str) -> Option<(u32, u32)> {
+    let (major, minor) = output.trim().split_once(' ')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 

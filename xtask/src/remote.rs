@@ -8,16 +8,16 @@ const TESTS: &str = "tests/remote";
 
 /// Whether the hosts can be created; installs OpenSSH if missing.
 pub fn ready(places: &Places) -> Result<(), String> {
-    let said = |words: &[&str]| captured(&mut program(&places.root, words));
-    if said(&["id", "-u"])?.trim() != "0" {
+    let run = |words: &[&str]| captured(&mut program(&places.root, words));
+    if run(&["id", "-u"])?.trim() != "0" {
         return Err("only root can make network namespaces".into());
     }
-    if said(&["sh", "-c", "command -v /usr/sbin/sshd && command -v ssh && command -v ip"]).is_err() {
+    if run(&["sh", "-c", "command -v /usr/sbin/sshd && command -v ssh && command -v ip"]).is_err() {
         echo("ci/ssh/install.sh");
-        said(&["ci/ssh/install.sh"])
+        run(&["ci/ssh/install.sh"])
             .map_err(|why| format!("OpenSSH's server and iproute2 are not there, and cannot be installed: {why}"))?;
     }
-    said(&["sh", "-c", "ip netns add pcl-try && ip netns del pcl-try"])
+    run(&["sh", "-c", "ip netns add pcl-try && ip netns del pcl-try"])
         .map_err(|why| format!("this machine does not let network namespaces be made: {}", why.trim()))?;
     Ok(())
 }

@@ -43,12 +43,12 @@ pub fn captured(command: &mut Command) -> Result<String, String> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = [output.stdout, output.stderr].concat();
+    let text = [output.stdout, output.stderr].concat();
     Err(format!(
         "{} failed ({}):\n{}",
         spelled(command),
         output.status,
-        String::from_utf8_lossy(&said).trim_end()
+        String::from_utf8_lossy(&text).trim_end()
     ))
 }
 

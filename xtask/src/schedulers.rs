@@ -114,11 +114,11 @@ impl Scheduler {
             up.run(self.down);
             match up.bring_up(&log) {
                 Ok(()) => return Ok(up),
-                Err(said) if said.contains("apt-get") => {
+                Err(why) if why.contains("apt-get") => {
                     let _ = run(&["apt-get", "update", "-qq"]);
-                    attempts.push(said);
+                    attempts.push(why);
                 }
-                Err(said) => attempts.push(said),
+                Err(why) => attempts.push(why),
             }
         }
         Err(NotUp {

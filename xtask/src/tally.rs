@@ -122,7 +122,7 @@ mod tests {
             tally(3, 1, 0)
         );
         assert_eq!(Tally::from_pytest("no tests ran in 0.01s"), tally(0, 0, 0));
-        assert_eq!(Tally::from_pytest("12 passed, she said in passing"), None);
+        assert_eq!(Tally::from_pytest("12 passed, as they say in passing"), None);
         assert_eq!(Tally::from_pytest("tests/python/test_worker.py ..... [100%]"), None);
     }
 

@@ -116,31 +116,32 @@ impl Beside {
     fn end(mut self) -> Result<(bool, String), String> {
         let status = self.process.wait().map_err(|e| format!("{}: {e}", self.line))?;
         echo(&format!("{}   # ran beside the tests above", self.line));
-        let said = fs::read(&self.log).map_err(|e| format!("{}: {e}", self.log.display()))?;
-        let said = String::from_utf8_lossy(&said).into_owned();
-        print!("{said}");
-        Ok((status.success(), said))
+        let output = fs::read(&self.log).map_err(|e| format!("{}: {e}", self.log.display()))?;
+        let output = String::from_utf8_lossy(&output).into_owned();
+        print!("{output}");
+        Ok((status.success(), output))
     }
 
     /// Adds up the lines in which it counts; what does not count is one test.
     fn count(started: Result<Beside, String>, report: &mut Report, what: &str, count: Option<fn(&str) -> Option<Tally>>) {
-        let (passed, said) = started.and_then(Beside::end).unwrap_or_else(|why| {
+        let (passed, output) = started.and_then(Beside::end).unwrap_or_else(|why| {
             println!("{why}");
             (false, why)
         });
         let tally = match count {
             Some(count) => {
                 let mut tally = Tally::default();
-                said.lines().filter_map(count).for_each(|more| tally += more);
+                output.lines().filter_map(count).for_each(|more| tally += more);
                 tally.of_one_that(passed)
             }
             None => Tally::of_check(passed),
         };
         report.skipped.extend(
-            said.lines()
+            output
+                .lines()
                 .filter_map(|line| Some(line.strip_prefix(lint::DID_NOT_RUN)?.to_string())),
         );
-        report.add_with_reasons(what, tally, Reasons::of(&said).lines());
+        report.add_with_reasons(what, tally, Reasons::of(&output).lines());
     }
 }
 
@@ -266,7 +267,7 @@ fn as_ordinary_user(places: &Places, report: &mut Report) -> Option<(OrdinaryUse
 /// What the tests from Python need besides: the program by itself, and the wheel, where that can be had.
 fn builds(places: &Places, report: &mut Report, python: Option<&Path>) -> Option<PathBuf> {
     python?;
-    // Of cargo test's build; said again in case that failed.
+    // Of cargo test's build; repeated in case that failed.
     if !status(&mut program(&places.root, &["cargo", "build", "--quiet", "--bin", "pcluster"])).is_ok_and(|status| status.success()) {
         report.add("cargo build", Tally::of_check(false));
     }

@@ -70,7 +70,7 @@ impl Batch<'_> {
             tracing::warn!(%map, pending = counted.counts.pending(), "map not deleted: it is not finished");
             return Ok(());
         }
-        let at_once = counted.counts.total <= STEP;
+        let in_one_step = counted.counts.total <= STEP;
         let bundles = "SELECT bundle FROM map WHERE id = ?1 AND bundle IS NOT NULL \
                        UNION SELECT bundle FROM earlier_code WHERE map = ?1 AND bundle IS NOT NULL";
         let mut bundles = self.connection.prepare_cached(bundles)?;
@@ -81,7 +81,7 @@ impl Batch<'_> {
         bundles::remove_unused(self.connection, &bundles)?;
         self.maps.insert(map, None);
         self.known.untidy = true;
-        match at_once {
+        match in_one_step {
             true => delete_tasks(self.connection, row_range(map)),
             // Without its map no query finds a task; its rows are deleted later.
             false => {

@@ -10,7 +10,7 @@ import time
 
 import ipyparallel as ipp
 
-# Without any reply for so long, requests that the controller never had are given up; those that it has accepted only after LOST_S.
+# After this time without a reply, requests that the controller never had are given up; those that it has accepted only after LOST_S.
 QUIET_S, LOST_S, CONNECT_S = 60, 200, 600
 profile_dir, database, first, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 
@@ -93,17 +93,17 @@ before, client = connected()
 view = client.load_balanced_view()
 view.retries = 1000
 results = [view.apply_async(request, n, os.getcwd()) for n in range(first, first + count)]
-ready, since, patience_s = 0, time.monotonic(), QUIET_S
+ready, since, limit_s = 0, time.monotonic(), QUIET_S
 while ready < count:
     quiet_s = time.monotonic() - since
-    if quiet_s > patience_s:
+    if quiet_s > limit_s:
         moved = patiently(ports) != before
         if quiet_s > LOST_S or moved or not patiently(expected, missing_of(results)):
             break
-        patience_s = quiet_s + 10
+        limit_s = quiet_s + 10
     now = sum(result.ready() for result in results)
     if now != ready:
-        ready, since, patience_s = now, time.monotonic(), QUIET_S
+        ready, since, limit_s = now, time.monotonic(), QUIET_S
     time.sleep(0.1)
 wrong, missing = [], missing_of(results)
 for n, result in zip(range(first, first + count), results):

@@ -43,9 +43,9 @@ impl Disk {
 
     fn used(&self) -> Result<u64, String> {
         let path = self.0.to_string_lossy();
-        let said = captured(&mut program(Path::new("/"), &["df", "--output=used", "-B1", &path]))?;
-        let number = said.lines().nth(1).and_then(|line| line.trim().parse().ok());
-        number.ok_or_else(|| format!("df does not say how much of {path} is used: {said}"))
+        let output = captured(&mut program(Path::new("/"), &["df", "--output=used", "-B1", &path]))?;
+        let number = output.lines().nth(1).and_then(|line| line.trim().parse().ok());
+        number.ok_or_else(|| format!("df did not report the use of {path}: {output}"))
     }
 }
 

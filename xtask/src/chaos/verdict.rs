@@ -33,9 +33,9 @@ pub fn of(chaos: &Chaos) -> Result<String, String> {
         if is_refused {
             refused += 1;
         } else if map.code != Some(Some(0)) || !output_is_right(map, &chaos.home) {
-            let said = fs::read_to_string(chaos.home.join(format!("{}.err", map.name))).unwrap_or_default();
+            let stderr = fs::read_to_string(chaos.home.join(format!("{}.err", map.name))).unwrap_or_default();
             wrong.push(format!(
-                "{} ({:?}, {} tasks): ended with {:?}, and its output is {}right: {said}",
+                "{} ({:?}, {} tasks): ended with {:?}, and its output is {}right: {stderr}",
                 map.name,
                 map.workload,
                 map.count,
@@ -144,7 +144,7 @@ fn has_right_value(workload: Workload, input: u64, line: &str) -> bool {
 /// What an ipyparallel client has reported of its requests.
 fn of_client(chaos: &Chaos, map: &Map, wrong: &mut Vec<String>) {
     let read = |extension: &str| fs::read_to_string(chaos.home.join(format!("{}.{extension}", map.name))).unwrap_or_default();
-    let (out, said) = (read("out"), read("err"));
+    let (out, stderr) = (read("out"), read("err"));
     let report = out.lines().find(|line| line.starts_with('{')).unwrap_or_default();
     let nothing = |name: &str| report.contains(&format!("\"{name}\": []"));
     let complete = ["wrong", "accepted_without_reply", "reply_on_record_not_given"]
@@ -153,13 +153,13 @@ fn of_client(chaos: &Chaos, map: &Map, wrong: &mut Vec<String>) {
     // Its only way to the controller was lost when that had to take other ports (docs/explanation/promises.md).
     let moved = report.contains("\"ports_changed\": true");
     // IPython makes a profile on the disk that was full.
-    let had_no_room = said.contains("No space left on device");
+    let had_no_room = stderr.contains("No space left on device");
     if had_no_room && map.code != Some(Some(0)) {
         println!("    {}: an ipyparallel client found the disk full", map.name);
     } else if map.code != Some(Some(0)) || !(complete || moved) {
-        let said: String = said.chars().rev().take(2000).collect::<Vec<_>>().into_iter().rev().collect();
+        let stderr: String = stderr.chars().rev().take(2000).collect::<Vec<_>>().into_iter().rev().collect();
         wrong.push(format!(
-            "{}: an ipyparallel client ended with {:?} and reports {report:?}: {said}",
+            "{}: an ipyparallel client ended with {:?} and reports {report:?}: {stderr}",
             map.name, map.code
         ));
     } else {

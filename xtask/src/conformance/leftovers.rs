@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Ends them, and those that they start in each other's place meanwhile; says how many there were.
+/// Ends them, and those that replace them; returns their number.
 pub fn end(report: &Path) -> usize {
     let mark = format!("PCLUSTER_REPORT={}", report.display());
     let mut ended = BTreeSet::new();
