@@ -203,7 +203,7 @@ impl Context {
     /// A controller whose supervisor lives has not come back.
     fn not_back(&self, profile: &ProfileDir, error: ConnectionError) -> CommandError {
         match cluster::controller_problem(profile, &self.cluster_id) {
-            Some(problem) => CommandError::refused(format!("{}: {problem}", self.cluster_in_words())).hint(format!(
+            Some(problem) => CommandError::refused(format!("{}: {problem}", self.describe_cluster())).hint(format!(
                 "fix the cause, and it restarts with its tasks; or stop it: pcluster stop{}",
                 self.options()
             )),
@@ -267,19 +267,15 @@ impl Context {
     fn no_cluster(&self, path: &std::path::Path) -> CommandError {
         CommandError::not_found(format!(
             "no cluster is running in {}: no file {}",
-            self.cluster_in_words(),
+            self.describe_cluster(),
             path.display()
         ))
         .hint(format!("start one: pcluster start{} -n 4", self.options()))
         .hint("or choose another with --profile and --cluster-id; `pcluster list` shows running clusters")
     }
 
-    /// "profile `p`", or "profile `p` under cluster id `c`".
-    pub(crate) fn cluster_in_words(&self) -> String {
-        match self.cluster_id.as_str() {
-            "" => format!("profile `{}`", self.profile),
-            id => format!("profile `{}` under cluster id `{id}`", self.profile),
-        }
+    pub(crate) fn describe_cluster(&self) -> String {
+        describe_cluster(&self.profile, &self.cluster_id)
     }
 
     /// Prints a status message to stderr, unless `--quiet` is set.
@@ -313,6 +309,14 @@ impl Context {
     /// ` --profile p --cluster-id c`, without those at their defaults: for hints that show a command.
     pub(crate) fn options(&self) -> String {
         shell::cluster_options(&self.profile, &self.cluster_id)
+    }
+}
+
+/// "profile `p`", or "profile `p` under cluster id `c`".
+pub(crate) fn describe_cluster(profile: &str, cluster_id: &str) -> String {
+    match cluster_id {
+        "" => format!("profile `{profile}`"),
+        id => format!("profile `{profile}` under cluster id `{id}`"),
     }
 }
 

@@ -385,13 +385,13 @@ fn controller(context: &Context) -> Check {
             name,
             format!(
                 "{} is running: pcluster {}, up {}, {} engines",
-                context.cluster_in_words(),
+                context.describe_cluster(),
                 status.version,
                 times::duration(times::now().since(status.started)),
                 status.engines.len()
             ),
         ),
-        Err(error) if error.kind == super::ErrorKind::NotFound => Check::ok(name, format!("{} is not running", context.cluster_in_words())),
+        Err(error) if error.kind == super::ErrorKind::NotFound => Check::ok(name, format!("{} is not running", context.describe_cluster())),
         Err(error) => {
             let advice = error.hints.first().cloned().unwrap_or_else(|| "pcluster logs".into());
             Check::fail(name, error.error, advice)

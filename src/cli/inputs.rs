@@ -61,11 +61,11 @@ const SURELY_FITS: usize = 128 << 10;
 enum Source {
     Range(Range),
     Paths(Vec<String>),
-    Text { place: Place, form: Form },
+    Text { from: TextSource, form: Form },
 }
 
 #[derive(Clone, Debug)]
-enum Place {
+enum TextSource {
     Stdin,
     File(PathBuf),
 }
@@ -100,7 +100,11 @@ impl Inputs {
                     .hint("pass a file with one input per line or `-` for stdin, or use --range 0..100 or --glob 'data/*.csv'"));
             }
             (None, None, Some(file)) => Source::Text {
-                place: if file == "-" { Place::Stdin } else { Place::File(file.into()) },
+                from: if file == "-" {
+                    TextSource::Stdin
+                } else {
+                    TextSource::File(file.into())
+                },
                 form: match (args.jsonl, args.csv) {
                     (true, _) => Form::JsonLines,
                     (_, true) => Form::Csv { header: args.header },
@@ -132,14 +136,14 @@ impl Inputs {
 
     /// The error for an empty stream or file.
     pub(crate) fn none(&self) -> CommandError {
-        let place = match &self.source {
+        let from = match &self.source {
             Source::Range(range) => return CommandError::usage(format!("--range {range} is empty")),
             Source::Paths(_) => return CommandError::usage("--glob matches nothing"),
-            Source::Text { place, .. } => place,
+            Source::Text { from, .. } => from,
         };
-        let what = match place {
-            Place::Stdin => "stdin has no inputs".to_string(),
-            Place::File(path) => format!("{} has no inputs: it is empty or has only empty lines", path.display()),
+        let what = match from {
+            TextSource::Stdin => "stdin has no inputs".to_string(),
+            TextSource::File(path) => format!("{} has no inputs: it is empty or has only empty lines", path.display()),
         };
         CommandError::usage(what).hint("nothing was submitted")
     }
@@ -149,7 +153,7 @@ impl Inputs {
         match self.longest {
             Some((number, bytes)) if bytes as u64 > max => Err(CommandError::usage(format!(
                 "input {number} of {} has {bytes} bytes; the controller accepts at most {max} bytes (controller.max_message_mb)",
-                self.place()
+                self.from()
             ))
             .hint(
                 "nothing was submitted; pass large data as files and only their names as inputs, or start the cluster with a larger limit",
@@ -165,7 +169,13 @@ impl Inputs {
 
     /// Whether the inputs are typed at a terminal.
     pub(crate) fn is_typed(&self) -> bool {
-        matches!(self.source, Source::Text { place: Place::Stdin, .. }) && std::io::stdin().is_terminal()
+        matches!(
+            self.source,
+            Source::Text {
+                from: TextSource::Stdin,
+                ..
+            }
+        ) && std::io::stdin().is_terminal()
     }
 
     /// Each input as JSON text on one line. Blocks while a stream has no data. Yields an error if a counted file has changed.
@@ -174,15 +184,16 @@ impl Inputs {
         let (rows, bytes) = self.rows()?;
         let texts = rows.map(move |row| row.map(|row| row.to_json(shape)));
         Ok(match (self.count, self.fingerprint) {
-            (Some(count), Some(fingerprint)) => Box::new(recount::same(texts, self.place(), count, move || bytes.get() == fingerprint)),
+            (Some(count), Some(fingerprint)) => Box::new(recount::same(texts, self.from(), count, move || bytes.get() == fingerprint)),
             _ => Box::new(texts),
         })
     }
 
-    fn place(&self) -> String {
+    fn from(&self) -> String {
         match &self.source {
             Source::Text {
-                place: Place::File(path), ..
+                from: TextSource::File(path),
+                ..
             } => path.display().to_string(),
             _ => "stdin".into(),
         }
@@ -191,7 +202,7 @@ impl Inputs {
     /// The inputs, and a fingerprint of the bytes read so far.
     fn rows(&self) -> Result<(Rows, Fingerprint), CommandError> {
         let fingerprint = Fingerprint::default();
-        let (place, form) = match &self.source {
+        let (from, form) = match &self.source {
             Source::Range(range) => {
                 let numbers = range.clone().into_iter().map(|n| Ok(Row::Integer(n)));
                 return Ok((Box::new(numbers), fingerprint));
@@ -200,14 +211,14 @@ impl Inputs {
                 let paths = paths.clone().into_iter().map(|p| Ok(Row::Line(p)));
                 return Ok((Box::new(paths), fingerprint));
             }
-            Source::Text { place, form } => (place, *form),
+            Source::Text { from, form } => (from, *form),
         };
-        let reader: Box<dyn Read + Send> = match place {
-            Place::Stdin => Box::new(std::io::stdin()),
-            Place::File(path) => Box::new(File::open(path).map_err(|e| cannot_read(path, &e))?),
+        let reader: Box<dyn Read + Send> = match from {
+            TextSource::Stdin => Box::new(std::io::stdin()),
+            TextSource::File(path) => Box::new(File::open(path).map_err(|e| cannot_read(path, &e))?),
         };
         let reader = BufReader::with_capacity(256 * 1024, fingerprint.of(reader));
-        let name = self.place();
+        let name = self.from();
         let rows: Rows = match form {
             Form::Lines => Box::new(rows::lines(name, reader).map(|line| line.map(|(_, text)| Row::Line(text)))),
             Form::JsonLines => Box::new(rows::json_lines(name, reader, self.shape)),
@@ -227,9 +238,12 @@ impl Inputs {
                 self.count = Some(paths.len() as u64);
                 return Ok(());
             }
-            Source::Text { place: Place::Stdin, .. } => return Ok(()),
             Source::Text {
-                place: Place::File(path), ..
+                from: TextSource::Stdin, ..
+            } => return Ok(()),
+            Source::Text {
+                from: TextSource::File(path),
+                ..
             } => {
                 let facts = std::fs::metadata(path).map_err(|e| cannot_read(path, &e))?;
                 if facts.is_dir() {

@@ -40,15 +40,15 @@ pub(crate) struct ResourceArgs {
 
 impl ResourceArgs {
     /// The options as settings of this launcher; an error if it does not use them.
-    pub(crate) fn settings(&self, launcher: &str) -> Result<Vec<(String, String)>, String> {
+    pub(crate) fn settings(&self, launcher: &str) -> Result<Vec<(String, String)>, CommandError> {
         let given: Vec<(&str, &str, String)> = self.given();
         if let Some((_, option, _)) = given.first()
             && !batch::SYSTEMS.contains(&launcher)
         {
-            return Err(format!(
+            return Err(CommandError::usage(format!(
                 "{option} is for batch systems ({}); the engines' launcher is {launcher}",
                 batch::SYSTEMS.join(", ")
-            ));
+            )));
         }
         Ok(given
             .into_iter()
@@ -111,7 +111,7 @@ impl SettingArgs {
             Config::load_with(profile, &pairs)
         };
         let config = load(&settings)?;
-        let given = self.resources.settings(&config.launcher.engines).map_err(CommandError::usage)?;
+        let given = self.resources.settings(&config.launcher.engines)?;
         if given.is_empty() {
             return Ok((settings, config));
         }

@@ -109,7 +109,7 @@ impl Style {
                         } else {
                             cell(&value_line(row))
                         };
-                        let error = row.error.as_ref().map(in_words).unwrap_or_default();
+                        let error = row.error.as_ref().map(error_text).unwrap_or_default();
                         csv_record(out, &[&task, row.state.as_str(), &input, &value, &error])
                     }
                 }
@@ -274,7 +274,7 @@ pub(crate) fn input_text(input: &RawValue) -> String {
 }
 
 /// `ValueError: message`, on one line.
-pub(crate) fn in_words(error: &TaskError) -> String {
+pub(crate) fn error_text(error: &TaskError) -> String {
     let evalue = error
         .evalue
         .lines()
@@ -303,7 +303,7 @@ fn output_json(row: &TaskRow) -> String {
     put_output(&mut object, "stderr", &row.stderr);
     object.insert("exit_code".into(), row.exit_code.into());
     if let (true, Some(error)) = (row.exit_code.is_none(), &row.error) {
-        object.insert("error".into(), in_words(error).into());
+        object.insert("error".into(), error_text(error).into());
     }
     serde_json::Value::from(object).to_string()
 }
@@ -357,7 +357,7 @@ fn pickle_item(row: &TaskRow, command: bool, out: &mut dyn Write) -> io::Result<
     } else {
         out.write_all(b"cbuiltins\nRuntimeError\n")?;
         let why = match (&row.error, &row.msg_id) {
-            (Some(error), _) => format!("{}: {}", row.state, in_words(error)),
+            (Some(error), _) => format!("{}: {}", row.state, error_text(error)),
             (None, Some(msg_id)) => format!("{}: its value is in the reply to {msg_id}", row.state),
             (None, None) => row.state.to_string(),
         };

@@ -14,10 +14,10 @@ pub(super) async fn check_not_running(
     cluster_id: &str,
     progress: &mut dyn FnMut(StartProgress),
 ) -> Result<Leftovers, ClusterError> {
-    let standing = ClusterStatus::of(profile, cluster_id);
-    let cluster = super::in_words(profile, cluster_id);
+    let status = ClusterStatus::of(profile, cluster_id);
+    let cluster = super::describe(profile, cluster_id);
     let options = super::options_of(profile, cluster_id);
-    match (standing.condition, &standing.controller) {
+    match (status.condition, &status.controller) {
         (Condition::Connected, _) => Err(list::connected(profile, cluster_id)),
         (Condition::Running, controller) => Err(ClusterError::Running {
             cluster,
@@ -25,7 +25,7 @@ pub(super) async fn check_not_running(
             controller: controller.clone(),
         }),
         (Condition::Remote, Some(controller)) => {
-            let answers = match &standing.connection {
+            let answers = match &status.connection {
                 Some(file) => Client::connect(file, CONNECT_TIMEOUT).await.is_ok(),
                 None => false,
             };
@@ -40,13 +40,13 @@ pub(super) async fn check_not_running(
                     cluster,
                     options,
                     controller: controller.clone(),
-                    why: standing.unseen.unwrap_or_default(),
+                    why: status.unseen.unwrap_or_default(),
                 }
             })
         }
         (Condition::Foreign, _) => {
             let path = profile.client_file(cluster_id);
-            if standing.connection.as_ref().is_some_and(stop::something_listens) {
+            if status.connection.as_ref().is_some_and(stop::something_listens) {
                 return Err(ClusterError::Foreign { cluster, options, path });
             }
             stop::remove_files(profile, cluster_id);
@@ -74,12 +74,12 @@ pub(super) async fn check_not_running(
             damaged
                 .iter()
                 .for_each(|what| progress(StartProgress::Note(format!("{what}; writing a new one"))));
-            if let Some(problem) = standing.problem.as_ref().filter(|problem| !damaged.contains(problem)) {
+            if let Some(problem) = status.problem.as_ref().filter(|problem| !damaged.contains(problem)) {
                 progress(StartProgress::Note(problem.clone()));
             }
             Ok(Leftovers {
                 engine_file: ConnectionFile::read(&profile.engine_file(cluster_id)).ok(),
-                state: standing.state,
+                state: status.state,
             })
         }
         _ => Ok(Leftovers::default()),

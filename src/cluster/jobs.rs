@@ -23,7 +23,7 @@ pub(crate) fn rows(launched: &Launched, states: &[MemberState]) -> Vec<JobRow> {
                 engines: job.engines_of(*element),
                 replaces: job.replaces,
                 submitted: UnixTime(job.submitted),
-                state: state.in_words().into(),
+                state: state.describe().into(),
                 reason: state.reason.clone(),
                 over: state.has_ended(),
                 since: now,

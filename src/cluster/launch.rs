@@ -1,7 +1,8 @@
 //! Shared by starting a cluster and adding engines: launches engines, waits for them, and reverts a failed launch.
 use super::lock::Lock;
-use super::{ClusterError, ClusterState, StartProgress};
+use super::{ClusterError, ClusterState, StartProgress, in_thread};
 use crate::client::{Client, StatusReply};
+use crate::connection::{ConnectionFile, discover};
 use crate::launchers::{self, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Recipe, Stage, launched};
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
@@ -21,6 +22,14 @@ const LINES: usize = 12;
 
 pub(super) fn launcher(name: &str, profile: &ProfileDir, config: &Config) -> Result<Arc<dyn Launcher>, LaunchError> {
     Ok(Arc::from(launchers::by_name(name, profile, config)?))
+}
+
+/// Connects to the running controller, which its supervisor may be restarting.
+pub(super) async fn connect(profile: &ProfileDir, cluster_id: &str) -> Result<(ConnectionFile, Client), ClusterError> {
+    let path = profile.client_file(cluster_id);
+    let file = in_thread(move || discover::wait(&path, CONNECT_TIMEOUT, || Ok::<_, ClusterError>(()))).await??;
+    let client = Client::connect(&file, CONNECT_TIMEOUT).await?;
+    Ok((file, client))
 }
 
 /// This program, unless another is given.
@@ -184,7 +193,7 @@ pub(super) async fn registered(
             Ok(status) => connected_engines(&status?),
             Err(_) => last.as_ref().map_or(0, |(registered, _)| *registered),
         };
-        let left = launched::in_words(&members, &new.states);
+        let left = launched::summarize(&members, &new.states);
         if last.as_ref().is_none_or(|(r, l)| (*r, l) != (registered, &left)) {
             progress(StartProgress::Engines {
                 registered: registered as u32,

@@ -161,7 +161,7 @@ impl LaunchSummary {
         let mut summary = LaunchSummary {
             launcher: launched.launcher.clone(),
             host: launched.host.clone(),
-            states: launchers::launched::in_words(&members, &states),
+            states: launchers::launched::summarize(&members, &states),
             reverse_tunnels: launched.tunnels().iter().filter_map(|file| ReverseSummary::of(file)).collect(),
             ..LaunchSummary::default()
         };
@@ -182,7 +182,7 @@ impl LaunchSummary {
         }
         let mut states = states.iter().skip(launched.processes.len());
         for job in &launched.jobs {
-            let word = |state: &MemberState| state.in_words().to_string();
+            let word = |state: &MemberState| state.describe().to_string();
             summary.jobs.push(JobSummary {
                 id: job.id.clone(),
                 name: job.name.clone(),
@@ -230,7 +230,7 @@ fn why_unseen(process: &ProcessId, shared: bool) -> Option<String> {
 /// Why the controller of a cluster does not run at present, although its supervisor does.
 pub(crate) fn controller_problem(profile: &ProfileDir, cluster_id: &str) -> Option<String> {
     let problem = problem::read(&profile.problem_file(cluster_id))?;
-    Some(format!("the controller is not running: {}", problem.in_words()))
+    Some(format!("the controller is not running: {}", problem.describe()))
 }
 
 /// Whether the controller, or a supervisor that will restart it, is running on this host.
@@ -253,13 +253,13 @@ pub(crate) fn list_profile(profile: &ProfileDir) -> Vec<ClusterSummary> {
 
 /// One cluster; None if it has left no files.
 pub(crate) fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> {
-    let standing = ClusterStatus::of(profile, cluster_id);
+    let status = ClusterStatus::of(profile, cluster_id);
     let database = Some(profile.database_file(cluster_id)).filter(|path| path.exists());
-    if standing.condition == Condition::Stopped && database.is_none() {
+    if status.condition == Condition::Stopped && database.is_none() {
         return None;
     }
     let config = Config::load(profile).unwrap_or_default();
-    let state = standing.state.as_ref();
+    let state = status.state.as_ref();
     let monitor = state.and_then(|s| s.walltime_monitor.clone());
     let engines: Vec<LaunchSummary> = state
         .iter()
@@ -274,27 +274,27 @@ pub(crate) fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSu
         profile: profile.name().into(),
         directory: profile.path().into(),
         cluster_id: cluster_id.into(),
-        state: standing.condition,
+        state: status.condition,
         engines_started: engines.iter().map(|e| e.engines).sum(),
         engines_alive: is_known.then(|| engines.iter().map(|e| e.running).sum()),
         engines_queued: engines.iter().map(|e| e.queued).sum(),
-        engine_kind: standing.state.as_ref().map(|s| s.engine_kind.clone()),
+        engine_kind: status.state.as_ref().map(|s| s.engine_kind.clone()),
         launcher: engines.first().map(|e| e.launcher.clone()),
         engines,
         controller_launch,
-        started: standing
+        started: status
             .state
             .as_ref()
             .map(|s| s.started)
-            .or_else(|| Some(crate::sys::clock::unix_now() - standing.controller.as_ref()?.age()?.as_secs_f64())),
-        controller: standing.controller,
-        unseen: standing.unseen,
+            .or_else(|| Some(crate::sys::clock::unix_now() - status.controller.as_ref()?.age()?.as_secs_f64())),
+        controller: status.controller,
+        unseen: status.unseen,
         database,
-        problem: standing
+        problem: status
             .problem
-            .or_else(|| controller_problem(profile, cluster_id).filter(|_| standing.condition == Condition::Running))
+            .or_else(|| controller_problem(profile, cluster_id).filter(|_| status.condition == Condition::Running))
             .or_else(|| monitor.as_ref()?.problem.clone()),
-        tunnel: standing.tunnel,
+        tunnel: status.tunnel,
         walltime_monitor: monitor,
     })
 }
@@ -317,13 +317,22 @@ pub(super) struct ClusterStatus {
 pub(super) fn connected(profile: &ProfileDir, cluster_id: &str) -> ClusterError {
     let destination = remote::running(profile, cluster_id).map(|tunnel| tunnel.destination);
     ClusterError::Remote(remote::RemoteError::Connected {
-        cluster: super::in_words(profile, cluster_id),
+        cluster: super::describe(profile, cluster_id),
         options: super::options_of(profile, cluster_id),
         destination: destination.unwrap_or_else(|| "another host".into()),
     })
 }
 
 impl ClusterStatus {
+    /// Fails unless the cluster is running, perhaps on another host.
+    pub(super) fn running(profile: &ProfileDir, cluster_id: &str) -> Result<ClusterStatus, ClusterError> {
+        let status = ClusterStatus::of(profile, cluster_id);
+        match status.condition {
+            Condition::Running | Condition::Remote => Ok(status),
+            _ => Err(super::not_running(profile, cluster_id)),
+        }
+    }
+
     pub(super) fn of(profile: &ProfileDir, cluster_id: &str) -> ClusterStatus {
         let mut problem = None;
         let state = ClusterState::read(profile, cluster_id).unwrap_or_else(|e| {

@@ -1,6 +1,6 @@
 //! The log files of a cluster.
 use super::{ClusterState, launch};
-use crate::launchers::{BatchJob, Process};
+use crate::launchers::{BatchJob, LogError, Process};
 use crate::profile::{Config, ProfileDir};
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ pub(crate) fn remote(
     cluster_id: &str,
     wanted: impl Fn(u32) -> bool,
     lines: usize,
-) -> Vec<(u32, Result<String, String>)> {
+) -> Vec<(u32, Result<String, LogError>)> {
     let config = Config::load(profile).unwrap_or_default();
     let state = ClusterState::read(profile, cluster_id).ok().flatten();
     let mut found = Vec::new();

@@ -36,7 +36,7 @@ use crate::model::shell;
 use crate::profile::ProfileDir;
 
 /// `the cluster of profile "x"`, with its id if it has one.
-fn in_words(profile: &ProfileDir, cluster_id: &str) -> String {
+fn describe(profile: &ProfileDir, cluster_id: &str) -> String {
     match cluster_id {
         "" => format!("the cluster of profile {:?}", profile.name()),
         id => format!("the cluster {id:?} of profile {:?}", profile.name()),
@@ -50,7 +50,7 @@ fn options_of(profile: &ProfileDir, cluster_id: &str) -> String {
 
 fn not_running(profile: &ProfileDir, cluster_id: &str) -> ClusterError {
     ClusterError::NotRunning {
-        cluster: in_words(profile, cluster_id),
+        cluster: describe(profile, cluster_id),
         options: options_of(profile, cluster_id),
     }
 }

@@ -1,10 +1,9 @@
 //! Removes engines: first those that have not started, then idle ones; a busy engine finishes its task first.
-use super::launch::{self, CONNECT_TIMEOUT};
-use super::list::{ClusterStatus, Condition};
+use super::launch;
+use super::list::ClusterStatus;
 use super::lock::Lock;
 use super::{AddOptions, ClusterError, ClusterState, StartProgress, add_engines, in_thread, jobs};
 use crate::client::{Client, StatusReply};
-use crate::connection::discover;
 use crate::launchers::{BatchJob, Launched, MemberState, Stage};
 use crate::model::EngineId;
 use crate::model::engine::EngineStatus;
@@ -133,16 +132,11 @@ struct Snapshot {
 impl Snapshot {
     async fn of(profile: &ProfileDir, cluster_id: &str) -> Result<Snapshot, ClusterError> {
         let config = Config::load(profile)?;
-        let standing = ClusterStatus::of(profile, cluster_id);
-        if !matches!(standing.condition, Condition::Running | Condition::Remote) {
-            return Err(super::not_running(profile, cluster_id));
-        }
-        let path = profile.client_file(cluster_id);
-        let file = in_thread(move || discover::wait(&path, CONNECT_TIMEOUT, || Ok::<_, ClusterError>(()))).await??;
-        let client = Client::connect(&file, CONNECT_TIMEOUT).await?;
+        let cluster = ClusterStatus::running(profile, cluster_id)?;
+        let (_, client) = launch::connect(profile, cluster_id).await?;
         let status = client.status().await?;
         let mut states = Vec::new();
-        for launched in standing.state.iter().flat_map(|s| s.engines.clone()) {
+        for launched in cluster.state.iter().flat_map(|s| s.engines.clone()) {
             let launcher = launch::launcher(&launched.launcher, profile, &config)?;
             states.push(in_thread(move || launcher.states(&launched)).await?);
         }
@@ -150,7 +144,7 @@ impl Snapshot {
             config,
             client,
             status,
-            state: standing.state,
+            state: cluster.state,
             states,
         })
     }

@@ -427,7 +427,7 @@ async fn await_connection_files(
         let states = in_thread(move || asked.states(&launched)).await?;
         progress(StartProgress::ControllerWaits {
             job: launcher.describe(controller),
-            state: launched::in_words(&members, &states),
+            state: launched::summarize(&members, &states),
         });
         if states.iter().any(|state| state.stage != Stage::Running) {
             deadline = Instant::now() + timeout;

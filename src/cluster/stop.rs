@@ -78,10 +78,10 @@ async fn end(
         return Err(super::not_running(profile, cluster_id));
     }
     let _lock = Lock::wait(profile, cluster_id).await?;
-    let standing = ClusterStatus::of(profile, cluster_id);
+    let status = ClusterStatus::of(profile, cluster_id);
     let force = purpose == Purpose::Clean { force: true };
-    check_allowed(&standing, profile, cluster_id, purpose).await?;
-    if let Some(problem) = &standing.problem {
+    check_allowed(&status, profile, cluster_id, purpose).await?;
+    if let Some(problem) = &status.problem {
         progress(StopProgress::Note(problem.clone()));
     }
     // Stopping must work with an invalid configuration.
@@ -91,27 +91,27 @@ async fn end(
         Duration::from_millis(config.launcher.kill_timeout_ms),
     );
     // Stop restarting engines.
-    if let Some(state) = &standing.state {
+    if let Some(state) = &status.state {
         walltime_restart::end(state, kill_after).await?;
     }
-    let launches = Launches::of(recorded(&standing), profile, &config);
-    let (engines, mut rows) = Launches::of(standing.state.iter().flat_map(|s| s.engines.clone()), profile, &config)
+    let launches = Launches::of(recorded(&status), profile, &config);
+    let (engines, mut rows) = Launches::of(status.state.iter().flat_map(|s| s.engines.clone()), profile, &config)
         .count()
         .await?;
-    let controller = standing.state.as_ref().and_then(|s| s.controller.as_ref());
+    let controller = status.state.as_ref().and_then(|s| s.controller.as_ref());
     rows.extend(controller.into_iter().flat_map(jobs::submitted_by));
 
     let asked = match purpose {
-        Purpose::Stop => ask_to_end(&standing, stop_for, profile, cluster_id, progress).await?,
+        Purpose::Stop => ask_to_end(&status, stop_for, profile, cluster_id, progress).await?,
         Purpose::Clean { .. } => false,
     };
     if asked {
-        wait_for_end(&launches, &standing, stop_for, profile, cluster_id, progress).await?;
+        wait_for_end(&launches, &status, stop_for, profile, cluster_id, progress).await?;
     }
     let (ended, remaining, hints) = launches.end(kill_after, force, progress).await?;
     let mut left = ended.left.clone();
-    if standing.unseen.is_some() && matches!(lock::ask(&profile.controller_lock(cluster_id)), LockState::Held(_)) {
-        left.push(match &standing.controller {
+    if status.unseen.is_some() && matches!(lock::ask(&profile.controller_lock(cluster_id)), LockState::Held(_)) {
+        left.push(match &status.controller {
             Some(controller) => format!("the controller ({controller}) still holds its lock"),
             None => "the controller still holds its lock".into(),
         });
@@ -127,16 +127,16 @@ async fn end(
         _ => left.extend(ended.unseen.iter().cloned()),
     }
     if !left.is_empty() {
-        keep_on_record(&standing, remaining, profile);
+        keep_on_record(&status, remaining, profile);
         return Err(ClusterError::Left {
-            cluster: super::in_words(profile, cluster_id),
+            cluster: super::describe(profile, cluster_id),
             options: super::options_of(profile, cluster_id),
             left,
             hints,
         });
     }
     remove_files(profile, cluster_id);
-    let was_dead = standing.condition != Condition::Running && !asked;
+    let was_dead = status.condition != Condition::Running && !asked;
     Ok(Stopped {
         asked,
         was_dead,
@@ -147,61 +147,61 @@ async fn end(
 }
 
 /// Fails if there is nothing to do, or if it must not be done.
-async fn check_allowed(standing: &ClusterStatus, profile: &ProfileDir, cluster_id: &str, purpose: Purpose) -> Result<(), ClusterError> {
-    let (cluster, options) = (super::in_words(profile, cluster_id), super::options_of(profile, cluster_id));
+async fn check_allowed(status: &ClusterStatus, profile: &ProfileDir, cluster_id: &str, purpose: Purpose) -> Result<(), ClusterError> {
+    let (cluster, options) = (super::describe(profile, cluster_id), super::options_of(profile, cluster_id));
     let running = |controller: Option<ProcessId>| ClusterError::Running {
         cluster: cluster.clone(),
         options: options.clone(),
         controller,
     };
     let force = purpose == Purpose::Clean { force: true };
-    match (standing.condition, purpose) {
+    match (status.condition, purpose) {
         (Condition::Stopped, _) => Err(super::not_running(profile, cluster_id)),
         (Condition::Connected, _) => Err(super::list::connected(profile, cluster_id)),
-        (Condition::Foreign, _) if !force && standing.connection.as_ref().is_some_and(something_listens) => Err(ClusterError::Foreign {
+        (Condition::Foreign, _) if !force && status.connection.as_ref().is_some_and(something_listens) => Err(ClusterError::Foreign {
             path: profile.client_file(cluster_id),
             cluster,
             options,
         }),
-        (Condition::Running, Purpose::Clean { .. }) => Err(running(standing.controller.clone())),
-        (Condition::Remote, Purpose::Clean { .. }) => match &standing.connection {
-            Some(file) if Client::connect(file, CONNECT).await.is_ok() => Err(running(standing.controller.clone())),
+        (Condition::Running, Purpose::Clean { .. }) => Err(running(status.controller.clone())),
+        (Condition::Remote, Purpose::Clean { .. }) => match &status.connection {
+            Some(file) if Client::connect(file, CONNECT).await.is_ok() => Err(running(status.controller.clone())),
             _ if force => Ok(()),
-            _ => Err(not_visible(standing, profile, cluster_id)),
+            _ => Err(not_visible(status, profile, cluster_id)),
         },
         _ => Ok(()),
     }
 }
 
-fn not_visible(standing: &ClusterStatus, profile: &ProfileDir, cluster_id: &str) -> ClusterError {
+fn not_visible(status: &ClusterStatus, profile: &ProfileDir, cluster_id: &str) -> ClusterError {
     ClusterError::Elsewhere {
-        cluster: super::in_words(profile, cluster_id),
+        cluster: super::describe(profile, cluster_id),
         options: super::options_of(profile, cluster_id),
-        controller: standing.controller.clone().unwrap_or_default(),
-        why: standing.unseen.clone().unwrap_or_default(),
+        controller: status.controller.clone().unwrap_or_default(),
+        why: status.unseen.clone().unwrap_or_default(),
     }
 }
 
 /// Asks the controller to stop; returns whether it accepted. Fails if it cannot be stopped in another route.
 async fn ask_to_end(
-    standing: &ClusterStatus,
+    status: &ClusterStatus,
     timeout: Duration,
     profile: &ProfileDir,
     cluster_id: &str,
     progress: &mut dyn FnMut(StopProgress),
 ) -> Result<bool, ClusterError> {
-    if !matches!(standing.condition, Condition::Running | Condition::Remote) {
+    if !matches!(status.condition, Condition::Running | Condition::Remote) {
         return Ok(false);
     }
-    let Some(file) = &standing.connection else {
-        return match standing.unseen {
-            Some(_) => Err(not_visible(standing, profile, cluster_id)),
+    let Some(file) = &status.connection else {
+        return match status.unseen {
+            Some(_) => Err(not_visible(status, profile, cluster_id)),
             None => Ok(false),
         };
     };
     match ask(file, timeout.max(CONNECT)).await {
         Ok(()) => Ok(true),
-        Err(_) if standing.unseen.is_some() => Err(not_visible(standing, profile, cluster_id)),
+        Err(_) if status.unseen.is_some() => Err(not_visible(status, profile, cluster_id)),
         Err(e) => {
             progress(StopProgress::Note(format!(
                 "the controller did not stop on request ({e}); terminating its processes"
@@ -215,14 +215,14 @@ async fn ask_to_end(
 /// `at_most`.
 async fn wait_for_end(
     launches: &Launches,
-    standing: &ClusterStatus,
+    status: &ClusterStatus,
     at_most: Duration,
     profile: &ProfileDir,
     cluster_id: &str,
     progress: &mut dyn FnMut(StopProgress),
 ) -> Result<(), ClusterError> {
     let deadline = Instant::now() + at_most;
-    let by_files = standing.unseen.is_some() || !launches.have_all();
+    let by_files = status.unseen.is_some() || !launches.have_all();
     let mut last = 0;
     loop {
         let left = launches.count_here().await?;
@@ -240,8 +240,8 @@ async fn wait_for_end(
 }
 
 /// Keeps the remaining processes on record for a later `stop`.
-fn keep_on_record(standing: &ClusterStatus, remaining: Vec<Launched>, profile: &ProfileDir) {
-    let Some(mut state) = standing.state.clone() else { return };
+fn keep_on_record(status: &ClusterStatus, remaining: Vec<Launched>, profile: &ProfileDir) {
+    let Some(mut state) = status.state.clone() else { return };
     let is_controllers = |launched: &Launched| state.controller.as_ref().is_some_and(|c| c == launched);
     let (controller, engines): (Vec<_>, Vec<_>) = remaining.into_iter().partition(is_controllers);
     state.controller = controller.into_iter().next();
@@ -257,9 +257,9 @@ async fn ask(file: &ConnectionFile, timeout: Duration) -> Result<(), crate::clie
 }
 
 /// Engines first, then the controller, even if it was started manually and is not in the state file.
-fn recorded(standing: &ClusterStatus) -> Vec<Launched> {
-    let mut launches: Vec<Launched> = standing.state.iter().flat_map(|s| s.launched().cloned()).collect();
-    if let Some(controller) = standing.controller.as_ref().filter(|c| c.runs()) {
+fn recorded(status: &ClusterStatus) -> Vec<Launched> {
+    let mut launches: Vec<Launched> = status.state.iter().flat_map(|s| s.launched().cloned()).collect();
+    if let Some(controller) = status.controller.as_ref().filter(|c| c.runs()) {
         let known = launches.iter().flat_map(|l| &l.processes).any(|p| p.id == *controller);
         if !known {
             let process = Process {

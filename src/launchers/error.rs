@@ -69,6 +69,17 @@ pub(crate) enum LaunchError {
     Unkillable { pid: u32 },
 }
 
+/// Why the log of an engine on another host is not available.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum LogError {
+    #[error("{host}: {why}")]
+    Host { host: String, why: String },
+    #[error("{host} has not answered for {seconds} s")]
+    Silent { host: String, seconds: u64 },
+    #[error("{0}")]
+    Launcher(String),
+}
+
 impl LaunchError {
     /// A suggested action.
     pub(crate) fn hint(&self) -> Option<String> {

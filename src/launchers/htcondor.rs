@@ -2,121 +2,74 @@
 //! the pages of condor_submit, condor_q, condor_rm and condor_history in the HTCondor manual
 //! (23.0), and recorded outputs (tests/fixtures/batch/htcondor names their sources). Not tested
 //! with a real HTCondor.
-use super::batch::environment::{Names, Rule};
-use super::batch::render::{FoundBy, Requirement, VariableValue, Variables, common, invalid_value, set_variables, unsupported};
+use super::batch::failure::{ErrorPatterns, failures};
+use super::batch::render::{common, invalid_value, set_variables};
+use super::batch::table::template;
+use super::batch::template::{FoundBy, Requirement, VariableValue, Variables};
 use super::batch::{
-    BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, Problem,
-    QueryFailure, SubmitFailure, Template, TemplateError, engines, failure,
+    BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobRequest, JobRow, JobStatus, JobTarget, KillWait, QueryFailure,
+    SubmitFailure, Table, TemplateError, engines, failure,
 };
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub(crate) struct HtCondor;
 
 const ATTRIBUTES: &str = "ClusterId,ProcId,JobStatus,JobBatchName,HoldReason,RemoveReason,RemoteHost,LastRemoteHost,ExitCode,ExitBySignal";
 
 /// Lower-case text of its errors and what it indicates.
-const FAILURES: &[(&str, Problem, &str)] = &[
-    (
-        "failed to connect to",
-        Problem::SchedulerDown,
-        "`condor_status -schedd` shows whether the schedd is up",
-    ),
-    (
-        "can't find address of",
-        Problem::SchedulerDown,
-        "`condor_status -schedd` shows whether the schedd is up",
-    ),
-    (
-        "unable to locate",
-        Problem::SchedulerDown,
-        "`condor_status -schedd` shows whether the schedd is up",
-    ),
-    (
-        "condor_config",
-        Problem::NoCommand,
-        "HTCondor's configuration is not found: run this on a submit host of the pool",
-    ),
-    (
-        "max_jobs",
-        Problem::Limit,
-        "the schedd accepts no more of your jobs; --engines-per-job reduces their number",
-    ),
-    (
-        "failed to create proc",
-        Problem::Limit,
-        "the schedd accepts no more of your jobs; --engines-per-job reduces their number",
-    ),
-    (
-        "permission denied",
-        Problem::NoPermission,
-        "ask your site's administrators for permission",
-    ),
-    (
-        "authorization",
-        Problem::NoPermission,
-        "ask your site's administrators for permission",
-    ),
-    (
-        "authentication",
-        Problem::NoPermission,
-        "ask your site's administrators for permission",
-    ),
-    (
-        "accounting_group",
-        Problem::NoSuchAccount,
-        "choose one of your groups with --account or launchers.htcondor.account",
-    ),
-    (
-        "submit file",
-        Problem::BadScript,
-        "check the submit description and launchers.htcondor.directives",
-    ),
-    (
-        "parse",
-        Problem::BadScript,
-        "check the submit description and launchers.htcondor.directives",
-    ),
-    (
-        "\"queue\" command",
-        Problem::BadScript,
-        "the description needs a line `queue {{ jobs }}`",
-    ),
-];
+const FAILURES: &ErrorPatterns = failures! {
+    SchedulerDown: "failed to connect to" | "can't find address of" | "unable to locate"
+        => "`condor_status -schedd` shows whether the schedd is up";
+    NoCommand: "condor_config" => "HTCondor's configuration is not found: run this on a submit host of the pool";
+    Limit: "max_jobs" | "failed to create proc" => "the schedd accepts no more of your jobs; --engines-per-job reduces their number";
+    NoPermission: "permission denied" | "authorization" | "authentication" => "ask your site's administrators for permission";
+    NoSuchAccount: "accounting_group" => "choose one of your groups with --account or launchers.htcondor.account";
+    BadScript: "submit file" | "parse" => "check the submit description and launchers.htcondor.directives";
+    BadScript: "\"queue\" command" => "the description needs a line `queue {{ jobs }}`";
+};
+
+static TABLE: Table = Table {
+    name: "htcondor",
+    title: "HTCondor",
+    directive_prefix: "",
+    controller: &[
+        template!("htcondor", "controller.sub.tera"),
+        template!("htcondor", "controller.sh.tera"),
+    ],
+    engines: &[template!("htcondor", "engines.sub.tera"), template!("htcondor", "engines.sh.tera")],
+    array: (&["queue"], "queue {{ jobs }}"),
+    unsupported: &["queue", "qos", "nodes", "reservation", "parallel_environment"],
+    one_job: &[],
+    log: ["", ""],
+    log_separator: '.',
+    log_has_element: true,
+    job: ["$1", "$(($2 + 1))"],
+    // A variable `_CONDOR_NAME` sets NAME of the configuration, which also selects the pool. Therefore only variables that change
+    // the output are removed.
+    environment: EnvironmentRules::removing(&["_CONDOR_CONDOR_Q_*", "_CONDOR_TOOL_DEBUG*"]),
+    failures: FAILURES,
+    no_id: "`condor_q` shows whether the job exists",
+    // JobStatus in the manual's "Job ClassAd Attributes".
+    states: &[
+        ("1", JobStatus::Queued),
+        ("2", JobStatus::Running),
+        ("3", JobStatus::Cancelled),
+        ("4", JobStatus::Completed),
+        ("5", JobStatus::Held),
+        ("6", JobStatus::Completing),
+        ("7", JobStatus::Suspended),
+    ],
+    cancelled: &["marked for removal", "couldn't find", "not found", "no job found", "already"],
+    kill_wait: KillWait {
+        term_s: None,
+        user_s: None,
+    },
+};
 
 impl BatchSystem for HtCondor {
-    fn name(&self) -> &'static str {
-        "htcondor"
-    }
-    fn title(&self) -> &'static str {
-        "HTCondor"
-    }
-    fn templates(&self, kind: JobKind) -> &'static [Template] {
-        match kind {
-            JobKind::Controller => &[
-                Template {
-                    name: "controller.sub.tera",
-                    text: include_str!("../../templates/htcondor/controller.sub.tera"),
-                },
-                Template {
-                    name: "controller.sh.tera",
-                    text: include_str!("../../templates/htcondor/controller.sh.tera"),
-                },
-            ],
-            JobKind::Engines => &[
-                Template {
-                    name: "engines.sub.tera",
-                    text: include_str!("../../templates/htcondor/engines.sub.tera"),
-                },
-                Template {
-                    name: "engines.sh.tera",
-                    text: include_str!("../../templates/htcondor/engines.sh.tera"),
-                },
-            ],
-        }
-    }
-    fn directive_prefix(&self) -> &'static str {
-        ""
+    fn table(&self) -> &'static Table {
+        &TABLE
     }
 
     /// A value is the rest of its line, verbatim, except for `$(…)`.
@@ -133,54 +86,23 @@ impl BatchSystem for HtCondor {
     }
 
     fn variables(&self, request: &JobRequest) -> Result<Variables, TemplateError> {
+        let mut variables = common(&TABLE, request)?;
         let resources = &request.resources;
-        let unknown = [
-            ("queue", resources.queue.is_some()),
-            ("qos", resources.qos.is_some()),
-            ("nodes", resources.nodes.is_some()),
-            ("reservation", resources.reservation.is_some()),
-            ("parallel_environment", resources.parallel_environment.is_some()),
-        ];
-        unsupported(self, request, &unknown)?;
-        if request.is_one_job() {
-            return Err(TemplateError::Unsupported {
-                system: self.title(),
-                what: "one job of all engines".into(),
-                hint: Some("set launchers.htcondor.start to array".into()),
-            });
-        }
         let here = request.engines_in_a_job();
-        let times = |value: Option<u32>| value.map_or(VariableValue::Unset, |each| VariableValue::Text((each * here).to_string()));
-        let log = request.log_dir.join(&request.log_stem).to_string_lossy().into_owned();
-        let mut variables = common(request);
+        let script = request.script.with_extension("sh").to_string_lossy().into_owned();
+        let memory = resources.memory.map(|each| format!("{}MB", each.mib() * u64::from(here)));
+        // HTCondor has no time limit except one in the job's own description.
+        let limit = |seconds| format!("(JobStatus == 2) && (time() - EnteredCurrentStatus > {seconds})");
+        let cpus = resources.cpus.or((here > 1).then_some(1));
         set_variables(
             &mut variables,
             [
-                ("array", VariableValue::Text(request.jobs().to_string())),
-                (
-                    "script",
-                    VariableValue::Text(request.script.with_extension("sh").to_string_lossy().into_owned()),
-                ),
-                ("cpus", times(resources.cpus.or((here > 1).then_some(1)))),
-                ("gpus", times(resources.gpus)),
-                (
-                    "memory",
-                    resources.memory.map_or(VariableValue::Unset, |each| {
-                        VariableValue::Text(format!("{}MB", each.mib() * u64::from(here)))
-                    }),
-                ),
-                // HTCondor has no time limit except one in the job's own description.
-                (
-                    "walltime",
-                    resources.walltime.map_or(VariableValue::Unset, |time| {
-                        VariableValue::Text(format!("(JobStatus == 2) && (time() - EnteredCurrentStatus > {})", time.seconds))
-                    }),
-                ),
-                ("log", VariableValue::Text(format!("{log}-"))),
-                (
-                    "environment",
-                    VariableValue::Lines(engines::environment(request, "$1", "$(($2 + 1))")),
-                ),
+                ("array", VariableValue::of(Some(request.jobs()))),
+                ("script", VariableValue::Text(script)),
+                ("cpus", VariableValue::of(cpus.map(|each| each * here))),
+                ("gpus", VariableValue::of(resources.gpus.map(|each| each * here))),
+                ("memory", VariableValue::of(memory)),
+                ("walltime", VariableValue::of(resources.walltime.map(|time| limit(time.seconds)))),
             ],
         );
         Ok(variables)
@@ -208,12 +130,6 @@ impl BatchSystem for HtCondor {
         vec![engines::requirement(request)]
     }
 
-    fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf {
-        request
-            .log_dir
-            .join(format!("{}-{job}.{}.log", request.log_stem, element.unwrap_or(1)))
-    }
-
     fn submit_command(&self, script: &Path, _text: &str, _request: &JobRequest) -> CommandLine {
         CommandLine::new("condor_submit", [script.to_string_lossy()])
     }
@@ -227,24 +143,7 @@ impl BatchSystem for HtCondor {
             let id: String = after.chars().take_while(char::is_ascii_digit).collect();
             (!id.is_empty()).then_some(JobId(id))
         });
-        id.ok_or_else(|| failure::no_id(output, "`condor_q` shows whether the job exists"))
-    }
-
-    /// A variable `_CONDOR_NAME` sets NAME of the configuration, which also selects the pool.
-    /// Therefore only variables that change the output are removed.
-    fn environment(&self) -> EnvironmentRules {
-        const DISPLAY: Names = &["_CONDOR_CONDOR_Q_*", "_CONDOR_TOOL_DEBUG*"];
-        EnvironmentRules {
-            submissions: Rule {
-                removed: DISPLAY,
-                kept: &[],
-            },
-            queries: Rule {
-                removed: DISPLAY,
-                kept: &[],
-            },
-            options: &[],
-        }
+        id.ok_or_else(|| failure::no_id(output, TABLE.no_id))
     }
 
     fn query_command(&self, jobs: &[JobId], _user: &str) -> CommandLine {
@@ -278,20 +177,6 @@ impl BatchSystem for HtCondor {
             None => target.job.0.clone(),
         };
         CommandLine::new("condor_rm", targets.iter().map(target))
-    }
-
-    fn parse_cancel(&self, output: &CommandOutput) -> Result<(), QueryFailure> {
-        let message = output.message();
-        let fine = |line: &str| {
-            let line = line.to_lowercase();
-            ["marked for removal", "couldn't find", "not found", "no job found", "already"]
-                .iter()
-                .any(|words| line.contains(words))
-        };
-        match output.is_success() || (!message.is_empty() && message.lines().all(fine)) {
-            true => Ok(()),
-            false => Err(failure::of_query(output, FAILURES)),
-        }
     }
 }
 
@@ -362,20 +247,17 @@ fn word(number: i64) -> &'static str {
 }
 
 fn status(ad: &Ad) -> JobStatus {
+    let Some(number) = ad.job_status else {
+        return JobStatus::Unknown("JobStatus missing".into());
+    };
     let by_policy = ad.remove_reason.as_deref().is_some_and(|reason| reason.contains("PeriodicRemove"));
-    match ad.job_status {
-        Some(1) => JobStatus::Queued,
-        Some(2) => JobStatus::Running,
+    let has_failed = ad.exit_by_signal == Some(true) || ad.exit_code.is_some_and(|code| code != 0);
+    match TABLE.status(&number.to_string()) {
         // The only such rule in our description is the time limit.
-        Some(3) if by_policy => JobStatus::TimedOut,
-        Some(3) => JobStatus::Cancelled,
-        Some(4) if ad.exit_by_signal == Some(true) || ad.exit_code.is_some_and(|code| code != 0) => JobStatus::Failed,
-        Some(4) => JobStatus::Completed,
-        Some(5) => JobStatus::Held,
-        Some(6) => JobStatus::Completing,
-        Some(7) => JobStatus::Suspended,
-        Some(other) => JobStatus::Unknown(format!("JobStatus {other}")),
-        None => JobStatus::Unknown("JobStatus missing".into()),
+        JobStatus::Cancelled if by_policy => JobStatus::TimedOut,
+        JobStatus::Completed if has_failed => JobStatus::Failed,
+        JobStatus::Unknown(_) => JobStatus::Unknown(format!("JobStatus {number}")),
+        status => status,
     }
 }
 

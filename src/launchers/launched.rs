@@ -249,7 +249,7 @@ impl MemberState {
         MemberState::new(Stage::Queued, SUBMITTED, "")
     }
     /// `running`, `queued`, or the system's own term.
-    pub(crate) fn in_words(&self) -> &str {
+    pub(crate) fn describe(&self) -> &str {
         match (self.stage, self.word.as_str()) {
             (Stage::Running, "") => "running",
             (Stage::Ended, "") => "ended",
@@ -373,7 +373,7 @@ impl BatchJob {
 }
 
 /// `3 queued: Resources; 1 held`: the number of engines in each state other than running.
-pub(crate) fn in_words(members: &[Member], states: &[MemberState]) -> String {
+pub(crate) fn summarize(members: &[Member], states: &[MemberState]) -> String {
     let mut groups: Vec<(Stage, String, &str, u32)> = Vec::new();
     for (member, state) in members.iter().zip(states) {
         if state.stage == Stage::Running || state.word == SUBMITTED {
@@ -479,8 +479,8 @@ mod tests {
             MemberState::new(Stage::Queued, "queued", "Resources"),
             MemberState::unknown("no answer"),
         ];
-        assert_eq!(in_words(&launched.members(), &states), "8 queued: Resources; 3 unknown: no answer");
-        assert_eq!(in_words(&launched.members(), &vec![MemberState::running(); 4]), "");
+        assert_eq!(summarize(&launched.members(), &states), "8 queued: Resources; 3 unknown: no answer");
+        assert_eq!(summarize(&launched.members(), &vec![MemberState::running(); 4]), "");
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The interface of all launchers.
-use super::{ControllerLaunch, EnginesLaunch, LaunchError, Launched, MemberState, StopReport, logs};
+use super::{ControllerLaunch, EnginesLaunch, LaunchError, Launched, LogError, MemberState, StopReport, logs};
 use std::path::Path;
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ pub(crate) trait RemoteHosts: Send + Sync {
     fn restart_tunnels(&self, launched: &Launched, program: &Path) -> Vec<String>;
     /// The last lines of these members' logs on their hosts, by index, or the reason why they are
     /// not available.
-    fn logs(&self, launched: &Launched, indices: &[usize], lines: usize) -> Vec<(usize, Result<String, String>)>;
+    fn logs(&self, launched: &Launched, indices: &[usize], lines: usize) -> Vec<(usize, Result<String, LogError>)>;
     /// The indices of the engines with these process ids; each is given as the host's own name and
     /// the pid on that host. Omits processes that cannot be matched.
     fn indices_of(&self, launched: &Launched, processes: &[(String, u32)]) -> Vec<usize>;

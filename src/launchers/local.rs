@@ -148,7 +148,7 @@ impl Local {
     fn exit_status(&self, process: &Process) -> Option<String> {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         let status = children.get_mut(&process.id.pid)?.try_wait().ok()??;
-        Some(in_words(status))
+        Some(describe_exit(status))
     }
 
     fn spawn(&self, daemon: &DaemonCommand) -> Result<Process, LaunchError> {
@@ -273,7 +273,7 @@ fn send(pid: u32, signal: i32) -> Result<bool, LaunchError> {
     }
 }
 
-fn in_words(status: ExitStatus) -> String {
+fn describe_exit(status: ExitStatus) -> String {
     match (status.code(), status.signal().map(Signal::try_from)) {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(Ok(signal))) => format!("signal {signal}"),

@@ -30,7 +30,7 @@ pub(crate) mod ssh;
 pub(crate) mod supervisor;
 pub(crate) mod templates;
 
-pub(crate) use error::LaunchError;
+pub(crate) use error::{LaunchError, LogError};
 pub(crate) use launch::{ControllerLaunch, EnginesLaunch};
 pub(crate) use launched::{BatchJob, JobOutcome, Launched, MemberState, Process, Recipe, Stage, StopReport};
 pub(crate) use launcher::{Capabilities, Launcher, RemoteHosts};

@@ -4,17 +4,17 @@
 //! Sources: qsub(1B), qstat(1B), qdel(1B) of OpenPBS 23.06 and of Torque 6, and the Perl scripts of
 //! slurm-wlm-torque 22.05. They differ in the option for an array (`-J`, `-t`), in the variable
 //! that contains the array index (`PBS_ARRAY_INDEX`, `PBS_ARRAYID`), and in the resources of `-l`.
-use super::batch::environment::{Names, Rule};
-use super::batch::render::{
-    FoundBy, Requirement, VariableValue, Variables, common, invalid_value, nodes_are_of_one_job, set_variables, unsupported,
-};
+use super::batch::failure::{ErrorPatterns, failures};
+use super::batch::render::{common, invalid_value, set_variables};
+use super::batch::table::template;
+use super::batch::template::{Requirement, VariableValue, Variables};
 use super::batch::{
-    BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobTarget, KillWait, Problem,
-    QueryFailure, SubmitFailure, Template, TemplateError, engines, failure, slurm_environment, squeue,
+    BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobRequest, JobRow, JobTarget, KillWait, QueryFailure, SubmitFailure,
+    Table, TemplateError, engines, failure, slurm_environment, squeue,
 };
 use crate::model::shell;
 use crate::profile::config::resources::StartMode;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 mod answers;
 
@@ -40,139 +40,82 @@ pub(crate) fn row() -> &'static dyn BatchSystem {
 }
 
 /// Lower-case text of its errors and what it indicates.
-const FAILURES: &[(&str, Problem, &str)] = &[
-    (
-        "unknown queue",
-        Problem::NoSuchQueue,
-        "`qstat -Q` lists the queues; name one with --queue or launchers.pbs.queue",
-    ),
-    (
-        "invalid partition",
-        Problem::NoSuchQueue,
-        "`qstat -Q` lists the queues; name one with --queue or launchers.pbs.queue",
-    ),
-    (
-        "cannot locate destination",
-        Problem::NoSuchQueue,
-        "`qstat -Q` lists the queues; name one with --queue or launchers.pbs.queue",
-    ),
-    (
-        "invalid account",
-        Problem::NoSuchAccount,
-        "choose one of your accounts with --account or launchers.pbs.account",
-    ),
-    (
-        "invalid project",
-        Problem::NoSuchAccount,
-        "choose one of your projects in launchers.pbs.directives (-P name)",
-    ),
-    (
-        "unknown resource",
-        Problem::BadScript,
-        "this PBS does not know the resource; use the site's names in your own template (pcluster template copy)",
-    ),
-    (
-        "cannot be used with select",
-        Problem::BadScript,
-        "`-l nodes=` and `-l select=` exclude each other; check launchers.pbs.directives",
-    ),
-    (
-        "illegal -",
-        Problem::BadScript,
-        "check the script's #PBS lines and launchers.pbs.directives",
-    ),
-    (
-        "invalid option",
-        Problem::BadScript,
-        "check the script's #PBS lines and launchers.pbs.directives",
-    ),
-    (
-        "directive error",
-        Problem::BadScript,
-        "check the script's #PBS lines and launchers.pbs.directives",
-    ),
-    (
-        "invalid directive",
-        Problem::BadScript,
-        "check the script's #PBS lines and launchers.pbs.directives",
-    ),
-    (
-        "exceeds",
-        Problem::Limit,
-        "`qstat -Qf` shows the queues' limits; request less, or use another queue",
-    ),
-    (
-        "violates queue",
-        Problem::Limit,
-        "`qstat -Qf` shows the queues' limits; request less, or use another queue",
-    ),
-    (
-        "violates accounting/qos policy",
-        Problem::Limit,
-        "reduce the number of engines (-n) or the time (--walltime), or use another --account",
-    ),
-    (
-        "limit",
-        Problem::Limit,
-        "`qstat -Qf` shows the queues' limits; --engines-per-job reduces the number of jobs",
-    ),
-    (
-        "unauthorized",
-        Problem::NoPermission,
-        "you may not submit to this queue, or not from this host",
-    ),
-    (
-        "not authorized",
-        Problem::NoPermission,
-        "you may not submit to this queue, or not from this host",
-    ),
-    (
-        "access/permission denied",
-        Problem::NoPermission,
-        "you may not submit to this queue, or not from this host",
-    ),
-    (
-        "permission denied",
-        Problem::NoPermission,
-        "you may not submit to this queue, or not from this host",
-    ),
-    (
-        "bad uid",
-        Problem::NoPermission,
-        "the server does not know this user or host; run this on a login node of the cluster",
-    ),
-    (
-        "cannot connect to server",
-        Problem::SchedulerDown,
-        "`qstat -B` shows whether the server is up",
-    ),
-    (
-        "connection refused",
-        Problem::SchedulerDown,
-        "`qstat -B` shows whether the server is up",
-    ),
-    (
-        "communication failure",
-        Problem::SchedulerDown,
-        "`qstat -B` shows whether the server is up",
-    ),
-    (
-        "unable to contact slurm",
-        Problem::SchedulerDown,
-        "`scontrol ping` shows whether the controller is up",
-    ),
-    ("pbs_server", Problem::SchedulerDown, "`qstat -B` shows whether the server is up"),
-];
+const FAILURES: &ErrorPatterns = failures! {
+    NoSuchQueue: "unknown queue" | "invalid partition" | "cannot locate destination"
+        => "`qstat -Q` lists the queues; name one with --queue or launchers.pbs.queue";
+    NoSuchAccount: "invalid account" => "choose one of your accounts with --account or launchers.pbs.account";
+    NoSuchAccount: "invalid project" => "choose one of your projects in launchers.pbs.directives (-P name)";
+    BadScript: "unknown resource"
+        => "this PBS does not know the resource; use the site's names in your own template (pcluster template copy)";
+    BadScript: "cannot be used with select" => "`-l nodes=` and `-l select=` exclude each other; check launchers.pbs.directives";
+    BadScript: "illegal -" | "invalid option" | "directive error" | "invalid directive"
+        => "check the script's #PBS lines and launchers.pbs.directives";
+    Limit: "exceeds" | "violates queue" => "`qstat -Qf` shows the queues' limits; request less, or use another queue";
+    Limit: "violates accounting/qos policy" => "reduce the number of engines (-n) or the time (--walltime), or use another --account";
+    Limit: "limit" => "`qstat -Qf` shows the queues' limits; --engines-per-job reduces the number of jobs";
+    NoPermission: "unauthorized" | "not authorized" | "access/permission denied" | "permission denied"
+        => "you may not submit to this queue, or not from this host";
+    NoPermission: "bad uid" => "the server does not know this user or host; run this on a login node of the cluster";
+    SchedulerDown: "cannot connect to server" | "connection refused" | "communication failure"
+        => "`qstat -B` shows whether the server is up";
+    SchedulerDown: "unable to contact slurm" => "`scontrol ping` shows whether the controller is up";
+    SchedulerDown: "pbs_server" => "`qstat -B` shows whether the server is up";
+};
+
+static OPENPBS_TABLE: Table = Table {
+    name: "pbs",
+    title: "OpenPBS",
+    directive_prefix: "#PBS",
+    controller: &[template!("pbs", "controller.sh.tera")],
+    engines: &[template!("pbs", "engines.sh.tera")],
+    array: (&["-J", "-t"], "#PBS {{ array }}"),
+    unsupported: &["qos", "reservation", "parallel_environment"],
+    one_job: &[StartMode::Mpiexec],
+    log: ["", ""],
+    log_separator: '.',
+    log_has_element: true,
+    // `19[1].pbs1` is a job of `19[].pbs1`.
+    job: ["${PBS_JOBID%%\\[*}[]${PBS_JOBID##*\\]}", "$PBS_ARRAY_INDEX"],
+    // pbs(7B) and qsub(1B): `PBS_DPREFIX` changes the prefix of directives. Torque's qstat hides jobs according to `PBS_QSTAT_…`.
+    environment: EnvironmentRules::removing(&["PBS_DPREFIX", "PBS_QSTAT_*"]),
+    failures: FAILURES,
+    no_id: "`qstat -u $USER` shows whether the job exists",
+    states: answers::STATES,
+    cancelled: &["unknown job", "job has finished", "invalid state", "state for job"],
+    // pbs_queue_attributes(7B), kill_delay.
+    kill_wait: KillWait {
+        term_s: Some(10),
+        user_s: None,
+    },
+};
+
+static TORQUE_TABLE: Table = Table {
+    title: "Torque",
+    job: [OPENPBS_TABLE.job[0], "$PBS_ARRAYID"],
+    // Its attribute kill_delay.
+    kill_wait: KillWait {
+        term_s: Some(2),
+        user_s: None,
+    },
+    ..OPENPBS_TABLE
+};
+
+static SLURM_TABLE: Table = Table {
+    title: "Slurm's qsub",
+    one_job: &[StartMode::Mpiexec, StartMode::Srun],
+    job: ["$SLURM_ARRAY_JOB_ID", "$SLURM_ARRAY_TASK_ID"],
+    // It runs sbatch, and does not print the cluster that a job was sent to.
+    environment: slurm_environment::WITHOUT_CLUSTERS,
+    kill_wait: squeue::KILL_WAIT,
+    ..OPENPBS_TABLE
+};
 
 impl BatchSystem for Pbs {
-    fn name(&self) -> &'static str {
-        "pbs"
-    }
-    fn title(&self) -> &'static str {
+    fn table(&self) -> &'static Table {
         match self.0 {
-            Dialect::OpenPbs => "OpenPBS",
-            Dialect::Torque => "Torque",
-            Dialect::Slurm => "Slurm's qsub",
+            Dialect::OpenPbs => &OPENPBS_TABLE,
+            Dialect::Torque => &TORQUE_TABLE,
+            Dialect::Slurm => &SLURM_TABLE,
         }
     }
 
@@ -208,22 +151,6 @@ impl BatchSystem for Pbs {
         }
     }
 
-    fn templates(&self, kind: JobKind) -> &'static [Template] {
-        match kind {
-            JobKind::Controller => &[Template {
-                name: "controller.sh.tera",
-                text: include_str!("../../templates/pbs/controller.sh.tera"),
-            }],
-            JobKind::Engines => &[Template {
-                name: "engines.sh.tera",
-                text: include_str!("../../templates/pbs/engines.sh.tera"),
-            }],
-        }
-    }
-    fn directive_prefix(&self) -> &'static str {
-        "#PBS"
-    }
-
     /// #PBS lines contain only names and numbers; paths appear only in shell lines of these
     /// scripts.
     fn quote_directive(&self, name: &str, value: &str) -> Result<String, TemplateError> {
@@ -239,86 +166,25 @@ impl BatchSystem for Pbs {
     }
 
     fn variables(&self, request: &JobRequest) -> Result<Variables, TemplateError> {
-        let resources = &request.resources;
-        let unknown = [
-            ("qos", resources.qos.is_some()),
-            ("reservation", resources.reservation.is_some()),
-            ("parallel_environment", resources.parallel_environment.is_some()),
-        ];
-        unsupported(self, request, &unknown)?;
-        nodes_are_of_one_job(self, request, "mpiexec")?;
-        if request.is_one_job() && resources.start == StartMode::Srun && self.0 != Dialect::Slurm {
-            return Err(TemplateError::Unsupported {
-                system: self.title(),
-                what: "srun".into(),
-                hint: Some("set launchers.pbs.start to mpiexec for one job of all engines, or to array".into()),
-            });
+        let mut variables = common(self.table(), request)?;
+        let array = self.array(request);
+        if array.is_none() {
+            let environment = engines::environment(request, "$PBS_JOBID", "");
+            set_variables(&mut variables, [("environment", VariableValue::Lines(environment))]);
         }
-        let mut variables = common(request);
         set_variables(
             &mut variables,
             [
-                (
-                    "array",
-                    self.array(request)
-                        .map_or(VariableValue::Unset, |line| VariableValue::Lines(vec![line])),
-                ),
-                (
-                    "tasks",
-                    if request.is_one_job() {
-                        VariableValue::Text(request.n.to_string())
-                    } else {
-                        VariableValue::Unset
-                    },
-                ),
+                ("array", VariableValue::Lines(array.into_iter().collect())),
                 ("resources", VariableValue::Lines(self.resources(request))),
-                (
-                    "log",
-                    VariableValue::Text(format!("{}-", request.log_dir.join(&request.log_stem).to_string_lossy())),
-                ),
-                ("environment", VariableValue::Lines(self.environment(request))),
             ],
         );
         Ok(variables)
     }
 
     fn requirements(&self, _template: &str, request: &JobRequest) -> Vec<Requirement> {
-        let mut requirements = vec![engines::requirement(request)];
-        if self.array(request).is_some() {
-            requirements.push(Requirement {
-                what: "the line that makes the job an array".into(),
-                found_by: FoundBy::Directive(&["-J", "-t"]),
-                line: "#PBS {{ array }}".into(),
-            });
-        }
-        requirements
-    }
-
-    fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf {
-        let number: String = job.0.chars().take_while(char::is_ascii_digit).collect();
-        let element = element.unwrap_or(1);
-        request.log_dir.join(format!("{}-{number}.{element}.log", request.log_stem))
-    }
-
-    /// pbs(7B) and qsub(1B): `PBS_DPREFIX` changes the prefix of directives. Torque's qstat hides
-    /// jobs according to `PBS_QSTAT_…`. Slurm's `qsub` runs sbatch, and does not print the cluster
-    /// that a job was sent to.
-    fn environment(&self) -> EnvironmentRules {
-        const DISPLAY: Names = &["PBS_DPREFIX", "PBS_QSTAT_*"];
-        match self.0 {
-            Dialect::Slurm => slurm_environment::WITHOUT_CLUSTERS,
-            _ => EnvironmentRules {
-                submissions: Rule {
-                    removed: DISPLAY,
-                    kept: &[],
-                },
-                queries: Rule {
-                    removed: DISPLAY,
-                    kept: &[],
-                },
-                options: &[],
-            },
-        }
+        let array = self.array(request).map(|_| self.table().array_requirement());
+        [engines::requirement(request)].into_iter().chain(array).collect()
     }
 
     /// Slurm's `qsub` puts its own output option before the script's, and passes all its arguments
@@ -345,7 +211,7 @@ impl BatchSystem for Pbs {
         }
         let id = output.stdout.lines().rev().map(str::trim).find(|line| answers::is_id(line));
         id.map(|id| JobId(id.into()))
-            .ok_or_else(|| failure::no_id(output, "`qstat -u $USER` shows whether the job exists"))
+            .ok_or_else(|| failure::no_id(output, self.table().no_id))
     }
 
     fn query_command(&self, jobs: &[JobId], user: &str) -> CommandLine {
@@ -409,20 +275,6 @@ impl BatchSystem for Pbs {
         }
     }
 
-    /// pbs_queue_attributes(7B), kill_delay: 10 s by default; Torque's attribute of the same name:
-    /// 2 s.
-    fn kill_wait(&self) -> KillWait {
-        let term_s = match self.0 {
-            Dialect::OpenPbs => 10,
-            Dialect::Torque => 2,
-            Dialect::Slurm => squeue::KILL_WAIT_S,
-        };
-        KillWait {
-            term_s: Some(term_s),
-            user_s: None,
-        }
-    }
-
     fn kill_wait_command(&self) -> Option<CommandLine> {
         (self.0 == Dialect::Slurm).then(squeue::kill_wait)
     }
@@ -439,19 +291,9 @@ impl BatchSystem for Pbs {
     }
 
     fn parse_cancel(&self, output: &CommandOutput) -> Result<(), QueryFailure> {
-        if self.0 == Dialect::Slurm {
-            return squeue::cancelled(output);
-        }
-        let message = output.message();
-        let fine = |line: &str| {
-            let line = line.to_lowercase();
-            ["unknown job", "job has finished", "invalid state", "state for job"]
-                .iter()
-                .any(|words| line.contains(words))
-        };
-        match output.is_success() || (!message.is_empty() && message.lines().all(fine)) {
-            true => Ok(()),
-            false => Err(failure::of_query(output, FAILURES)),
+        match self.0 {
+            Dialect::Slurm => squeue::cancelled(output),
+            _ => failure::of_cancellation(output, self.table().cancelled, self.table().failures),
         }
     }
 }
@@ -460,7 +302,7 @@ impl Pbs {
     /// `-J 1-15`; none for one job, since OpenPBS does not accept an array of one.
     fn array(&self, request: &JobRequest) -> Option<String> {
         let jobs = request.jobs();
-        if request.kind == JobKind::Controller || request.is_one_job() || (jobs == 1 && self.0 == Dialect::OpenPbs) {
+        if !request.is_array() || (jobs == 1 && self.0 == Dialect::OpenPbs) {
             return None;
         }
         let option = if self.0 == Dialect::OpenPbs { "-J" } else { "-t" };
@@ -514,17 +356,6 @@ impl Pbs {
             lines.push(format!("mem={}mb", memory * u64::from(chunks)));
         }
         lines
-    }
-
-    fn environment(&self, request: &JobRequest) -> Vec<String> {
-        let (job, element) = match (self.0, self.array(request)) {
-            // `19[1].pbs1` is a job of `19[].pbs1`.
-            (Dialect::OpenPbs, Some(_)) => ("${PBS_JOBID%%\\[*}[]${PBS_JOBID##*\\]}", "$PBS_ARRAY_INDEX"),
-            (Dialect::Torque, Some(_)) => ("${PBS_JOBID%%\\[*}[]${PBS_JOBID##*\\]}", "$PBS_ARRAYID"),
-            (Dialect::Slurm, Some(_)) => ("$SLURM_ARRAY_JOB_ID", "$SLURM_ARRAY_TASK_ID"),
-            (_, None) => ("$PBS_JOBID", ""),
-        };
-        engines::environment(request, job, element)
     }
 }
 

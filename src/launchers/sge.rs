@@ -1,138 +1,74 @@
 //! Grid Engine (SGE, Son of Grid Engine, Open Grid Scheduler, Univa, Altair). Sources: qsub(1),
 //! qstat(1), sge_status(5), accounting(5) of 8.1.9, and the output of that version.
-use super::batch::environment::{Names, Rule};
-use super::batch::render::{FoundBy, Requirement, VariableValue, Variables, common, invalid_value, set_variables, unsupported};
+use super::batch::failure::{ErrorPatterns, failures};
+use super::batch::render::{common, invalid_value, set_variables};
+use super::batch::table::template;
+use super::batch::template::{VariableValue, Variables};
 use super::batch::{
-    BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, KillWait, Problem,
-    QueryFailure, SubmitFailure, Template, TemplateError, engines, failure, ranges, xml,
+    BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobRequest, JobRow, JobStatus, JobTarget, KillWait, QueryFailure,
+    SubmitFailure, Table, TemplateError, failure, ranges, xml,
 };
 use crate::profile::config::resources::StartMode;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub(crate) struct Sge;
 
 /// Lower-case text of its errors and what it indicates.
-const FAILURES: &[(&str, Problem, &str)] = &[
-    (
-        "unknown queue",
-        Problem::NoSuchQueue,
-        "`qconf -sql` lists the queues; name one with --queue or launchers.sge.queue",
-    ),
-    (
-        "requested parallel environment",
-        Problem::NoSuchQueue,
-        "`qconf -spl` lists the parallel environments; name one with launchers.sge.parallel_environment",
-    ),
-    (
-        "requested project",
-        Problem::NoSuchAccount,
-        "`qconf -sprjl` lists the projects; name one with --account or launchers.sge.account",
-    ),
-    (
-        "unknown resource",
-        Problem::BadScript,
-        "`qconf -sc` lists the resources for -l; use the site's names in your own template (pcluster template copy)",
-    ),
-    ("reservation id", Problem::NoSuchQueue, "`qrstat` lists the advance reservations"),
-    (
-        "is not a time value",
-        Problem::BadScript,
-        "check the script's #$ lines and launchers.sge.directives",
-    ),
-    (
-        "invalid option argument",
-        Problem::BadScript,
-        "check the script's #$ lines and launchers.sge.directives",
-    ),
-    (
-        "unknown option",
-        Problem::BadScript,
-        "check the script's #$ lines and launchers.sge.directives",
-    ),
-    (
-        "unable to read script file",
-        Problem::BadScript,
-        "check the script's #$ lines and launchers.sge.directives",
-    ),
-    (
-        "can't be requested",
-        Problem::Limit,
-        "`qconf -sc` and `qhost -F` show the available resources",
-    ),
-    ("quota", Problem::Limit, "`qquota` shows your limits"),
-    (
-        "limit",
-        Problem::Limit,
-        "`qconf -sconf` (max_aj_tasks, max_u_jobs) and `qquota` show the limits",
-    ),
-    (
-        "not allowed",
-        Problem::NoPermission,
-        "ask your site's administrators which queues and projects you may use",
-    ),
-    (
-        "has no permission",
-        Problem::NoPermission,
-        "ask your site's administrators which queues and projects you may use",
-    ),
-    (
-        "denied: host",
-        Problem::NoPermission,
-        "this host may not submit jobs; run this on a submit host (`qconf -ss` lists them)",
-    ),
-    (
-        "no submit host",
-        Problem::NoPermission,
-        "this host may not submit jobs; run this on a submit host (`qconf -ss` lists them)",
-    ),
-    (
-        "unable to contact qmaster",
-        Problem::SchedulerDown,
-        "`qping -info $SGE_QMASTER_HOST 6444 qmaster 1` shows whether it is up",
-    ),
-    (
-        "unable to send message to qmaster",
-        Problem::SchedulerDown,
-        "the master does not answer; `qstat` shows whether it is back",
-    ),
-    (
-        "got select error",
-        Problem::SchedulerDown,
-        "the master does not answer; `qstat` shows whether it is back",
-    ),
-    (
-        "commlib error",
-        Problem::SchedulerDown,
-        "the master does not answer; `qstat` shows whether it is back",
-    ),
-    (
-        "sge_root",
-        Problem::NoCommand,
-        "the Grid Engine settings are not loaded: run `. $SGE_ROOT/default/common/settings.sh`, or load the site's module",
-    ),
-];
+const FAILURES: &ErrorPatterns = failures! {
+    NoSuchQueue: "unknown queue" => "`qconf -sql` lists the queues; name one with --queue or launchers.sge.queue";
+    NoSuchQueue: "requested parallel environment"
+        => "`qconf -spl` lists the parallel environments; name one with launchers.sge.parallel_environment";
+    NoSuchAccount: "requested project" => "`qconf -sprjl` lists the projects; name one with --account or launchers.sge.account";
+    BadScript: "unknown resource"
+        => "`qconf -sc` lists the resources for -l; use the site's names in your own template (pcluster template copy)";
+    NoSuchQueue: "reservation id" => "`qrstat` lists the advance reservations";
+    BadScript: "is not a time value" | "invalid option argument" | "unknown option" | "unable to read script file"
+        => "check the script's #$ lines and launchers.sge.directives";
+    Limit: "can't be requested" => "`qconf -sc` and `qhost -F` show the available resources";
+    Limit: "quota" => "`qquota` shows your limits";
+    Limit: "limit" => "`qconf -sconf` (max_aj_tasks, max_u_jobs) and `qquota` show the limits";
+    NoPermission: "not allowed" | "has no permission" => "ask your site's administrators which queues and projects you may use";
+    NoPermission: "denied: host" | "no submit host"
+        => "this host may not submit jobs; run this on a submit host (`qconf -ss` lists them)";
+    SchedulerDown: "unable to contact qmaster" => "`qping -info $SGE_QMASTER_HOST 6444 qmaster 1` shows whether it is up";
+    SchedulerDown: "unable to send message to qmaster" | "got select error" | "commlib error"
+        => "the master does not answer; `qstat` shows whether it is back";
+    NoCommand: "sge_root"
+        => "the Grid Engine settings are not loaded: run `. $SGE_ROOT/default/common/settings.sh`, or load the site's module";
+};
+
+static TABLE: Table = Table {
+    name: "sge",
+    title: "Grid Engine",
+    directive_prefix: "#$",
+    controller: &[template!("sge", "controller.sh.tera")],
+    engines: &[template!("sge", "engines.sh.tera")],
+    array: (&["-t"], "#$ -t {{ array }}"),
+    unsupported: &["qos", "nodes"],
+    one_job: &[StartMode::Mpiexec],
+    log: ["$JOB_ID.$TASK_ID.log", "$JOB_ID.log"],
+    log_separator: '.',
+    log_has_element: false,
+    // Outside an array SGE_TASK_ID is `undefined`.
+    job: ["$JOB_ID", "${SGE_TASK_ID#undefined}"],
+    // sge_intro(1): debugging output mixes with the answers; the other variables truncate names or join lines. The default
+    // request files are handled separately: see `submit_command`.
+    environment: EnvironmentRules::removing(&["SGE_DEBUG_LEVEL", "SGE_DEBUG_TARGET", "SGE_LONG_*", "SGE_SINGLE_LINE"]),
+    failures: FAILURES,
+    no_id: "`qstat` shows whether the job exists",
+    states: STATES,
+    // The exit code is 1 if one of several jobs was already gone.
+    cancelled: &["does not exist", "for deletion", "has deleted job"],
+    // queue_conf(5), `notify`: SIGUSR2 is sent this long before SIGKILL, by default 00:00:60. SIGTERM is not sent.
+    kill_wait: KillWait {
+        term_s: None,
+        user_s: Some(60),
+    },
+};
 
 impl BatchSystem for Sge {
-    fn name(&self) -> &'static str {
-        "sge"
-    }
-    fn title(&self) -> &'static str {
-        "Grid Engine"
-    }
-    fn templates(&self, kind: JobKind) -> &'static [Template] {
-        match kind {
-            JobKind::Controller => &[Template {
-                name: "controller.sh.tera",
-                text: include_str!("../../templates/sge/controller.sh.tera"),
-            }],
-            JobKind::Engines => &[Template {
-                name: "engines.sh.tera",
-                text: include_str!("../../templates/sge/engines.sh.tera"),
-            }],
-        }
-    }
-    fn directive_prefix(&self) -> &'static str {
-        "#$"
+    fn table(&self) -> &'static Table {
+        &TABLE
     }
 
     /// qsub removes quotes everywhere, and has no escape character. In a path it interprets
@@ -141,7 +77,7 @@ impl BatchSystem for Sge {
         let is_path = matches!(name, "cwd" | "log");
         let wrong = |c: char| "'\"#".contains(c) || (is_path && "$:,".contains(c));
         // The `$` in `log` itself belongs to its two variables.
-        let own = value.replace(LOG_ARRAY, "").replace(LOG_SINGLE, "");
+        let own = TABLE.log.iter().fold(value.to_string(), |own, end| own.replace(end, ""));
         if (if name == "log" { own.as_str() } else { value }).contains(wrong) {
             return Err(invalid_value(
                 self.title(),
@@ -157,19 +93,8 @@ impl BatchSystem for Sge {
     }
 
     fn variables(&self, request: &JobRequest) -> Result<Variables, TemplateError> {
+        let mut variables = common(&TABLE, request)?;
         let resources = &request.resources;
-        unsupported(
-            self,
-            request,
-            &[("qos", resources.qos.is_some()), ("nodes", resources.nodes.is_some())],
-        )?;
-        if request.is_one_job() && resources.start == StartMode::Srun {
-            return Err(TemplateError::Unsupported {
-                system: self.title(),
-                what: "srun".into(),
-                hint: Some("set launchers.sge.start to mpiexec for one job of all engines, or to array".into()),
-            });
-        }
         let (one_job, per_job) = (request.is_one_job(), request.engines_in_a_job());
         let cpus = resources.cpus.unwrap_or(1).max(1);
         let slots = if one_job { request.n } else { per_job } * cpus;
@@ -181,10 +106,10 @@ impl BatchSystem for Sge {
             None => (slots > 1).then_some("smp"),
         };
         let environment = match name {
-            Some(name) => VariableValue::Lines(vec![format!("{} {slots}", one_word(self, name)?)]),
+            Some(name) => VariableValue::Lines(vec![format!("{} {slots}", one_word(name)?)]),
             None => VariableValue::Unset,
         };
-        let amount = |value: Option<u64>, unit: &str| value.map_or(VariableValue::Unset, |v| VariableValue::Text(format!("{v}{unit}")));
+        let amount = |value: Option<u64>, unit: &str| VariableValue::of(value.map(|amount| format!("{amount}{unit}")));
         let engines_per_job = if one_job { 1 } else { u64::from(per_job) };
         let gpus = resources.gpus.map(|each| u64::from(each) * engines_per_job);
         let memory = resources.memory.map(|each| each.mib() * engines_per_job);
@@ -194,27 +119,9 @@ impl BatchSystem for Sge {
             true => whole,
             false => each_slot(whole),
         };
-        let is_array = request.kind == JobKind::Engines && !one_job;
-        let mut variables = common(request);
         set_variables(
             &mut variables,
             [
-                (
-                    "array",
-                    if is_array {
-                        VariableValue::Text(format!("1-{}", request.jobs()))
-                    } else {
-                        VariableValue::Unset
-                    },
-                ),
-                (
-                    "tasks",
-                    if one_job {
-                        VariableValue::Text(request.n.to_string())
-                    } else {
-                        VariableValue::Unset
-                    },
-                ),
                 ("parallel_environment", environment),
                 ("cpus", VariableValue::Text(slots.to_string())),
                 ("gpus", amount(gpus, "")),
@@ -222,42 +129,9 @@ impl BatchSystem for Sge {
                 ("memory", amount(memory, "M")),
                 ("mem_free", amount(memory.map(|whole| as_counted("mem_free", whole)), "M")),
                 ("memory_per_slot", amount(memory.map(each_slot), "M")),
-                (
-                    "log",
-                    VariableValue::Text(format!(
-                        "{}-{}",
-                        request.log_dir.join(&request.log_stem).to_string_lossy(),
-                        if is_array { LOG_ARRAY } else { LOG_SINGLE }
-                    )),
-                ),
-                // Outside an array SGE_TASK_ID is `undefined`.
-                (
-                    "environment",
-                    VariableValue::Lines(engines::environment(request, "$JOB_ID", "${SGE_TASK_ID#undefined}")),
-                ),
             ],
         );
         Ok(variables)
-    }
-
-    fn requirements(&self, _template: &str, request: &JobRequest) -> Vec<Requirement> {
-        let mut requirements = vec![engines::requirement(request)];
-        if request.kind == JobKind::Engines && !request.is_one_job() {
-            requirements.push(Requirement {
-                what: "the line that makes the job an array".into(),
-                found_by: FoundBy::Directive(&["-t"]),
-                line: "#$ -t {{ array }}".into(),
-            });
-        }
-        requirements
-    }
-
-    fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf {
-        let name = match element {
-            Some(element) => format!("{}-{job}.{element}.log", request.log_stem),
-            None => format!("{}-{job}.log", request.log_stem),
-        };
-        request.log_dir.join(name)
     }
 
     fn submit_command(&self, script: &Path, _text: &str, _request: &JobRequest) -> CommandLine {
@@ -273,25 +147,7 @@ impl BatchSystem for Sge {
             return Err(failure::of_submit(output, FAILURES));
         }
         let id = output.stdout.lines().rev().find_map(|line| submitted(line.trim()));
-        id.map(JobId)
-            .ok_or_else(|| failure::no_id(output, "`qstat` shows whether the job exists"))
-    }
-
-    /// sge_intro(1): debugging output mixes with the answers; the other variables truncate names or
-    /// join lines. The default request files are handled separately: see `submit_command`.
-    fn environment(&self) -> EnvironmentRules {
-        const DISPLAY: Names = &["SGE_DEBUG_LEVEL", "SGE_DEBUG_TARGET", "SGE_LONG_*", "SGE_SINGLE_LINE"];
-        EnvironmentRules {
-            submissions: Rule {
-                removed: DISPLAY,
-                kept: &[],
-            },
-            queries: Rule {
-                removed: DISPLAY,
-                kept: &[],
-            },
-            options: &[],
-        }
+        id.map(JobId).ok_or_else(|| failure::no_id(output, TABLE.no_id))
     }
 
     fn query_command(&self, _jobs: &[JobId], user: &str) -> CommandLine {
@@ -375,15 +231,6 @@ impl BatchSystem for Sge {
         self.query_command(&[], user)
     }
 
-    /// queue_conf(5), `notify`: SIGUSR2 is sent this long before SIGKILL, by default 00:00:60.
-    /// SIGTERM is not sent.
-    fn kill_wait(&self) -> KillWait {
-        KillWait {
-            term_s: None,
-            user_s: Some(60),
-        }
-    }
-
     fn job_resources_command(&self) -> Option<CommandLine> {
         Some(CommandLine::new("qconf", ["-sc"]))
     }
@@ -410,29 +257,11 @@ impl BatchSystem for Sge {
         };
         CommandLine::new("qdel", targets.iter().map(target))
     }
-
-    fn parse_cancel(&self, output: &CommandOutput) -> Result<(), QueryFailure> {
-        let message = output.message();
-        // The exit code is 1 if one of several jobs was already gone.
-        let fine = |line: &str| line.contains("does not exist") || line.contains("for deletion") || line.contains("has deleted job");
-        match output.is_success() || (!message.is_empty() && message.lines().all(fine)) {
-            true => Ok(()),
-            false => Err(failure::of_query(output, FAILURES)),
-        }
-    }
 }
 
-const LOG_ARRAY: &str = "$JOB_ID.$TASK_ID.log";
-const LOG_SINGLE: &str = "$JOB_ID.log";
-
-fn one_word<'a>(system: &Sge, name: &'a str) -> Result<&'a str, TemplateError> {
+fn one_word(name: &str) -> Result<&str, TemplateError> {
     match name.contains(|c: char| c.is_whitespace() || c.is_control() || "'\"#".contains(c)) || name.is_empty() {
-        true => Err(invalid_value(
-            system.title(),
-            "parallel_environment",
-            name,
-            "it is not a single word",
-        )),
+        true => Err(invalid_value(TABLE.title, "parallel_environment", name, "it is not a single word")),
         false => Ok(name),
     }
 }
@@ -471,19 +300,24 @@ fn status(word: &str) -> JobStatus {
     if word.is_empty() || !word.chars().all(|c| "EhqwrtsSTNPdRz".contains(c)) {
         return JobStatus::Unknown(word.into());
     }
-    match () {
-        () if has("z") => JobStatus::Completed,
-        () if has("E") => JobStatus::Stuck,
-        () if has("d") => JobStatus::Completing,
-        () if has("sSTNP") => JobStatus::Suspended,
-        () if has("h") => JobStatus::Held,
-        () if has("R") && has("qw") => JobStatus::Requeued,
-        () if has("qw") => JobStatus::Queued,
-        () if has("t") => JobStatus::Starting,
-        () if has("rR") => JobStatus::Running,
-        () => JobStatus::Unknown(word.into()),
+    let found = STATES.iter().find(|(letters, _)| has(letters));
+    match found.map(|(_, status)| status) {
+        Some(JobStatus::Queued) if has("R") => JobStatus::Requeued,
+        found => found.cloned().unwrap_or_else(|| JobStatus::Unknown(word.into())),
     }
 }
+
+/// A state is a set of letters; the first of these that it contains decides.
+const STATES: &[(&str, JobStatus)] = &[
+    ("z", JobStatus::Completed),
+    ("E", JobStatus::Stuck),
+    ("d", JobStatus::Completing),
+    ("sSTNP", JobStatus::Suspended),
+    ("h", JobStatus::Held),
+    ("qw", JobStatus::Queued),
+    ("t", JobStatus::Starting),
+    ("rR", JobStatus::Running),
+];
 
 /// `failed` and `exit_status` of accounting(5): 37 is a time or memory limit, 100 a signal.
 fn ended(failed: &str, code: Option<i32>) -> JobStatus {

@@ -1,36 +1,42 @@
 //! Slurm. Sources: sbatch(1), squeue(1), scancel(1), sacct(1) of Slurm 22.05, and the output of
 //! that version.
-use super::batch::render::{FoundBy, Requirement, VariableValue, Variables, common, nodes_are_of_one_job, set_variables, unsupported};
+use super::batch::render::{common, set_variables};
+use super::batch::table::template;
+use super::batch::template::{FoundBy, Requirement, VariableValue, Variables};
 use super::batch::{
-    BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobTarget, KillWait, QueryFailure,
-    SubmitFailure, Template, TemplateError, engines, failure, slurm_environment, squeue,
+    BatchSystem, CommandLine, CommandOutput, JobId, JobRequest, JobRow, JobTarget, QueryFailure, SubmitFailure, Table, TemplateError,
+    engines, failure, slurm_environment, squeue,
 };
-use std::path::{Path, PathBuf};
+use crate::profile::config::resources::StartMode;
+use std::path::Path;
 
 pub(crate) struct Slurm;
 
-impl BatchSystem for Slurm {
-    fn name(&self) -> &'static str {
-        "slurm"
-    }
-    fn title(&self) -> &'static str {
-        "Slurm"
-    }
+static TABLE: Table = Table {
+    name: "slurm",
+    title: "Slurm",
+    directive_prefix: "#SBATCH",
+    controller: &[template!("slurm", "controller.sh.tera")],
+    engines: &[template!("slurm", "engines.sh.tera")],
+    array: (&["--array", "-a"], "#SBATCH --array={{ array }}"),
+    unsupported: &["parallel_environment"],
+    one_job: &[StartMode::Srun, StartMode::Mpiexec],
+    // sbatch's placeholders: `%A` array job, `%a` index, `%j` job.
+    log: ["%A_%a.log", "%j.log"],
+    log_separator: '_',
+    log_has_element: false,
+    job: ["${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}", "${SLURM_ARRAY_TASK_ID:-}"],
+    environment: slurm_environment::RULES,
+    failures: squeue::FAILURES,
+    no_id: "`squeue --me` shows whether the job exists",
+    states: squeue::STATES,
+    cancelled: &[],
+    kill_wait: squeue::KILL_WAIT,
+};
 
-    fn templates(&self, kind: JobKind) -> &'static [Template] {
-        match kind {
-            JobKind::Controller => &[Template {
-                name: "controller.sh.tera",
-                text: include_str!("../../templates/slurm/controller.sh.tera"),
-            }],
-            JobKind::Engines => &[Template {
-                name: "engines.sh.tera",
-                text: include_str!("../../templates/slurm/engines.sh.tera"),
-            }],
-        }
-    }
-    fn directive_prefix(&self) -> &'static str {
-        "#SBATCH"
+impl BatchSystem for Slurm {
+    fn table(&self) -> &'static Table {
+        &TABLE
     }
 
     /// sbatch parses a directive's words with the shell's quotes and backslashes; an unquoted `#`
@@ -44,100 +50,54 @@ impl BatchSystem for Slurm {
     }
 
     fn variables(&self, request: &JobRequest) -> Result<Variables, TemplateError> {
+        let mut variables = common(&TABLE, request)?;
         let resources = &request.resources;
-        unsupported(self, request, &[("parallel_environment", resources.parallel_environment.is_some())])?;
         let one_job = request.is_one_job();
-        nodes_are_of_one_job(self, request, "srun")?;
-        let per_job = if one_job { 1 } else { request.engines_in_a_job() };
-        let times = |value: Option<u32>| {
-            value.map_or(VariableValue::Unset, |v| {
-                VariableValue::Text((u64::from(v) * u64::from(per_job)).to_string())
-            })
-        };
+        let per_job = if one_job { 1 } else { u64::from(request.engines_in_a_job()) };
+        let times = |value: Option<u32>| VariableValue::of(value.map(|each| u64::from(each) * per_job));
         let mut further = Vec::new();
-        let mut memory = VariableValue::Unset;
+        let mut memory = None;
         match resources.memory {
             Some(each) if one_job => further.push(format!(
                 "--mem-per-cpu={}M",
                 each.mib().div_ceil(u64::from(resources.cpus.unwrap_or(1).max(1)))
             )),
-            Some(each) => memory = VariableValue::Text(format!("{}M", each.mib() * u64::from(per_job))),
+            Some(each) => memory = Some(format!("{}M", each.mib() * per_job)),
             None => {}
         }
         match resources.gpus {
             Some(each) if one_job => further.push(format!("--gpus-per-task={each}")),
-            Some(each) => further.push(format!("--gres=gpu:{}", each * per_job)),
+            Some(each) => further.push(format!("--gres=gpu:{}", u64::from(each) * per_job)),
             None => {}
         }
-        let is_array = request.kind == JobKind::Engines && !one_job;
-        let mut variables = common(request);
+        // `%%` is a percent sign.
+        let log = request.log_dir.join(&request.log_stem).to_string_lossy().replace('%', "%%");
         set_variables(
             &mut variables,
             [
                 (
-                    "array",
-                    if is_array {
-                        VariableValue::Text(format!("1-{}", request.jobs()))
-                    } else {
-                        VariableValue::Unset
-                    },
+                    "log",
+                    VariableValue::Text(format!("{log}-{}", TABLE.log[usize::from(!request.is_array())])),
                 ),
-                (
-                    "tasks",
-                    if one_job {
-                        VariableValue::Text(request.n.to_string())
-                    } else {
-                        VariableValue::Unset
-                    },
-                ),
-                ("log", VariableValue::Text(log_pattern(request, is_array))),
                 ("cpus", times(resources.cpus)),
                 ("gpus", times(resources.gpus)),
-                ("memory", memory),
+                ("memory", VariableValue::of(memory)),
                 ("resources", VariableValue::Lines(further)),
-                (
-                    "environment",
-                    VariableValue::Lines(engines::environment(
-                        request,
-                        "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}",
-                        "${SLURM_ARRAY_TASK_ID:-}",
-                    )),
-                ),
             ],
         );
         Ok(variables)
     }
 
     fn requirements(&self, _template: &str, request: &JobRequest) -> Vec<Requirement> {
-        let mut requirements = vec![engines::requirement(request)];
-        if request.kind == JobKind::Engines && !request.is_one_job() {
-            requirements.push(Requirement {
-                what: "the line that makes the job an array".into(),
-                found_by: FoundBy::Directive(&["--array", "-a"]),
-                line: "#SBATCH --array={{ array }}".into(),
-            });
-        } else if request.is_one_job() {
-            requirements.push(Requirement {
-                what: "the line that sets the number of engines in the job".into(),
-                found_by: FoundBy::Directive(&["--ntasks", "-n"]),
-                line: "#SBATCH --ntasks={{ tasks }}".into(),
-            });
-        }
-        requirements
+        let array = request.is_array().then(|| TABLE.array_requirement());
+        let tasks = request.is_one_job().then(|| Requirement {
+            what: "the line that sets the number of engines in the job".into(),
+            found_by: FoundBy::Directive(&["--ntasks", "-n"]),
+            line: "#SBATCH --ntasks={{ tasks }}".into(),
+        });
+        [engines::requirement(request)].into_iter().chain(array).chain(tasks).collect()
     }
 
-    fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf {
-        let job = squeue::number_of(job);
-        let name = match element {
-            Some(element) => format!("{}-{job}_{element}.log", request.log_stem),
-            None => format!("{}-{job}.log", request.log_stem),
-        };
-        request.log_dir.join(name)
-    }
-
-    fn environment(&self) -> EnvironmentRules {
-        slurm_environment::RULES
-    }
     fn cluster_of<'a>(&self, job: &'a JobId) -> &'a str {
         squeue::cluster_of(job)
     }
@@ -148,7 +108,7 @@ impl BatchSystem for Slurm {
 
     fn parse_submit(&self, output: &CommandOutput) -> Result<JobId, SubmitFailure> {
         if !output.is_success() {
-            return Err(failure::of_submit(output, squeue::FAILURES));
+            return Err(failure::of_submit(output, TABLE.failures));
         }
         // A site's banner may precede the id, and a wrapper may print sbatch's sentence.
         let id = output.stdout.lines().rev().find_map(|line| {
@@ -166,7 +126,7 @@ impl BatchSystem for Slurm {
             let is_id = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
             is_id.then(|| JobId(cluster.map_or(number.into(), |cluster| format!("{number};{cluster}"))))
         });
-        id.ok_or_else(|| failure::no_id(output, "`squeue --me` shows whether the job exists"))
+        id.ok_or_else(|| failure::no_id(output, TABLE.no_id))
     }
 
     fn query_command(&self, jobs: &[JobId], user: &str) -> CommandLine {
@@ -206,24 +166,12 @@ impl BatchSystem for Slurm {
         squeue::cancelled(output)
     }
 
-    fn kill_wait(&self) -> KillWait {
-        KillWait {
-            term_s: Some(squeue::KILL_WAIT_S),
-            user_s: None,
-        }
-    }
     fn kill_wait_command(&self) -> Option<CommandLine> {
         Some(squeue::kill_wait())
     }
     fn parse_kill_wait(&self, output: &CommandOutput) -> Option<u32> {
         squeue::parse_kill_wait(output)
     }
-}
-
-/// sbatch's placeholders: `%A` array job, `%a` index, `%j` job; `%%` is a percent sign.
-fn log_pattern(request: &JobRequest, is_array: bool) -> String {
-    let path = request.log_dir.join(&request.log_stem).to_string_lossy().replace('%', "%%");
-    format!("{path}-{}.log", if is_array { "%A_%a" } else { "%j" })
 }
 
 /// `4711_3|CANCELLED by 0|0:15|n2|name`

@@ -3,6 +3,7 @@
 //!
 //! Parts: [`plan`] (which host gets which engines), [`start`] (one host's engines), [`processes`] (what runs on a host, and its end),
 //! [`reachability`] (whether a host reaches the controller), [`tunnel`] (for hosts that do not).
+mod error;
 mod plan;
 mod processes;
 pub(crate) mod reachability;
@@ -10,7 +11,8 @@ mod start;
 pub(crate) mod tunnel;
 
 use super::{
-    Capabilities, ControllerLaunch, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process, RemoteHosts, StopReport, logs,
+    Capabilities, ControllerLaunch, EnginesLaunch, LaunchError, Launched, Launcher, LogError, MemberState, Process, RemoteHosts,
+    StopReport, logs,
 };
 use crate::profile::config::resources::SshConfig;
 use crate::ssh::tunnel::process as tunnels;
@@ -200,13 +202,21 @@ impl Launcher for OverSsh {
     fn stop(&self, launched: &Launched, grace: Duration) -> Result<StopReport, LaunchError> {
         let answers = self.on_each(launched, move |host, processes| async move {
             let ended = processes::end(&host, &processes, grace).await;
-            ended.map_err(|e| format!("{host}: {e}"))
+            (host, ended)
         })?;
         // Also of hosts that did not answer: the tunnels of these lead nowhere.
         launched.tunnels().iter().for_each(|file| tunnels::end(file));
-        let mut all = StopReport::default();
-        told("end", answers)?.into_iter().for_each(|ended| all += ended);
-        Ok(all)
+        let (mut all, mut problems) = (StopReport::default(), Vec::new());
+        for (host, ended) in answers {
+            match ended {
+                Ok(ended) => all += ended,
+                Err(error) => problems.push(format!("{host}: {error}")),
+            }
+        }
+        match problems.is_empty() {
+            true => Ok(all),
+            false => Err(LaunchError::OverSsh { doing: "end", problems }),
+        }
     }
 
     fn log_tail(&self, launched: &Launched, place: usize, lines: usize) -> String {
@@ -250,7 +260,7 @@ impl RemoteHosts for OverSsh {
         launched.tunnels().iter().filter_map(brought).collect()
     }
 
-    fn logs(&self, launched: &Launched, places: &[usize], lines: usize) -> Vec<(usize, Result<String, String>)> {
+    fn logs(&self, launched: &Launched, places: &[usize], lines: usize) -> Vec<(usize, Result<String, LogError>)> {
         let mut hosts = by_host(launched);
         for (_, processes) in &mut hosts {
             processes.retain(|(place, process)| process.directory.is_some() && places.contains(place));
@@ -258,18 +268,24 @@ impl RemoteHosts for OverSsh {
         hosts.retain(|(_, processes)| !processes.is_empty());
         let works = hosts.into_iter().map(|(host, processes)| async move {
             let read = match tokio::time::timeout(ANSWERS, processes::log_ends(&host, &processes, lines)).await {
-                Ok(read) => read.map_err(|e| format!("{host}: {e}")),
-                Err(_) => Err(format!("{host} has not answered for {} s", ANSWERS.as_secs())),
+                Ok(read) => read.map_err(|e| LogError::Host { why: e.to_string(), host }),
+                Err(_) => Err(LogError::Silent {
+                    host,
+                    seconds: ANSWERS.as_secs(),
+                }),
             };
             let of = |(place, _): (usize, Process)| {
                 let text = read.as_ref().map(|read| read.get(&place).cloned().unwrap_or_default());
-                (place, text.map_err(String::clone))
+                (place, text.map_err(LogError::clone))
             };
             processes.into_iter().map(of).collect::<Vec<_>>()
         });
         let mut logs: Vec<_> = match self.at_once(works.collect()) {
             Ok(logs) => logs.into_iter().flatten().collect(),
-            Err(e) => places.iter().map(|place| (*place, Err(e.to_string()))).collect(),
+            Err(e) => {
+                let error = LogError::Launcher(e.to_string());
+                places.iter().map(|place| (*place, Err(error.clone()))).collect()
+            }
         };
         logs.sort_by_key(|(place, _)| *place);
         logs
@@ -293,21 +309,6 @@ impl RemoteHosts for OverSsh {
             });
         }
         self.at_once(works).unwrap_or_default().into_iter().flatten().collect()
-    }
-}
-
-/// What each host gave, if all gave something; else what the others say.
-fn told<T>(doing: &'static str, answers: Vec<Result<T, String>>) -> Result<Vec<T>, LaunchError> {
-    let (mut fine, mut problems) = (Vec::new(), Vec::new());
-    for answer in answers {
-        match answer {
-            Ok(value) => fine.push(value),
-            Err(why) => problems.push(why),
-        }
-    }
-    match problems.is_empty() {
-        true => Ok(fine),
-        false => Err(LaunchError::OverSsh { doing, problems }),
     }
 }
 

@@ -149,9 +149,9 @@ pub(crate) enum Greeting {
 }
 
 /// Probes an address; an error if it cannot connect.
-pub(crate) async fn greeting_at(address: &str, port: u16, timeout: Duration) -> Result<Greeting, String> {
+pub(crate) async fn greeting_at(address: &str, port: u16, timeout: Duration) -> io::Result<Greeting> {
     let response = async {
-        let mut stream = TcpStream::connect((address, port)).await.map_err(|e| e.to_string())?;
+        let mut stream = TcpStream::connect((address, port)).await?;
         let read = stream.read(&mut [0]).await;
         Ok(if matches!(read, Ok(1)) {
             Greeting::Speaks

@@ -19,7 +19,7 @@ pub(crate) struct StartProblem {
 }
 
 impl StartProblem {
-    pub(crate) fn in_words(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let starts = match self.attempts {
             1 => "1 failed start".to_string(),
             n => format!("{n} failed starts in a row"),

@@ -5,7 +5,7 @@ use crate::cli::inputs::code::CodeArgs;
 use crate::cli::inputs::function;
 use crate::cli::{CommandError, Context, Exit};
 use crate::model::definition::Work;
-use on_engines::{EngineOptions, Show};
+use on_engines::{EngineOptions, ShowValue};
 use serde_json::value::RawValue;
 
 /// Call a Python function once on each engine
@@ -49,9 +49,9 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         }
     };
     let show = if matches!(work, Work::Command { .. }) {
-        Show::Never
+        ShowValue::Never
     } else {
-        Show::Always
+        ShowValue::Always
     };
     match on_engines::run(context, &args.engines, work, |engines| vec![input; engines.len()])? {
         Some(answers) => answers.show(context, show),

@@ -1,5 +1,6 @@
 //! `pcluster clean`
-use super::stop::{in_words, notes, record};
+use super::stop::{notes, record};
+use crate::cli::context::describe_cluster;
 use crate::cli::output::counted;
 use crate::cli::output::{self, json};
 use crate::cli::{CommandError, Context, Exit};
@@ -47,7 +48,10 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
                 0 => String::new(),
                 n => format!(", {} stopped", counted(n as u64, "engine")),
             };
-            context.note(format!("{}: cleaned{engines}", in_words(&profile, &cluster.cluster_id)));
+            context.note(format!(
+                "{}: cleaned{engines}",
+                describe_cluster(&cluster.profile, &cluster.cluster_id)
+            ));
         }
         views.push(serde_json::json!({"profile": profile.name(), "cluster_id": cluster.cluster_id, "engines": stopped.engines}));
     }
@@ -70,7 +74,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     }
     for cluster in clusters.iter().filter(|c| !args.force && c.state == Condition::Remote) {
         let why = cluster.unseen.as_deref().unwrap_or("it runs on another host");
-        let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
+        let name = describe_cluster(&cluster.profile, &cluster.cluster_id);
         context.note(format!("{name}: skipped, its state is unknown: {why}; if it is dead: --force"));
     }
     failed.map_or(Ok(Exit::Fine), |error| Err(not_all(&error)))

@@ -1,5 +1,5 @@
 //! `pcluster connect`
-use super::connection;
+use crate::cli::context::describe_cluster;
 use crate::cli::interruptible::interruptible;
 use crate::cli::output::counted;
 use crate::cli::output::json;
@@ -71,7 +71,7 @@ fn report(connected: &Connected, context: &Context) {
     let options = context.options();
     let to = match &connected.leads_to {
         Some(leads_to) => {
-            let name = connection::in_words(&leads_to.profile, &leads_to.cluster_id);
+            let name = describe_cluster(&leads_to.profile, &leads_to.cluster_id);
             let host = leads_to.host.as_deref().map(|h| format!(", controller on {h}")).unwrap_or_default();
             format!("{name} on {}{host}", connected.destination)
         }
@@ -88,7 +88,7 @@ fn report(connected: &Connected, context: &Context) {
     };
     context.note(format!(
         "{} {how} {to}{engines}, in {:.1} s",
-        context.cluster_in_words(),
+        context.describe_cluster(),
         connected.took.as_secs_f64()
     ));
     context.note(format!(

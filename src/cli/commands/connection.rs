@@ -70,14 +70,6 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     Ok(Exit::Fine)
 }
 
-/// `profile "x"`, with its id if it has one.
-pub(crate) fn in_words(profile: &str, cluster_id: &str) -> String {
-    match cluster_id {
-        "" => format!("profile `{profile}`"),
-        id => format!("profile `{profile}` under cluster id `{id}`"),
-    }
-}
-
 fn path_of(engine: bool, context: &Context) -> Result<PathBuf, CommandError> {
     let profile = context.profile_dir()?;
     Ok(match engine {

@@ -1,8 +1,8 @@
 //! `pcluster controller`: started by launchers, pcluster's and ipyparallel's.
 use super::{SupervisionPolicy, setting, supervise, watch_supervisor};
 use crate::cli::ipyparallel::Trait;
-use crate::cli::ipyparallel::common::{CommonOptions, LauncherEnvironment, Place};
-use crate::cli::ipyparallel::controller::ControllerWords;
+use crate::cli::ipyparallel::common::{ClusterSelection, CommonOptions, LauncherEnvironment};
+use crate::cli::ipyparallel::controller::ControllerTraits;
 use crate::cli::{CommandError, Context, Exit, logging};
 use crate::connection::addresses;
 use crate::controller::{self, ControllerSettings};
@@ -133,8 +133,8 @@ const POLICY: SupervisionPolicy = SupervisionPolicy {
 
 /// None where the options are wrong, which the process that is supervised reports.
 fn problem_file(args: &Args, context: &Context) -> Option<PathBuf> {
-    let words = ControllerWords::of(&args.ipcontroller.traits()).ok()?;
-    let place = Place::find(
+    let words = ControllerTraits::of(&args.ipcontroller.traits()).ok()?;
+    let place = ClusterSelection::find(
         &words.common,
         args.profile_dir.clone(),
         LauncherEnvironment::of_this_process(),
@@ -150,9 +150,9 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         return supervise(&POLICY, problem_file(&args, context));
     }
     watch_supervisor(&POLICY)?;
-    let mut words = ControllerWords::of(&args.ipcontroller.traits()).map_err(CommandError::usage)?;
+    let mut words = ControllerTraits::of(&args.ipcontroller.traits()).map_err(CommandError::usage)?;
     words.common.log_level = args.log_level.or(words.common.log_level);
-    let place = Place::find(&words.common, args.profile_dir, LauncherEnvironment::of_this_process(), context)?;
+    let place = ClusterSelection::find(&words.common, args.profile_dir, LauncherEnvironment::of_this_process(), context)?;
     check_cluster_id(&place.cluster_id)?;
     place.profile.create()?;
     words.common.begin("ipcontroller", &place, context)?;

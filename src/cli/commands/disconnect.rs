@@ -1,4 +1,5 @@
 //! `pcluster disconnect`
+use crate::cli::context::describe_cluster;
 use crate::cli::output::json;
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::{self, Condition, remote};
@@ -27,7 +28,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let mut views = Vec::new();
     for (profile, cluster_id) in &all {
         let state = context.block_on(remote::disconnect(profile, cluster_id))??;
-        let name = super::stop::in_words(profile, cluster_id);
+        let name = describe_cluster(profile.name(), cluster_id);
         if !context.json {
             context.note(format!(
                 "{name}: disconnected from {}; the remote cluster keeps running",

@@ -1,8 +1,8 @@
 //! `pcluster engine`: started by launchers, pcluster's and ipyparallel's.
 use super::{SupervisionPolicy, setting, supervise, supervise_this, watch_supervisor};
 use crate::cli::ipyparallel::Trait;
-use crate::cli::ipyparallel::common::{CommonOptions, LauncherEnvironment, Place};
-use crate::cli::ipyparallel::engine::{EngineWords, mpi_rank};
+use crate::cli::ipyparallel::common::{ClusterSelection, CommonOptions, LauncherEnvironment};
+use crate::cli::ipyparallel::engine::{EngineTraits, mpi_rank};
 use crate::cli::{CommandError, Context, Exit, logging, output};
 use crate::connection::{ConnectionError, ConnectionFile, discover};
 use crate::engine::settings::BatchJob;
@@ -134,7 +134,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         };
     }
     watch_supervisor(&POLICY)?;
-    let mut words = EngineWords::of(&args.ipengine.traits()).map_err(CommandError::usage)?;
+    let mut words = EngineTraits::of(&args.ipengine.traits()).map_err(CommandError::usage)?;
     words.common.log_level = args.log_level.or(words.common.log_level);
     // An explicit file means that ipyparallel's launchers did not start this process.
     let environment = match args.file.is_some() || words.file.is_some() {
@@ -142,7 +142,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         false => LauncherEnvironment::of_this_process(),
     };
     let by_ipyparallel = environment.is_there();
-    let place = Place::find(&words.common, args.profile_dir, environment, context)?;
+    let place = ClusterSelection::find(&words.common, args.profile_dir, environment, context)?;
     words.common.begin("ipengine", &place, context)?;
     let profile = place.profile;
 
@@ -201,7 +201,7 @@ fn probe(addresses: &[String], context: &Context) -> Result<Exit, CommandError> 
         let looks: Vec<_> = parsed.into_iter().map(look).collect();
         let mut found = Vec::new();
         for look in looks {
-            found.push(look.await.unwrap_or_else(|e| Err(e.to_string())));
+            found.push(look.await.unwrap_or_else(|e| Err(e.into())));
         }
         found
     })?;

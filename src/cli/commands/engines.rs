@@ -1,5 +1,5 @@
 //! `pcluster engines`: list, add, remove and stop engines of a cluster.
-use super::start::{Bar, How};
+use super::start::{EngineArgs, StartProgressBar};
 use crate::cli::interruptible::interruptible;
 use crate::cli::nodes;
 use crate::cli::output::counted;
@@ -30,7 +30,7 @@ enum Action {
         /// Number of engines to add
         n: u32,
         #[command(flatten)]
-        how: Box<How>,
+        how: Box<EngineArgs>,
     },
     /// Remove N engines: first those that have not started, then idle ones
     Remove {
@@ -128,7 +128,7 @@ fn list(context: &Context) -> Result<Exit, CommandError> {
     } else if status.engines.is_empty() {
         context.note(format!(
             "{} has no engines; add some: pcluster engines{} add 4",
-            context.cluster_in_words(),
+            context.describe_cluster(),
             context.options()
         ));
     } else {
@@ -187,7 +187,7 @@ fn table(engines: &[EngineStatus], now: UnixTime) -> Table {
 }
 
 /// The options of `engines add` and `scale`.
-pub(crate) fn options(n: u32, mut how: How, context: &Context) -> Result<AddOptions, CommandError> {
+pub(crate) fn options(n: u32, mut how: EngineArgs, context: &Context) -> Result<AddOptions, CommandError> {
     let profile = context.profile_dir()?;
     if how.launcher.is_none() {
         // The same launcher as for the existing engines.
@@ -210,12 +210,12 @@ pub(crate) fn options(n: u32, mut how: How, context: &Context) -> Result<AddOpti
     })
 }
 
-fn add(n: u32, how: How, context: &Context) -> Result<Exit, CommandError> {
+fn add(n: u32, how: EngineArgs, context: &Context) -> Result<Exit, CommandError> {
     if n == 0 {
         return Err(CommandError::usage("the number of engines must be greater than 0"));
     }
     let options = options(n, how, context)?;
-    let mut bar = Bar::new(context);
+    let mut bar = StartProgressBar::new(context);
     let total = interruptible(context, cluster::add_engines(options, &mut |progress| bar.show(progress)))?;
     bar.clear();
     if context.json {

@@ -1,5 +1,5 @@
 //! `pcluster exec`: a line of Python in the engines' namespaces.
-use super::apply::on_engines::{self, EngineOptions, Show};
+use super::apply::on_engines::{self, EngineOptions, ShowValue};
 use crate::cli::{CommandError, Context, Exit};
 use crate::model::definition::Work;
 use std::io::Read;
@@ -33,7 +33,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         bundle: None,
     };
     match on_engines::run(context, &args.engines, work, |engines| vec!["[]".into(); engines.len()])? {
-        Some(answers) => answers.show(context, Show::NotNone),
+        Some(answers) => answers.show(context, ShowValue::NotNone),
         None => Ok(Exit::Interrupted),
     }
 }

@@ -1,6 +1,6 @@
 //! `pcluster list`
-use super::stop::in_words;
 use crate::cli::context::Terminal;
+use crate::cli::context::describe_cluster;
 use crate::cli::output::counted;
 use crate::cli::output::table::{Cell, Table, Tone};
 use crate::cli::output::{self, json, times};
@@ -224,7 +224,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
                 .chain(replaces)
                 .collect();
             if !jobs.is_empty() && !words.is_empty() {
-                let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
+                let name = describe_cluster(&cluster.profile, &cluster.cluster_id);
                 context.note(format!("{name}: {} job {}: {}", launch.launcher, jobs.join(" "), words.join("; ")));
             }
         }
@@ -234,7 +234,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         if tunnels().next().is_none() {
             continue;
         }
-        let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
+        let name = describe_cluster(&cluster.profile, &cluster.cluster_id);
         let well: Vec<&str> = tunnels().filter(|t| t.is_well()).map(|t| t.to.as_str()).collect();
         if !well.is_empty() {
             context.note(format!("{name}: reverse tunnels are up to {}", well.join(", ")));
@@ -245,7 +245,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     }
     for (cluster, status) in clusters.iter().zip(&statuses) {
         let engines = status.as_ref().map(|status| status.engines.as_slice()).unwrap_or_default();
-        let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
+        let name = describe_cluster(&cluster.profile, &cluster.cluster_id);
         for line in unavailable_engines(engines) {
             context.note(format!("{name}: {line}"));
         }
@@ -258,7 +258,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         ));
     }
     for cluster in clusters.iter().filter(|c| c.state == Condition::Remote) {
-        let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
+        let name = describe_cluster(&cluster.profile, &cluster.cluster_id);
         let why = cluster.unseen.as_deref().unwrap_or("it is on another host");
         context.note(format!("{name}: its controller is not visible from this host: {why}"));
     }

@@ -41,6 +41,7 @@ pub(crate) mod walltime_monitor;
 
 use super::{CommandError, Context, Exit};
 use crate::launchers::supervisor::{self, Supervised};
+use crate::model::query::parse_duration;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -170,5 +171,14 @@ impl SupervisionPolicy {
             problem: None,
             is_own_program: true,
         })
+    }
+}
+
+/// `90`, `90s`, `10m`, `2h`.
+pub(crate) fn positive_seconds(text: &str) -> Result<f64, String> {
+    match parse_duration(text) {
+        Some(seconds) if seconds > 0.0 => Ok(seconds),
+        Some(_) => Err("must be greater than 0".into()),
+        None => Err("must be a number with an optional unit s, m, h or d: 90s, 10m, 2h".into()),
     }
 }

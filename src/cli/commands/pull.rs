@@ -1,5 +1,5 @@
 //! `pcluster pull`: values out of the engines' namespaces.
-use super::apply::on_engines::{self, EngineOptions, Show};
+use super::apply::on_engines::{self, EngineOptions, ShowValue};
 use crate::cli::inputs::function::is_name;
 use crate::cli::{CommandError, Context, Exit};
 use crate::model::definition::Work;
@@ -29,7 +29,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             row.value = row.value.take().map(|value| member(&value, name).unwrap_or(value));
         }
     }
-    answers.show(context, Show::Always)
+    answers.show(context, ShowValue::Always)
 }
 
 /// The names as a JSON list.

@@ -15,7 +15,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     match stop::stop(&context.profile_dir()?, &context.cluster_id, context) {
-        Ok(_) => context.note(format!("{}: stopped", context.cluster_in_words())),
+        Ok(_) => context.note(format!("{}: stopped", context.describe_cluster())),
         Err(error) if error.kind == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }

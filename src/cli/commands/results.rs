@@ -272,7 +272,7 @@ fn show_maps(
     match format {
         Format::Table if rows.is_empty() => context.note(match query.since.is_some() || query.label.is_some() {
             true => "no matching maps".to_string(),
-            false => format!("no maps yet in {}", context.cluster_in_words()),
+            false => format!("no maps yet in {}", context.describe_cluster()),
         }),
         Format::Table => {
             let terminal = context.terminal_for(sink.file().is_some());

@@ -1,5 +1,5 @@
 //! `pcluster run`: a Python script in the engines' namespaces.
-use super::apply::on_engines::{self, EngineOptions, Show};
+use super::apply::on_engines::{self, EngineOptions, ShowValue};
 use crate::cli::inputs::code::CodeArgs;
 use crate::cli::inputs::function;
 use crate::cli::{CommandError, Context, Exit};
@@ -22,7 +22,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let work = function::script(&args.script, &args.code)?;
     match on_engines::run(context, &args.engines, work, |engines| vec!["[]".into(); engines.len()])? {
-        Some(answers) => answers.show(context, Show::Never),
+        Some(answers) => answers.show(context, ShowValue::Never),
         None => Ok(Exit::Interrupted),
     }
 }

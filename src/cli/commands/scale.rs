@@ -1,6 +1,6 @@
 //! `pcluster scale`
 use super::engines::{options, report_removed};
-use super::start::{Bar, How};
+use super::start::{EngineArgs, StartProgressBar};
 use crate::cli::interruptible::interruptible;
 use crate::cli::output::counted;
 use crate::cli::output::json;
@@ -17,12 +17,12 @@ pub(crate) struct Args {
     /// Target number of engines
     n: u32,
     #[command(flatten)]
-    how: How,
+    how: EngineArgs,
 }
 
 pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let options = options(args.n, args.how, context)?;
-    let mut bar = Bar::new(context);
+    let mut bar = StartProgressBar::new(context);
     let scaled = interruptible(context, cluster::scale(options, &mut |progress| bar.show(progress)))?;
     bar.clear();
     match scaled {

@@ -62,7 +62,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let system = dialect(system, context);
     let request = request(&args, &config, &profile, system, context)?;
     let request = request.with_site_settings(system, |question| {
-        LocalRunner.run(&environment::for_query(system, question), ANSWER).ok()
+        LocalRunner.run(&environment::for_query(system.table(), question), ANSWER).ok()
     });
     let files = templates::scripts(&profile, system, &request, None).map_err(ClusterError::Launch)?;
     show(system, &request, &files, context)
@@ -73,7 +73,9 @@ fn dialect(system: &'static dyn BatchSystem, context: &Context) -> &'static dyn 
     let Some(question) = system.dialect_command() else {
         return system;
     };
-    let reply = LocalRunner.run(&environment::for_query(system, question.clone()), ANSWER).ok();
+    let reply = LocalRunner
+        .run(&environment::for_query(system.table(), question.clone()), ANSWER)
+        .ok();
     match reply.and_then(|reply| system.detect_dialect(&reply)) {
         Some(dialect) => dialect,
         None => {

@@ -2,7 +2,7 @@
 mod bar;
 mod on;
 
-pub(crate) use bar::Bar;
+pub(crate) use bar::StartProgressBar;
 
 use super::setting;
 use crate::cli::interruptible::interruptible;
@@ -31,7 +31,7 @@ pub(crate) struct Args {
     #[arg(short, value_name = "N")]
     n: Option<u32>,
     #[command(flatten)]
-    how: How,
+    how: EngineArgs,
     /// Listen on this address or network interface; 0.0.0.0 for all [default: 127.0.0.1, or 0.0.0.0 if engines may run on other
     /// hosts]
     #[arg(long, value_name = "ADDRESS", help_heading = None::<&str>)]
@@ -55,7 +55,7 @@ pub(crate) struct Args {
 
 /// Options for starting engines, shared with `engines add` and `scale`.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct How {
+pub(crate) struct EngineArgs {
     /// Start the engines with this launcher: local, mpi, ssh, slurm, sge, pbs, lsf, htcondor
     #[arg(long, value_name = "NAME")]
     pub launcher: Option<String>,
@@ -139,7 +139,7 @@ fn wait_for(text: &str) -> Result<Wait, String> {
     }
 }
 
-impl How {
+impl EngineArgs {
     /// `--set`, and the options that stand for settings.
     pub(crate) fn settings(&self, context: &Context) -> Result<Vec<(String, String)>, CommandError> {
         let mut settings = self.settings.clone();
@@ -174,7 +174,7 @@ impl How {
             if let Some(tunnel) = self.tunnel {
                 settings.push(("launchers.ssh.tunnel".into(), tunnel.word().into()));
             }
-            settings.extend(self.resources.settings(&launcher).map_err(CommandError::usage)?);
+            settings.extend(self.resources.settings(&launcher)?);
         }
         Ok(settings)
     }
@@ -201,7 +201,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         log_level: args.how.log_level,
         program: None,
     };
-    let mut bar = Bar::new(context);
+    let mut bar = StartProgressBar::new(context);
     let mut show = |progress: StartProgress| match args.json_progress {
         true => print_progress(&progress, context),
         false => bar.show(progress),
@@ -252,12 +252,12 @@ fn report(started: &Started, context: &Context) -> Result<(), CommandError> {
     let options = context.options();
     context.note(format!(
         "{}: a controller ({}) and {}, in {:.1} s",
-        context.cluster_in_words(),
+        context.describe_cluster(),
         started
             .controller_job
             .clone()
             .unwrap_or_else(|| format!("process {}", started.controller_pid)),
-        engines_in_words(started),
+        describe_engines(started),
         started.took.as_secs_f64(),
     ));
     for line in unavailable_engines(&started.unavailable) {
@@ -270,7 +270,7 @@ fn report(started: &Started, context: &Context) -> Result<(), CommandError> {
 }
 
 /// `15 engines (slurm job 4711)`, `12 of 15 engines`
-fn engines_in_words(started: &Started) -> String {
+fn describe_engines(started: &Started) -> String {
     let mut text = match started.engines < started.n {
         true => format!("{} of {}", started.engines, counted(u64::from(started.n), "engine")),
         false => counted(u64::from(started.engines), "engine"),

@@ -31,7 +31,7 @@ struct View<'a> {
     running: u64,
     finished: u64,
     /// Clients and engines disconnected because they did not read.
-    cut_off: u64,
+    disconnected_peers: u64,
     /// Number of engines restarted in a new job, if restarts are enabled.
     replaced: Option<u32>,
 }
@@ -70,11 +70,11 @@ pub(crate) fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> 
             queued: status.queued,
             running: status.running,
             finished: status.finished,
-            cut_off: status.disconnected_peers,
+            disconnected_peers: status.disconnected_peers,
             replaced: monitor.as_ref().map(|monitor| monitor.replaced),
         })?;
     } else {
-        output::print(&text(&status, &context.cluster_in_words(), profile.path(), times::now()))?;
+        output::print(&text(&status, &context.describe_cluster(), profile.path(), times::now()))?;
         if let Some(monitor) = monitor.filter(|monitor| monitor.replaced > 0 || monitor.problem.is_some()) {
             let engines = counted(u64::from(monitor.replaced), "engine");
             context.note(format!("{engines} restarted in a new job; `pcluster list` shows the jobs"));

@@ -1,4 +1,5 @@
 //! `pcluster stop`
+use crate::cli::context::describe_cluster;
 use crate::cli::output::counted;
 use crate::cli::output::{self, json};
 use crate::cli::{CommandError, Context, Exit};
@@ -30,7 +31,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         true => {
             let all = cluster::list(context.ipython_dir.as_deref())?;
             for cluster in all.iter().filter(|c| c.state == Condition::Remote) {
-                let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
+                let name = describe_cluster(&cluster.profile, &cluster.cluster_id);
                 let why = cluster.unseen.as_deref().unwrap_or("it runs on another host");
                 context.note(format!("{name}: skipped, its state is unknown: {why}"));
             }
@@ -43,7 +44,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     for (profile, cluster_id) in &clusters {
         match stop(profile, cluster_id, context) {
             Ok(stopped) => {
-                let name = in_words(profile, cluster_id);
+                let name = describe_cluster(profile.name(), cluster_id);
                 if !context.json {
                     context.note(outcome(&name, &stopped));
                 }
@@ -107,13 +108,6 @@ pub(crate) fn notes(context: &Context) -> impl FnMut(StopProgress) {
             context.note_verbose(format!("waiting for {processes} processes to end"));
         }
         StopProgress::Waiting { .. } => {}
-    }
-}
-
-pub(crate) fn in_words(profile: &ProfileDir, cluster_id: &str) -> String {
-    match cluster_id {
-        "" => format!("profile `{}`", profile.name()),
-        id => format!("profile `{}` under cluster id `{id}`", profile.name()),
     }
 }
 

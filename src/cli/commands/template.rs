@@ -3,7 +3,7 @@ use crate::cli::output::table::{Cell, Table};
 use crate::cli::output::{self, json};
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::ClusterError;
-use crate::launchers::batch::{self, BatchSystem, JobKind, render};
+use crate::launchers::batch::{self, BatchSystem, JobKind, template as batch_template};
 use crate::launchers::templates;
 use crate::profile::ProfileDir;
 use std::io::Write;
@@ -108,7 +108,7 @@ fn list(profile: &ProfileDir, context: &Context) -> Result<Exit, CommandError> {
             .iter()
             .map(|t| serde_json::json!({"name": t.full(), "path": from(t)}))
             .collect();
-        let variables: Vec<_> = render::VARIABLES
+        let variables: Vec<_> = batch_template::VARIABLES
             .iter()
             .map(|(name, means)| serde_json::json!({"name": name, "means": means}))
             .collect();
@@ -122,7 +122,7 @@ fn list(profile: &ProfileDir, context: &Context) -> Result<Exit, CommandError> {
     }
     let mut text = table.render(&context.terminal);
     text.push_str("\nVariables, written {{ name }}. Directives whose variable is not set are omitted.\n");
-    for (name, means) in render::VARIABLES {
+    for (name, means) in batch_template::VARIABLES {
         text.push_str(&format!("  {name:<21} {means}\n"));
     }
     output::print(&text)?;

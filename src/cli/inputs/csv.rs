@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The records of CSV text; with `header`, the first names the columns.
-pub fn records(place: String, reader: impl Read, header: bool) -> impl Iterator<Item = Result<Row, InputError>> {
+pub fn records(source: String, reader: impl Read, header: bool) -> impl Iterator<Item = Result<Row, InputError>> {
     let open = OpenQuote::default();
     let reader = open.watch(reader);
     let mut reader = ::csv::ReaderBuilder::new().has_headers(false).flexible(!header).from_reader(reader);
@@ -22,14 +22,14 @@ pub fn records(place: String, reader: impl Read, header: bool) -> impl Iterator<
                 Ok(true) => {}
                 Err(error) => {
                     failed = true;
-                    return Some(Err(csv_error(&place, &error)));
+                    return Some(Err(csv_error(&source, &error)));
                 }
             }
             if let Some(why) = wrong_with(&record, &open) {
                 failed = true;
-                let (place, (line, why)) = (place.clone(), why);
+                let (source, (line, why)) = (source.clone(), why);
                 return Some(Err(InputError {
-                    place,
+                    source,
                     line,
                     column: None,
                     why,
@@ -49,7 +49,7 @@ pub fn records(place: String, reader: impl Read, header: bool) -> impl Iterator<
                     if let Some(twice) = columns.iter().enumerate().find(|(i, name)| columns[..*i].contains(name)) {
                         failed = true;
                         return Some(Err(InputError {
-                            place: place.clone(),
+                            source: source.clone(),
                             line: Some(1),
                             column: None,
                             why: format!("the header names the column {:?} twice", twice.1),
@@ -80,7 +80,7 @@ impl OpenQuote {
         Watched {
             inner,
             open: self.clone(),
-            place: Place::FieldStart,
+            position: Position::FieldStart,
             line: 1,
             opened: 0,
             before: 0,
@@ -96,7 +96,7 @@ impl OpenQuote {
 struct Watched<R> {
     inner: R,
     open: OpenQuote,
-    place: Place,
+    position: Position,
     line: u64,
     /// The line of the last opening quote.
     opened: u64,
@@ -104,7 +104,7 @@ struct Watched<R> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Position {
     FieldStart,
     Field,
     Quoted,
@@ -115,7 +115,7 @@ enum Place {
 impl<R: Read> Read for Watched<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        if count == 0 && !buffer.is_empty() && self.place == Place::Quoted {
+        if count == 0 && !buffer.is_empty() && self.position == Position::Quoted {
             self.open.0.store(self.opened, Ordering::Relaxed);
         }
         for byte in buffer.iter().take(count) {
@@ -131,23 +131,23 @@ impl<R> Watched<R> {
             self.line += 1;
         }
         self.before = byte;
-        self.place = match (self.place, byte) {
-            (Place::Quoted, b'"') => Place::Quote,
-            (Place::Quoted, _) => Place::Quoted,
-            (Place::Quote, b'"') => Place::Quoted,
-            (_, b',' | b'\n' | b'\r') => Place::FieldStart,
-            (Place::FieldStart, b'"') => {
+        self.position = match (self.position, byte) {
+            (Position::Quoted, b'"') => Position::Quote,
+            (Position::Quoted, _) => Position::Quoted,
+            (Position::Quote, b'"') => Position::Quoted,
+            (_, b',' | b'\n' | b'\r') => Position::FieldStart,
+            (Position::FieldStart, b'"') => {
                 self.opened = self.line;
-                Place::Quoted
+                Position::Quoted
             }
             // A byte order mark.
-            (Place::FieldStart, 0xef | 0xbb | 0xbf) if self.line == 1 => Place::FieldStart,
-            _ => Place::Field,
+            (Position::FieldStart, 0xef | 0xbb | 0xbf) if self.line == 1 => Position::FieldStart,
+            _ => Position::Field,
         };
     }
 }
 
-fn csv_error(place: &str, error: &::csv::Error) -> InputError {
+fn csv_error(source: &str, error: &::csv::Error) -> InputError {
     let line = error.position().map(|p| p.line());
     let why = match error.kind() {
         ::csv::ErrorKind::UnequalLengths { expected_len, len, .. } => format!("{len} columns, but the header has {expected_len}"),
@@ -156,7 +156,7 @@ fn csv_error(place: &str, error: &::csv::Error) -> InputError {
         _ => format!("not CSV: {error}"),
     };
     InputError {
-        place: place.into(),
+        source: source.into(),
         line,
         column: None,
         why,

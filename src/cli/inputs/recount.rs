@@ -41,7 +41,7 @@ impl<R: Read> Read for Hashed<R> {
 /// The inputs, followed by an error if their number differs from `counted`, or if `is_same` is false at the end.
 pub(super) fn same(
     inputs: impl Iterator<Item = Result<String, InputError>>,
-    place: String,
+    source: String,
     counted: u64,
     is_same: impl Fn() -> bool,
 ) -> impl Iterator<Item = Result<String, InputError>> {
@@ -53,8 +53,8 @@ pub(super) fn same(
         }
         let changed = |why: String| {
             let (line, column) = (None, None);
-            let place = place.clone();
-            Some(Err(InputError { place, line, column, why }))
+            let source = source.clone();
+            Some(Err(InputError { source, line, column, why }))
         };
         match inputs.next() {
             Some(Ok(_)) if sent == counted => {

@@ -39,7 +39,7 @@ impl Row {
 /// An error with its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputError {
-    pub place: String,
+    pub source: String,
     /// Counted from 1.
     pub line: Option<u64>,
     /// In characters, counted from 1.
@@ -49,7 +49,7 @@ pub struct InputError {
 
 impl fmt::Display for InputError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.place)?;
+        f.write_str(&self.source)?;
         if let Some(line) = self.line {
             write!(f, ", line {line}")?;
         }
@@ -99,7 +99,7 @@ fn words_of(json: &str) -> String {
 pub(super) const NUL: &str = "contains a NUL character; it may be UTF-16 or binary";
 
 /// The non-empty lines, with their numbers.
-pub fn lines(place: String, mut reader: impl BufRead) -> impl Iterator<Item = Result<(u64, String), InputError>> {
+pub fn lines(source: String, mut reader: impl BufRead) -> impl Iterator<Item = Result<(u64, String), InputError>> {
     let mut number = 0;
     let mut failed = false;
     std::iter::from_fn(move || {
@@ -110,8 +110,8 @@ pub fn lines(place: String, mut reader: impl BufRead) -> impl Iterator<Item = Re
             let mut bytes = Vec::new();
             let mut bad = |line: Option<u64>, column: Option<u64>, why: String| {
                 failed = true;
-                let place = place.clone();
-                Some(Err(InputError { place, line, column, why }))
+                let source = source.clone();
+                Some(Err(InputError { source, line, column, why }))
             };
             match reader.read_until(b'\n', &mut bytes) {
                 Ok(0) => return None,
@@ -147,8 +147,8 @@ pub fn lines(place: String, mut reader: impl BufRead) -> impl Iterator<Item = Re
     })
 }
 
-pub fn json_lines(place: String, reader: impl BufRead, shape: Shape) -> impl Iterator<Item = Result<Row, InputError>> {
-    lines(place.clone(), reader).filter_map(move |line| {
+pub fn json_lines(source: String, reader: impl BufRead, shape: Shape) -> impl Iterator<Item = Result<Row, InputError>> {
+    lines(source.clone(), reader).filter_map(move |line| {
         let (number, text) = match line {
             Ok(line) => line,
             Err(error) => return Some(Err(error)),
@@ -157,10 +157,10 @@ pub fn json_lines(place: String, reader: impl BufRead, shape: Shape) -> impl Ite
             return None;
         }
         if shape == Shape::Command && text.contains("\\u0000") && words_of(&text).replace(r"\\", "").contains(r"\u0000") {
-            let (place, line) = (place.clone(), Some(number));
+            let (source, line) = (source.clone(), Some(number));
             let why = "an argument of a command cannot contain a NUL character".into();
             return Some(Err(InputError {
-                place,
+                source,
                 line,
                 column: None,
                 why,
@@ -175,7 +175,7 @@ pub fn json_lines(place: String, reader: impl BufRead, shape: Shape) -> impl Ite
             // serde_json counts bytes.
             let before = text.as_bytes().get(..error.column().saturating_sub(1)).unwrap_or(text.as_bytes());
             InputError {
-                place: place.clone(),
+                source: source.clone(),
                 line: Some(number),
                 column: Some(String::from_utf8_lossy(before).chars().count() as u64 + 1),
                 why: format!("not JSON: {why}"),

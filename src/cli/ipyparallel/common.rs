@@ -126,7 +126,7 @@ impl Common {
     }
 
     /// Changes to the working directory, starts the log of `program`, and logs ignored options.
-    pub(crate) fn begin(&self, program: &str, place: &Place, context: &Context) -> Result<(), CommandError> {
+    pub(crate) fn begin(&self, program: &str, place: &ClusterSelection, context: &Context) -> Result<(), CommandError> {
         let level = log_level(self.log_level.as_deref().unwrap_or("info"));
         let level = context.log_level(&level);
         let prefix = format!("{program}-{}-", place.cluster_id);
@@ -169,26 +169,26 @@ fn is_number(text: &str) -> bool {
 
 /// The selected cluster.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Place {
+pub(crate) struct ClusterSelection {
     pub profile: ProfileDir,
     pub cluster_id: String,
     /// The content of the engine's connection file, if passed by a launcher.
     pub connection_info: Option<String>,
 }
 
-impl Place {
+impl ClusterSelection {
     /// The command line overrides the environment of a launcher.
     pub(crate) fn find(
         words: &Common,
         profile_dir: Option<PathBuf>,
         environment: LauncherEnvironment,
         context: &Context,
-    ) -> Result<Place, CommandError> {
+    ) -> Result<ClusterSelection, CommandError> {
         let named = |id: Option<String>| match context.cluster_id.as_str() {
             "" => words.cluster_id.clone().or(id).unwrap_or_default(),
             id => id.to_string(),
         };
-        let place = |profile, cluster_id, connection_info| Place {
+        let place = |profile, cluster_id, connection_info| ClusterSelection {
             profile,
             cluster_id,
             connection_info,
@@ -302,15 +302,15 @@ mod tests {
         };
         let mut context = Context::for_tests(Path::new("/ipython"));
         let none = Common::default();
-        let found = Place::find(&none, None, environment(), &context).unwrap();
+        let found = ClusterSelection::find(&none, None, environment(), &context).unwrap();
         assert_eq!(found.profile.path(), Path::new("/p/profile_theirs"));
         assert_eq!((found.cluster_id.as_str(), found.connection_info.as_deref()), ("c1", Some("{}")));
-        let found = Place::find(&none, Some("/q/profile_mine".into()), environment(), &context).unwrap();
+        let found = ClusterSelection::find(&none, Some("/q/profile_mine".into()), environment(), &context).unwrap();
         assert_eq!(found.profile.path(), Path::new("/q/profile_mine"));
         assert_eq!((found.cluster_id.as_str(), found.connection_info), ("", None));
         (context.profile, context.profile_named) = ("named".into(), true);
         context.cluster_id = "mine".into();
-        let found = Place::find(&none, None, environment(), &context).unwrap();
+        let found = ClusterSelection::find(&none, None, environment(), &context).unwrap();
         assert_eq!(found.profile.path(), Path::new("/ipython/profile_named"));
         assert_eq!((found.cluster_id.as_str(), found.connection_info), ("mine", None));
     }

@@ -3,7 +3,7 @@ use super::common::Common;
 use super::{Refusal, Trait};
 
 #[derive(Debug, Default, PartialEq)]
-pub(crate) struct ControllerWords {
+pub(crate) struct ControllerTraits {
     pub common: Common,
     /// For `Config::load_with`, in the order given.
     pub settings: Vec<(String, String)>,
@@ -17,9 +17,9 @@ pub(crate) struct ControllerWords {
     misses: Option<f64>,
 }
 
-impl ControllerWords {
-    pub(crate) fn of(traits: &[Trait]) -> Result<ControllerWords, Refusal> {
-        let mut words = ControllerWords::default();
+impl ControllerTraits {
+    pub(crate) fn of(traits: &[Trait]) -> Result<ControllerTraits, Refusal> {
+        let mut words = ControllerTraits::default();
         for option in traits {
             words.take(option)?;
         }
@@ -105,9 +105,9 @@ impl ControllerWords {
 mod tests {
     use super::*;
 
-    fn words(traits: &[&str]) -> Result<ControllerWords, Refusal> {
+    fn words(traits: &[&str]) -> Result<ControllerTraits, Refusal> {
         let traits: Vec<Trait> = traits.iter().map(|t| Trait::parse(t).unwrap()).collect();
-        ControllerWords::of(&traits)
+        ControllerTraits::of(&traits)
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::{Refusal, Trait};
 use std::path::PathBuf;
 
 #[derive(Debug, Default, PartialEq)]
-pub(crate) struct EngineWords {
+pub(crate) struct EngineTraits {
     pub common: Common,
     pub file: Option<PathBuf>,
     /// The name of the connection file in the profile's `security`.
@@ -24,9 +24,9 @@ pub(crate) struct EngineWords {
 /// Run in the shell under `--mpi`.
 const MPI_INIT: &str = "from mpi4py import MPI\nmpi_rank = MPI.COMM_WORLD.Get_rank()\nmpi_size = MPI.COMM_WORLD.Get_size()\n";
 
-impl EngineWords {
-    pub(crate) fn of(traits: &[Trait]) -> Result<EngineWords, Refusal> {
-        let mut words = EngineWords::default();
+impl EngineTraits {
+    pub(crate) fn of(traits: &[Trait]) -> Result<EngineTraits, Refusal> {
+        let mut words = EngineTraits::default();
         let mut mpi_init = MPI_INIT.to_string();
         for option in traits {
             match (option.class.as_str(), option.name.as_str()) {
@@ -103,9 +103,9 @@ pub(crate) fn mpi_rank(variable: impl Fn(&str) -> Option<String>) -> Option<u32>
 mod tests {
     use super::*;
 
-    fn words(traits: &[&str]) -> Result<EngineWords, Refusal> {
+    fn words(traits: &[&str]) -> Result<EngineTraits, Refusal> {
         let traits: Vec<Trait> = traits.iter().map(|t| Trait::parse(t).unwrap()).collect();
-        EngineWords::of(&traits)
+        EngineTraits::of(&traits)
     }
 
     #[test]

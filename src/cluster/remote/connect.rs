@@ -5,7 +5,7 @@ use super::{not_connected, remove_near_end};
 use crate::client::Client;
 use crate::cluster::list::{ClusterStatus, Condition};
 use crate::cluster::lock::Lock;
-use crate::cluster::{ClusterError, in_words, launch, options_of};
+use crate::cluster::{ClusterError, describe, launch, options_of};
 use crate::connection::ConnectionFile;
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
@@ -54,15 +54,12 @@ pub(crate) async fn connect(options: ConnectOptions) -> Result<Connected, Cluste
     let destination = Destination::parse(&options.destination)?;
     profile.create()?;
     let _lock = Lock::wait(profile, cluster_id).await?;
-    let standing = ClusterStatus::of(profile, cluster_id);
-    let (state, reused) = match (
-        standing.condition,
-        TunnelState::read(&profile.tunnel_file(cluster_id)).ok().flatten(),
-    ) {
+    let status = ClusterStatus::of(profile, cluster_id);
+    let (state, reused) = match (status.condition, TunnelState::read(&profile.tunnel_file(cluster_id)).ok().flatten()) {
         (Condition::Connected, Some(state)) => {
             if state.destination != destination.as_str() {
                 return Err(RemoteError::OtherDestination {
-                    cluster: in_words(profile, cluster_id),
+                    cluster: describe(profile, cluster_id),
                     options: options_of(profile, cluster_id),
                     destination: state.destination,
                     wanted: destination.to_string(),
@@ -71,11 +68,11 @@ pub(crate) async fn connect(options: ConnectOptions) -> Result<Connected, Cluste
             }
             (process::wait(&profile.tunnel_file(cluster_id), COMES_BACK, None).await?, true)
         }
-        (Condition::Running | Condition::Remote, _) if standing.controller.is_some() => {
+        (Condition::Running | Condition::Remote, _) if status.controller.is_some() => {
             return Err(ClusterError::Running {
-                cluster: in_words(profile, cluster_id),
+                cluster: describe(profile, cluster_id),
                 options: options_of(profile, cluster_id),
-                controller: standing.controller,
+                controller: status.controller,
             });
         }
         (_, left) => (make(&options, left).await?, false),

@@ -5,7 +5,7 @@ use crate::ssh::tunnel::TunnelError;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RemoteError {
-    #[error("no cluster is running on {to} in {wanted}{}", others_in_words(others))]
+    #[error("no cluster is running on {to} in {wanted}{}", list_others(others))]
     NoCluster {
         to: String,
         wanted: String,
@@ -120,7 +120,7 @@ impl From<RemoteError> for TunnelError {
     }
 }
 
-fn others_in_words(others: &[String]) -> String {
+fn list_others(others: &[String]) -> String {
     match others {
         [] => String::new(),
         others => format!("; running: {}", others.join(", ")),

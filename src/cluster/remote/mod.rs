@@ -40,7 +40,7 @@ pub(crate) fn running(profile: &ProfileDir, cluster_id: &str) -> Option<TunnelSt
 
 pub(crate) fn not_connected(profile: &ProfileDir, cluster_id: &str) -> ClusterError {
     RemoteError::NotConnected {
-        cluster: super::in_words(profile, cluster_id),
+        cluster: super::describe(profile, cluster_id),
         options: super::options_of(profile, cluster_id),
     }
     .into()

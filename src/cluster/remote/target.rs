@@ -156,14 +156,14 @@ fn choose(to: &str, mut running: Vec<FoundFile>, gone: Vec<FoundFile>, wanted: &
     if !wanted.exactly && running.len() == 1 {
         return Ok(running.remove(0));
     }
-    let in_words = |profile: &str, id: &str| match id {
+    let name = |profile: &str, id: &str| match id {
         "" => format!("profile {profile:?}"),
         id => format!("profile {profile:?} with cluster id {id:?}"),
     };
     Err(RemoteError::NoCluster {
         to: to.to_string(),
-        wanted: in_words(&wanted.profile, &wanted.cluster_id),
-        others: running.iter().map(|f| in_words(&f.profile, &f.cluster_id)).collect(),
+        wanted: name(&wanted.profile, &wanted.cluster_id),
+        others: running.iter().map(|f| name(&f.profile, &f.cluster_id)).collect(),
         profile: wanted.profile.clone(),
     })
 }

@@ -30,13 +30,13 @@ pub(crate) enum Why {
     Preempted,
 }
 
-impl Why {
-    pub(crate) fn in_words(self) -> &'static str {
-        match self {
+impl std::fmt::Display for Why {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
             Why::Walltime => "walltime exceeded",
             Why::NodeLost => "node failed",
             Why::Preempted => "preempted",
-        }
+        })
     }
 }
 

@@ -39,7 +39,7 @@ fn of_launch(profile: &ProfileDir, state: &mut ClusterState, at: usize, due: &[D
                 n += job.engines_of(*element);
                 replaces = replaces.max(job.replaces + 1);
                 places.push(place);
-                words.push(format!("{}: {}", job.element_name(*element), found.why.in_words()));
+                words.push(format!("{}: {}", job.element_name(*element), found.why));
             }
             place += 1;
         }

@@ -1,7 +1,7 @@
 //! Generates the shell lines that start the job's engines or its controller.
 use super::JobKind;
-use super::render::{FoundBy, Requirement};
 use super::request::JobRequest;
+use super::template::{FoundBy, Requirement};
 use crate::model::shell::{quoted, quoted_words};
 use crate::profile::config::resources::StartMode;
 

@@ -4,7 +4,8 @@
 //! A submission keeps a site's defaults for options that pcluster does not set (`SBATCH_ACCOUNT` if
 //! no account is given). It loses variables that would override the script or change what the
 //! command prints. All other commands lose every option.
-use super::{BatchSystem, CommandLine};
+use super::CommandLine;
+use super::table::Table;
 
 /// Names of variables; a trailing `*` matches any suffix.
 pub(crate) type Names = &'static [&'static str];
@@ -26,6 +27,18 @@ pub(crate) struct EnvironmentRules {
     pub options: &'static [ScriptOption],
 }
 
+impl EnvironmentRules {
+    /// Removes the same variables for all commands.
+    pub(crate) const fn removing(removed: Names) -> EnvironmentRules {
+        let rule = Rule { removed, kept: &[] };
+        EnvironmentRules {
+            submissions: rule,
+            queries: rule,
+            options: &[],
+        }
+    }
+}
+
 /// An option of a script (`--time`, `-t`) and the variables that would override or contradict it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ScriptOption {
@@ -36,9 +49,9 @@ pub(crate) struct ScriptOption {
 
 /// Prepares the submission of `script`: removes variables that would override it. The locale stays,
 /// since the job may inherit the environment.
-pub(crate) fn for_submission(row: &dyn BatchSystem, mut command: CommandLine, script: &str) -> CommandLine {
-    let rules = row.environment();
-    let overridden = options_of(script, row.directive_prefix())
+pub(crate) fn for_submission(table: &Table, mut command: CommandLine, script: &str) -> CommandLine {
+    let rules = table.environment;
+    let overridden = options_of(script, table.directive_prefix)
         .filter_map(|word| option(rules.options, word))
         .flat_map(|option| option.variables);
     command.removed_vars = names(rules.submissions.removed.iter().chain(overridden));
@@ -49,8 +62,8 @@ pub(crate) fn for_submission(row: &dyn BatchSystem, mut command: CommandLine, sc
 }
 
 /// Prepares a query or cancellation so that the environment does not change its output.
-pub(crate) fn for_query(row: &dyn BatchSystem, mut command: CommandLine) -> CommandLine {
-    let rule = row.environment().queries;
+pub(crate) fn for_query(table: &Table, mut command: CommandLine) -> CommandLine {
+    let rule = table.environment.queries;
     command.removed_vars = names(rule.removed);
     command.in_c_locale = true;
     command.kept_vars = names(rule.kept);
@@ -102,7 +115,7 @@ mod tests {
 
     /// The variables among these that a submission of this script inherits.
     fn inherited_by_submission(system: &str, script: &str, variables: &[&'static str]) -> Vec<&'static str> {
-        let command = for_submission(by_name(system).unwrap(), CommandLine::default(), script);
+        let command = for_submission(by_name(system).unwrap().table(), CommandLine::default(), script);
         let stays = |name: &&&str| !is_removed(name, &command.removed_vars, &command.kept_vars);
         variables.iter().filter(stays).copied().collect()
     }
@@ -161,13 +174,13 @@ mod tests {
             ("htcondor", "_CONDOR_CONDOR_Q_ONLY_MY_JOBS", "CONDOR_CONFIG"),
         ];
         for (system, removed, kept) in cases {
-            let command = for_query(by_name(system).unwrap(), CommandLine::default());
+            let command = for_query(by_name(system).unwrap().table(), CommandLine::default());
             assert!(is_removed(removed, &command.removed_vars, &command.kept_vars), "{system} {removed}");
             assert!(!is_removed(kept, &command.removed_vars, &command.kept_vars), "{system} {kept}");
         }
         for system in SYSTEMS {
-            assert!(for_query(by_name(system).unwrap(), CommandLine::default()).in_c_locale);
-            let submission = for_submission(by_name(system).unwrap(), CommandLine::default(), "");
+            assert!(for_query(by_name(system).unwrap().table(), CommandLine::default()).in_c_locale);
+            let submission = for_submission(by_name(system).unwrap().table(), CommandLine::default(), "");
             assert!(!submission.in_c_locale, "the job may inherit the locale");
         }
     }

@@ -85,12 +85,22 @@ fn message_of(output: &CommandOutput) -> String {
     }
 }
 
-/// Lower-case text to search for in the output, the problem it indicates, and a hint.
-pub(crate) type ErrorPatterns = [(&'static str, Problem, &'static str)];
+/// Lower-case texts to search for in the output, the problem that they indicate, and a hint. The first match counts.
+pub(crate) type ErrorPatterns = [(&'static [&'static str], Problem, &'static str)];
+
+/// `Problem: "text" | "other text" => "hint";`
+macro_rules! failures {
+    ($($problem:ident: $($text:literal)|+ => $hint:literal;)*) => {
+        &[$((&[$($text),+], crate::launchers::batch::Problem::$problem, $hint)),*]
+    };
+}
+pub(crate) use failures;
 
 fn classify(output: &CommandOutput, patterns: &ErrorPatterns) -> (Problem, Option<String>) {
     let message = output.message().to_lowercase();
-    let found = patterns.iter().find(|(words, _, _)| message.contains(words));
+    let found = patterns
+        .iter()
+        .find(|(texts, _, _)| texts.iter().any(|text| message.contains(text)));
     found.map_or((Problem::Other, None), |(_, problem, hint)| (*problem, Some(hint.to_string())))
 }
 
@@ -108,4 +118,14 @@ pub(crate) fn no_id(output: &CommandOutput, hint: &str) -> SubmitFailure {
 /// A query or cancellation that failed.
 pub(crate) fn of_query(output: &CommandOutput, patterns: &ErrorPatterns) -> QueryFailure {
     QueryFailure::of(classify(output, patterns).0, output)
+}
+
+/// The result of a cancellation: it may name jobs that have already ended.
+pub(crate) fn of_cancellation(output: &CommandOutput, fine: &[&str], patterns: &ErrorPatterns) -> Result<(), QueryFailure> {
+    let message = output.message().to_lowercase();
+    let is_fine = |line: &str| fine.iter().any(|text| line.contains(text));
+    match output.is_success() || (!message.is_empty() && message.lines().all(is_fine)) {
+        true => Ok(()),
+        false => Err(of_query(output, patterns)),
+    }
 }

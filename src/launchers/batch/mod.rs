@@ -5,8 +5,9 @@
 //! here and do not depend on each other. Modules: [`request`] (a job to submit), [`job`] (jobs as
 //! reported), [`command`] (a command line, an output), [`environment`] (variables to remove),
 //! [`failure`], [`launch`] (converts a launch into a request), [`render`] (renders a template into
-//! a script), [`quote`], `systems` (the row of each name).
+//! a script), [`template`] (templates and variables), `conditions` (of templates), [`table`] (constants), `systems` (the row of each name).
 pub(crate) mod command;
+mod conditions;
 pub(crate) mod engines;
 pub(crate) mod environment;
 pub(crate) mod failure;
@@ -18,6 +19,8 @@ pub(crate) mod request;
 pub(crate) mod slurm_environment;
 pub(crate) mod squeue;
 mod systems;
+pub(crate) mod table;
+pub(crate) mod template;
 pub(crate) mod xml;
 
 pub(crate) use command::{CommandLine, CommandOutput};
@@ -26,9 +29,10 @@ pub(crate) use failure::{Problem, QueryFailure, SubmitFailure};
 pub(crate) use job::{JobId, JobRow, JobStatus, JobTarget};
 #[cfg(test)]
 pub(crate) use render::render;
-pub(crate) use render::{ScriptFile, Template, TemplateError};
 pub(crate) use request::{JobKind, JobRequest};
 pub(crate) use systems::{SYSTEMS, by_name};
+pub(crate) use table::{KillWait, Table};
+pub(crate) use template::{ScriptFile, Template, TemplateError};
 
 use std::path::{Path, PathBuf};
 
@@ -38,10 +42,15 @@ use std::path::{Path, PathBuf};
 /// A job's array has the elements 1 … [`JobRequest::jobs`]. For a single job, a system may not use
 /// an array: then its rows have no element.
 pub(crate) trait BatchSystem: Send + Sync {
+    /// What is fixed.
+    fn table(&self) -> &'static Table;
     /// One of [`SYSTEMS`].
-    fn name(&self) -> &'static str;
-    /// Display name, including the dialect if there are several: `Slurm`, `OpenPBS`.
-    fn title(&self) -> &'static str;
+    fn name(&self) -> &'static str {
+        self.table().name
+    }
+    fn title(&self) -> &'static str {
+        self.table().title
+    }
 
     /// A command whose output identifies the dialect; none if there is only one.
     fn dialect_command(&self) -> Option<CommandLine> {
@@ -61,21 +70,30 @@ pub(crate) trait BatchSystem: Send + Sync {
     }
 
     /// The templates of a job; the first one is submitted.
-    fn templates(&self, kind: JobKind) -> &'static [Template];
-    /// The prefix of a directive line (`#SBATCH`); empty in a file that consists of directives
-    /// only.
-    fn directive_prefix(&self) -> &'static str;
+    fn templates(&self, kind: JobKind) -> &'static [Template] {
+        match kind {
+            JobKind::Controller => self.table().controller,
+            JobKind::Engines => self.table().engines,
+        }
+    }
     /// Quotes a value for a directive line. The value contains no control characters.
     fn quote_directive(&self, name: &str, value: &str) -> Result<String, TemplateError>;
-    /// The values of the template variables. See [`render::VARIABLES`].
-    fn variables(&self, request: &JobRequest) -> Result<render::Variables, TemplateError>;
+    /// The values of the template variables. See [`template::VARIABLES`].
+    fn variables(&self, request: &JobRequest) -> Result<template::Variables, TemplateError>;
     /// What a template must contain for this job: how to find it, and the line to add.
-    fn requirements(&self, template: &str, request: &JobRequest) -> Vec<render::Requirement>;
+    fn requirements(&self, _template: &str, request: &JobRequest) -> Vec<template::Requirement> {
+        let array = request.is_array().then(|| self.table().array_requirement());
+        [engines::requirement(request)].into_iter().chain(array).collect()
+    }
     /// The path of the job's output file. The file may be missing if the job has ended.
-    fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf;
+    fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf {
+        let table = self.table();
+        let number: String = job.0.chars().take_while(char::is_ascii_digit).collect();
+        let element = element.or(table.log_has_element.then_some(1));
+        let element = element.map_or_else(String::new, |element| format!("{}{element}", table.log_separator));
+        request.log_dir.join(format!("{}-{number}{element}.log", request.log_stem))
+    }
 
-    /// The environment variables to remove from its commands.
-    fn environment(&self) -> EnvironmentRules;
     /// The cluster that a job was sent to, if the system has several; empty for the default
     /// cluster.
     fn cluster_of<'a>(&self, _job: &'a JobId) -> &'a str {
@@ -125,10 +143,12 @@ pub(crate) trait BatchSystem: Send + Sync {
     /// Cancels jobs, waiting or running, with one command.
     fn cancel_command(&self, targets: &[JobTarget]) -> CommandLine;
     /// An unknown job, or one that has ended, counts as cancelled.
-    fn parse_cancel(&self, output: &CommandOutput) -> Result<(), QueryFailure>;
+    fn parse_cancel(&self, output: &CommandOutput) -> Result<(), QueryFailure> {
+        failure::of_cancellation(output, self.table().cancelled, self.table().failures)
+    }
     /// The documented delay between a warning signal and SIGKILL.
     fn kill_wait(&self) -> KillWait {
-        KillWait::default()
+        self.table().kill_wait
     }
     /// Queries the configured delay, if the system reports it.
     fn kill_wait_command(&self) -> Option<CommandLine> {
@@ -145,27 +165,6 @@ pub(crate) trait BatchSystem: Send + Sync {
     }
     fn parse_job_resources(&self, _output: &CommandOutput) -> Vec<String> {
         Vec::new()
-    }
-}
-
-/// The number of seconds between a batch system's warning and its SIGKILL, if known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct KillWait {
-    /// After SIGTERM. A site's setting applies to this delay if it is set.
-    pub term_s: Option<u32>,
-    /// After SIGUSR1 or SIGUSR2.
-    pub user_s: Option<u32>,
-}
-
-impl KillWait {
-    /// Applies the site's setting.
-    pub(crate) fn with_site_value(mut self, site_s: Option<u32>) -> KillWait {
-        let delay = match (self.term_s, self.user_s) {
-            (None, Some(_)) => &mut self.user_s,
-            _ => &mut self.term_s,
-        };
-        *delay = site_s.or(*delay);
-        self
     }
 }
 

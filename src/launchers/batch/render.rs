@@ -4,160 +4,15 @@
 //! so that `${x%.txt}` and `${#x}` keep their meaning in the shell. It is rendered line by line,
 //! and the value of a variable depends on its line: in a directive (`#SBATCH …`) it is quoted for
 //! the batch system, elsewhere for the shell. A directive whose variable has no value is omitted;
-//! one whose variable is a list is repeated for each item.
+//! one whose variable is a list is repeated for each item. Conditions are resolved before
+//! ([`super::conditions`]).
+use super::conditions::{delimiters, resolve_conditions};
 use super::request::JobRequest;
+use super::table::{Table, is_set};
+use super::template::{FoundBy, TemplateError, VARIABLES, VariableValue, Variables};
 use super::{BatchSystem, JobKind};
 use crate::model::shell;
-use std::borrow::Cow;
-use std::path::PathBuf;
-use tera::{Context, Delimiters, Tera};
-
-/// A built-in template.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Template {
-    /// The file name in `templates/<system>/` and in a profile: `engines.sh.tera`.
-    pub name: &'static str,
-    pub text: &'static str,
-}
-
-/// A rendered file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ScriptFile {
-    pub path: PathBuf,
-    pub text: String,
-    pub executable: bool,
-}
-
-/// The value of a variable.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum VariableValue {
-    /// Not requested.
-    Unset,
-    /// One value.
-    Text(String),
-    /// Words of a command.
-    Words(Vec<String>),
-    /// Complete lines: directives without their prefix, or shell.
-    Lines(Vec<String>),
-}
-
-/// Names and values, in the order of [`VARIABLES`].
-pub(crate) type Variables = Vec<(&'static str, VariableValue)>;
-
-/// Something that a template must contain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Requirement {
-    pub what: String,
-    pub found_by: FoundBy,
-    /// A line that satisfies the requirement.
-    pub line: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum FoundBy {
-    /// The template uses one of these variables.
-    Variable(&'static [&'static str]),
-    /// A directive contains a word with one of these prefixes.
-    Directive(&'static [&'static str]),
-}
-
-/// All variables that a template may use.
-pub(crate) const VARIABLES: &[(&str, &str)] = &[
-    ("name", "the job's name, which pcluster uses to find it"),
-    ("profile", "the profile's name"),
-    ("cluster_id", "the cluster id; empty for the profile's default cluster"),
-    ("version", "pcluster's version"),
-    ("n", "the number of engines"),
-    ("jobs", "the number of jobs (array elements)"),
-    ("engines_per_job", "the number of engines per job"),
-    ("array", "the array's range in the system's syntax (1-15); empty for a single job"),
-    ("single", "LSF's name of a job that is not an array; else empty"),
-    (
-        "tasks",
-        "the number of engines in the job if srun or mpiexec starts them; else empty",
-    ),
-    ("engines", "the shell lines that start the engines of one job"),
-    ("controller", "the shell line that starts the controller"),
-    ("command", "the command of one engine, or of the controller, quoted for the shell"),
-    ("script", "HTCondor: the shell script that each job runs"),
-    ("cwd", "the working directory"),
-    ("log", "the output file, with the system's placeholders for job and array element"),
-    ("queue", "the queue or partition"),
-    ("account", "the account or project"),
-    ("qos", "the quality of service"),
-    ("walltime", "the time limit in the system's syntax"),
-    ("memory", "the memory of one job in the system's syntax"),
-    (
-        "mem_free",
-        "Grid Engine: the memory per slot or per job, as the site counts `mem_free`",
-    ),
-    ("memory_per_slot", "Grid Engine: the memory per slot"),
-    ("cpus", "the processors of one job; with srun and mpiexec, of one engine"),
-    ("gpus", "the GPUs of one job; with srun and mpiexec, of one engine"),
-    ("gpu", "Grid Engine: the GPUs per slot or per job, as the site counts `gpu`"),
-    ("nodes", "the number of nodes for one job of all engines"),
-    ("resources", "processors, memory and GPUs combined, if the system requires it"),
-    ("constraint", "features that a node must have"),
-    ("parallel_environment", "Grid Engine's parallel environment and its slots"),
-    ("reservation", "the reservation"),
-    ("mail_user", "who gets mail"),
-    ("mail_type", "when"),
-    ("directives", "additional directives from the settings, one per line"),
-    ("environment", "shell lines that set environment variables"),
-    ("modules", "shell lines that load environment modules"),
-    ("before", "shell lines from the settings, run before the start"),
-];
-
-/// Why a template cannot be rendered.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum TemplateError {
-    #[error("{template}:{line}: unknown variable `{name}`")]
-    UnknownVariable { template: String, line: usize, name: String },
-    #[error("{template}:{line}: {message}")]
-    Syntax { template: String, line: usize, message: String },
-    #[error("{template}:{line}: `{{{{ {name} }}}}` is inside quotes, but its value {value} is already quoted")]
-    InQuotes {
-        template: String,
-        line: usize,
-        name: String,
-        value: String,
-    },
-    #[error("{template}: {what} is missing")]
-    Missing { template: String, what: String, line: String },
-    #[error("{what} {value:?} cannot be written in a script for {system}: {why}")]
-    InvalidValue {
-        system: &'static str,
-        what: String,
-        value: String,
-        why: &'static str,
-    },
-    #[error("{system} does not support {what}")]
-    Unsupported {
-        system: &'static str,
-        what: String,
-        hint: Option<String>,
-    },
-}
-
-impl TemplateError {
-    /// A suggested action.
-    pub(crate) fn hint(&self) -> Option<String> {
-        match self {
-            TemplateError::UnknownVariable { .. } => {
-                let names: Vec<&str> = VARIABLES.iter().map(|(name, _)| *name).collect();
-                Some(format!(
-                    "known variables: {}; `pcluster template list` describes them",
-                    names.join(", ")
-                ))
-            }
-            TemplateError::Syntax { .. } => Some("write a variable as {{ name }}; everything else is copied unchanged".into()),
-            TemplateError::InQuotes { .. } => Some("remove the quotes".into()),
-            TemplateError::Missing { line, .. } => Some(format!("add this line: {line}")),
-            TemplateError::Unsupported { hint, .. } => hint.clone(),
-            TemplateError::InvalidValue { .. } => None,
-        }
-    }
-}
+use tera::{Context, Tera};
 
 /// The kind of a line in the script.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -182,17 +37,16 @@ pub(crate) fn render_named(
     request: &JobRequest,
 ) -> Result<String, TemplateError> {
     let variables = system.variables(request)?;
-    let is_description = !name.trim_end_matches(".tera").ends_with(".sh") && system.directive_prefix().is_empty();
+    let is_description = !name.trim_end_matches(".tera").ends_with(".sh") && system.table().directive_prefix.is_empty();
     let mut script = String::new();
     let mut used: Vec<String> = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let kind = kind_of(line, system.directive_prefix(), is_description);
+    for (number, line) in resolve_conditions(shown, text, &variables)? {
         let line = TemplateLine {
             system,
             template: shown,
-            number: number + 1,
-            text: line,
-            kind,
+            number,
+            text: &line,
+            kind: kind_of(&line, system.table().directive_prefix, is_description),
         };
         for rendered in line.render(&variables, &mut used)? {
             script.push_str(&rendered);
@@ -204,7 +58,7 @@ pub(crate) fn render_named(
             FoundBy::Variable(names) => used.iter().any(|name| names.contains(&name.as_str())),
             FoundBy::Directive(words) => script
                 .lines()
-                .filter(|line| kind_of(line, system.directive_prefix(), is_description) == LineKind::Directive)
+                .filter(|line| kind_of(line, system.table().directive_prefix, is_description) == LineKind::Directive)
                 .flat_map(str::split_whitespace)
                 .any(|word| words.iter().any(|begin| word.starts_with(begin))),
         };
@@ -322,10 +176,11 @@ impl TemplateLine<'_> {
         let parsed = tera
             .set_delimiters(delimiters())
             .and_then(|()| tera.add_raw_template("line", self.text));
-        parsed.map_err(|e| self.syntax(&e))?;
+        let syntax = |error: tera::Error| TemplateError::syntax(self.template, self.number, &error);
+        parsed.map_err(syntax)?;
         let mut names: Vec<String> = tera
             .get_template_variables("line")
-            .map_err(|e| self.syntax(&e))?
+            .map_err(syntax)?
             .into_iter()
             .map(str::to_string)
             .collect();
@@ -348,7 +203,7 @@ impl TemplateLine<'_> {
             used.push(name);
         }
         let Some((name, lines)) = many else {
-            return Ok(vec![tera.render("line", &context).map_err(|e| self.syntax(&e))?]);
+            return Ok(vec![tera.render("line", &context).map_err(syntax)?]);
         };
         let mut rendered = Vec::new();
         for line in lines {
@@ -356,7 +211,7 @@ impl TemplateLine<'_> {
                 check_single_line(self.system, &name, &line)?;
             }
             context.insert(name.clone(), &line);
-            rendered.push(tera.render("line", &context).map_err(|e| self.syntax(&e))?);
+            rendered.push(tera.render("line", &context).map_err(syntax)?);
         }
         Ok(rendered)
     }
@@ -386,27 +241,6 @@ impl TemplateLine<'_> {
     fn is_alone(&self, name: &str) -> bool {
         let inner = self.text.trim().strip_prefix("{{").and_then(|rest| rest.strip_suffix("}}"));
         inner.is_some_and(|inner| inner.trim() == name)
-    }
-
-    fn syntax(&self, error: &tera::Error) -> TemplateError {
-        TemplateError::Syntax {
-            template: self.template.into(),
-            line: self.number,
-            message: error.to_string().lines().next().unwrap_or_default().to_string(),
-        }
-    }
-}
-
-/// Blocks and comments of the template language are disabled: `${#x}` would begin a comment.
-fn delimiters() -> Delimiters {
-    let text = |text: &'static str| Cow::Borrowed(text);
-    Delimiters {
-        block_start: text("\u{1}{"),
-        block_end: text("}\u{1}"),
-        variable_start: text("{{"),
-        variable_end: text("}}"),
-        comment_start: text("\u{2}{"),
-        comment_end: text("}\u{2}"),
     }
 }
 
@@ -448,65 +282,61 @@ fn stands_in_quotes(line: &str, name: &str) -> bool {
 }
 
 /// The variables that all batch systems share. The rows add to these and override those that they
-/// format differently.
-pub(crate) fn common(request: &JobRequest) -> Variables {
+/// format differently. Rejects settings that the system does not support.
+pub(crate) fn common(table: &Table, request: &JobRequest) -> Result<Variables, TemplateError> {
+    check(table, request)?;
     let resources = &request.resources;
-    let text = |value: &Option<String>| value.clone().map_or(VariableValue::Unset, VariableValue::Text);
-    let number = |value: u32| VariableValue::Text(value.to_string());
-    let counted = |value: Option<u32>| value.map_or(VariableValue::Unset, number);
     let modules = resources
         .modules
         .iter()
         .map(|module| format!("module load {}", shell::quoted(module)));
-    let engines = super::engines::lines(request);
-    let is_controller = request.kind == JobKind::Controller;
+    let start = match request.kind {
+        JobKind::Controller => "controller",
+        JobKind::Engines => "engines",
+    };
+    let [log_of_array, log_of_job] = table.log;
+    let log = request.log_dir.join(&request.log_stem).to_string_lossy().into_owned();
+    let [job, element] = table.job;
     let values = vec![
         ("name", VariableValue::Text(request.name.clone())),
         ("profile", VariableValue::Text(request.profile.clone())),
         ("cluster_id", VariableValue::Text(request.cluster_id.clone())),
         ("version", VariableValue::Text(crate::model::VERSION.into())),
-        ("n", number(request.n)),
-        ("jobs", number(request.jobs())),
-        ("engines_per_job", number(request.engines_per_job.max(1))),
+        ("n", VariableValue::of(Some(request.n))),
+        ("jobs", VariableValue::of(Some(request.jobs()))),
+        ("engines_per_job", VariableValue::of(Some(request.engines_per_job.max(1)))),
         (
-            "engines",
-            if is_controller {
-                VariableValue::Unset
-            } else {
-                VariableValue::Lines(engines.clone())
-            },
+            "array",
+            VariableValue::of(request.is_array().then(|| format!("1-{}", request.jobs()))),
         ),
-        (
-            "controller",
-            if is_controller {
-                VariableValue::Lines(engines)
-            } else {
-                VariableValue::Unset
-            },
-        ),
+        ("tasks", VariableValue::of(request.is_one_job().then_some(request.n))),
+        (start, VariableValue::Lines(super::engines::lines(request))),
         ("command", VariableValue::Words(request.argv.clone())),
         ("cwd", VariableValue::Text(request.cwd.to_string_lossy().into_owned())),
-        ("queue", text(&resources.queue)),
-        ("account", text(&resources.account)),
-        ("qos", text(&resources.qos)),
         (
-            "walltime",
-            resources
-                .walltime
-                .map_or(VariableValue::Unset, |time| VariableValue::Text(time.to_string())),
+            "log",
+            VariableValue::Text(format!("{log}-{}", if request.is_array() { log_of_array } else { log_of_job })),
         ),
-        ("nodes", counted(resources.nodes)),
-        ("constraint", text(&resources.constraint)),
-        ("reservation", text(&resources.reservation)),
-        ("mail_user", text(&resources.mail_user)),
-        ("mail_type", text(&resources.mail_type)),
+        ("queue", VariableValue::of(resources.queue.as_ref())),
+        ("account", VariableValue::of(resources.account.as_ref())),
+        ("qos", VariableValue::of(resources.qos.as_ref())),
+        ("walltime", VariableValue::of(resources.walltime)),
+        ("nodes", VariableValue::of(resources.nodes)),
+        ("constraint", VariableValue::of(resources.constraint.as_ref())),
+        ("reservation", VariableValue::of(resources.reservation.as_ref())),
+        ("mail_user", VariableValue::of(resources.mail_user.as_ref())),
+        ("mail_type", VariableValue::of(resources.mail_type.as_ref())),
         ("directives", VariableValue::Lines(resources.directives.clone())),
+        (
+            "environment",
+            VariableValue::Lines(super::engines::environment(request, job, element)),
+        ),
         ("modules", VariableValue::Lines(modules.collect())),
         ("before", VariableValue::Lines(resources.before.clone())),
     ];
     let mut all: Variables = VARIABLES.iter().map(|(name, _)| (*name, VariableValue::Unset)).collect();
     set_variables(&mut all, values);
-    all
+    Ok(all)
 }
 
 /// Sets variables that are listed in [`VARIABLES`].
@@ -529,31 +359,32 @@ pub(crate) fn invalid_value(system: &'static str, what: &str, value: &str, why: 
 }
 
 /// Rejects settings that this system does not support.
-pub(crate) fn unsupported(system: &dyn BatchSystem, _request: &JobRequest, settings: &[(&str, bool)]) -> Result<(), TemplateError> {
-    match settings.iter().find(|(_, given)| *given) {
-        None => Ok(()),
-        Some((key, _)) => Err(TemplateError::Unsupported {
-            system: system.title(),
-            what: format!("setting `{key}`"),
-            hint: Some(format!(
-                "remove launchers.{name}.{key}; put the site's equivalent into launchers.{name}.directives",
-                name = system.name()
-            )),
-        }),
+fn check(table: &Table, request: &JobRequest) -> Result<(), TemplateError> {
+    let Table { name, title, .. } = table;
+    let unsupported = |what: String, hint: String| {
+        let (system, hint) = (*title, Some(hint));
+        Err(TemplateError::Unsupported { system, what, hint })
+    };
+    if let Some(key) = table.unsupported.iter().find(|key| is_set(&request.resources, key)) {
+        return unsupported(
+            format!("setting `{key}`"),
+            format!("remove launchers.{name}.{key}; put the site's equivalent into launchers.{name}.directives"),
+        );
     }
-}
-
-/// A number of nodes requires one job of all engines, selected by `start` (`srun`, `mpiexec`).
-pub(crate) fn nodes_are_of_one_job(system: &dyn BatchSystem, request: &JobRequest, start: &str) -> Result<(), TemplateError> {
-    if request.resources.nodes.is_none() || request.is_one_job() || request.kind == JobKind::Controller {
-        return Ok(());
+    let start = table.one_job.first().map_or("array", |start| start.word());
+    if request.resources.nodes.is_some() && request.is_array() {
+        return unsupported(
+            "a number of nodes for jobs on a single node".into(),
+            format!("set launchers.{name}.start to {start} for one job of all engines, or remove launchers.{name}.nodes"),
+        );
     }
-    let name = system.name();
-    Err(TemplateError::Unsupported {
-        system: system.title(),
-        what: "a number of nodes for jobs on a single node".into(),
-        hint: Some(format!(
-            "set launchers.{name}.start to {start} for one job of all engines, or remove launchers.{name}.nodes"
-        )),
-    })
+    match request.resources.start {
+        _ if !request.is_one_job() => Ok(()),
+        _ if table.one_job.is_empty() => unsupported("one job of all engines".into(), format!("set launchers.{name}.start to {start}")),
+        mode if !table.one_job.contains(&mode) => unsupported(
+            mode.word().into(),
+            format!("set launchers.{name}.start to {start} for one job of all engines, or to array"),
+        ),
+        _ => Ok(()),
+    }
 }

@@ -68,6 +68,11 @@ impl JobRequest {
         self.engines_per_job.clamp(1, self.n.max(1))
     }
 
+    /// Whether the submission is an array of jobs.
+    pub(crate) fn is_array(&self) -> bool {
+        self.kind == JobKind::Engines && !self.is_one_job()
+    }
+
     /// Whether `srun` or `mpiexec` starts all engines inside one job.
     pub(crate) fn is_one_job(&self) -> bool {
         self.kind == JobKind::Engines && self.resources.start != StartMode::Array

@@ -1,133 +1,47 @@
 //! Slurm's commands for jobs, shared by the two ways of submitting: sbatch, and Slurm's `qsub`.
 //! Sources: squeue(1), scancel(1) of Slurm 22.05, and the output of that version.
-use super::{CommandLine, CommandOutput, JobId, JobRow, JobStatus, JobTarget, Problem, QueryFailure, failure};
+use super::failure::{ErrorPatterns, failures};
+use super::table::status_in;
+use super::{CommandLine, CommandOutput, JobId, JobRow, JobStatus, JobTarget, KillWait, QueryFailure, failure};
 
 /// Array job id, index, state, reason, batch host, name (last, because it may contain any
 /// character).
 const FORMAT: &str = "%F|%K|%T|%r|%B|%j";
 
 /// Lower-case text of sbatch's errors and what it indicates.
-pub(crate) const FAILURES: &[(&str, Problem, &str)] = &[
-    (
-        "invalid partition",
-        Problem::NoSuchQueue,
-        "`sinfo -s` lists the partitions; name one with --queue or launchers.slurm.queue",
-    ),
-    (
-        "invalid account",
-        Problem::NoSuchAccount,
-        "`sacctmgr show associations user=$USER` lists your accounts; name one with --account or launchers.slurm.account",
-    ),
-    (
-        "invalid qos",
-        Problem::NoSuchAccount,
-        "`sacctmgr show associations user=$USER` lists the qualities of service that you may use",
-    ),
-    (
-        "violates accounting/qos policy",
-        Problem::Limit,
-        "reduce the number of engines (-n) or the time (--walltime), or use another --account",
-    ),
-    (
-        "time limit is invalid",
-        Problem::Limit,
-        "`sinfo -o '%P %l'` shows the partitions' time limits; reduce --walltime",
-    ),
-    (
-        "node configuration is not available",
-        Problem::Limit,
-        "no node has that many processors or GPUs, or that much memory; `sinfo -o '%P %c %m %G'` shows the nodes",
-    ),
-    (
-        "memory specification can not be satisfied",
-        Problem::Limit,
-        "`sinfo -o '%P %m'` shows the nodes' memory; reduce --mem",
-    ),
-    (
-        "can not be satisfied",
-        Problem::Limit,
-        "`sinfo -o '%P %c %m %G'` shows what the nodes have",
-    ),
-    (
-        "more processors requested than permitted",
-        Problem::Limit,
-        "`sinfo -o '%P %c'` shows the nodes' processors",
-    ),
-    (
-        "invalid job array specification",
-        Problem::Limit,
-        "`scontrol show config | grep MaxArraySize` shows the maximum array size; --engines-per-job reduces the number of jobs",
-    ),
-    (
-        "submit limit",
-        Problem::Limit,
-        "wait for some of your jobs to finish, or reduce the number of jobs with --engines-per-job",
-    ),
-    (
-        "not permitted to use this partition",
-        Problem::NoPermission,
-        "name another partition with --queue",
-    ),
-    (
-        "permission denied",
-        Problem::NoPermission,
-        "ask your site's administrators for permission",
-    ),
-    (
-        "unable to contact slurm controller",
-        Problem::SchedulerDown,
-        "`scontrol ping` shows whether the controller is up",
-    ),
-    (
-        "unable to connect",
-        Problem::SchedulerDown,
-        "`scontrol ping` shows whether the controller is up",
-    ),
-    (
-        "timed out on send/recv",
-        Problem::SchedulerDown,
-        "the controller is busy; `squeue --me` shows whether the job exists",
-    ),
-    (
-        "unable to resolve",
-        Problem::SchedulerDown,
-        "this host cannot resolve the controller's name: run this on a login node of the cluster",
-    ),
-    (
-        "invalid directive",
-        Problem::BadScript,
-        "check the script's #SBATCH lines and launchers.slurm.directives",
-    ),
-    (
-        "unrecognized option",
-        Problem::BadScript,
-        "check the script's #SBATCH lines and launchers.slurm.directives",
-    ),
-    (
-        "invalid option",
-        Problem::BadScript,
-        "check the script's #SBATCH lines and launchers.slurm.directives",
-    ),
-    (
-        "does not look like a batch script",
-        Problem::BadScript,
-        "the first line must be #!/bin/sh or similar",
-    ),
-    (
-        "requested reservation is invalid",
-        Problem::NoSuchQueue,
-        "`scontrol show reservation` lists the reservations",
-    ),
-    (
-        "invalid feature",
-        Problem::NoSuchQueue,
-        "`sinfo -o '%n %f'` lists the nodes' features for launchers.slurm.constraint",
-    ),
-];
+pub(crate) const FAILURES: &ErrorPatterns = failures! {
+    NoSuchQueue: "invalid partition" => "`sinfo -s` lists the partitions; name one with --queue or launchers.slurm.queue";
+    NoSuchAccount: "invalid account"
+        => "`sacctmgr show associations user=$USER` lists your accounts; name one with --account or launchers.slurm.account";
+    NoSuchAccount: "invalid qos" => "`sacctmgr show associations user=$USER` lists the qualities of service that you may use";
+    Limit: "violates accounting/qos policy" => "reduce the number of engines (-n) or the time (--walltime), or use another --account";
+    Limit: "time limit is invalid" => "`sinfo -o '%P %l'` shows the partitions' time limits; reduce --walltime";
+    Limit: "node configuration is not available"
+        => "no node has that many processors or GPUs, or that much memory; `sinfo -o '%P %c %m %G'` shows the nodes";
+    Limit: "memory specification can not be satisfied" => "`sinfo -o '%P %m'` shows the nodes' memory; reduce --mem";
+    Limit: "can not be satisfied" => "`sinfo -o '%P %c %m %G'` shows what the nodes have";
+    Limit: "more processors requested than permitted" => "`sinfo -o '%P %c'` shows the nodes' processors";
+    Limit: "invalid job array specification"
+        => "`scontrol show config | grep MaxArraySize` shows the maximum array size; --engines-per-job reduces the number of jobs";
+    Limit: "submit limit" => "wait for some of your jobs to finish, or reduce the number of jobs with --engines-per-job";
+    NoPermission: "not permitted to use this partition" => "name another partition with --queue";
+    NoPermission: "permission denied" => "ask your site's administrators for permission";
+    SchedulerDown: "unable to contact slurm controller" | "unable to connect" => "`scontrol ping` shows whether the controller is up";
+    SchedulerDown: "timed out on send/recv" => "the controller is busy; `squeue --me` shows whether the job exists";
+    SchedulerDown: "unable to resolve" => "this host cannot resolve the controller's name: run this on a login node of the cluster";
+    BadScript: "invalid directive" | "unrecognized option" | "invalid option"
+        => "check the script's #SBATCH lines and launchers.slurm.directives";
+    BadScript: "does not look like a batch script" => "the first line must be #!/bin/sh or similar";
+    NoSuchQueue: "requested reservation is invalid" => "`scontrol show reservation` lists the reservations";
+    NoSuchQueue: "invalid feature" => "`sinfo -o '%n %f'` lists the nodes' features for launchers.slurm.constraint";
+};
 
 /// slurm.conf(5), KillWait: "the interval, in seconds, given to a job's processes between the SIGTERM and SIGKILL signals upon reaching
 /// its time limit … The default value is 30 seconds". scancel(1) and preemption use it too.
-pub(crate) const KILL_WAIT_S: u32 = 30;
+pub(crate) const KILL_WAIT: KillWait = KillWait {
+    term_s: Some(30),
+    user_s: None,
+};
 
 pub(crate) fn kill_wait() -> CommandLine {
     CommandLine::new("scontrol", ["show", "config"])
@@ -247,24 +161,27 @@ fn row(line: &str) -> Option<JobRow> {
 }
 
 /// squeue(1), "JOB STATE CODES".
+pub(crate) const STATES: &[(&str, JobStatus)] = &[
+    ("PENDING", JobStatus::Queued),
+    ("CONFIGURING", JobStatus::Starting),
+    ("RUNNING RESIZING SIGNALING", JobStatus::Running),
+    ("SUSPENDED STOPPED", JobStatus::Suspended),
+    ("COMPLETING STAGE_OUT", JobStatus::Completing),
+    ("COMPLETED", JobStatus::Completed),
+    ("FAILED", JobStatus::Failed),
+    ("CANCELLED REVOKED", JobStatus::Cancelled),
+    ("TIMEOUT DEADLINE", JobStatus::TimedOut),
+    ("NODE_FAIL BOOT_FAIL", JobStatus::NodeFailed),
+    ("OUT_OF_MEMORY", JobStatus::OutOfMemory),
+    ("PREEMPTED", JobStatus::Preempted),
+    ("REQUEUED REQUEUE_FED", JobStatus::Requeued),
+    ("REQUEUE_HOLD RESV_DEL_HOLD SPECIAL_EXIT", JobStatus::Held),
+];
+
 pub(crate) fn status(word: &str, reason: Option<&str>) -> JobStatus {
     let is_held = reason.is_some_and(|reason| reason.to_ascii_lowercase().contains("held"));
-    match word {
-        "PENDING" if is_held => JobStatus::Held,
-        "PENDING" => JobStatus::Queued,
-        "CONFIGURING" => JobStatus::Starting,
-        "RUNNING" | "RESIZING" | "SIGNALING" => JobStatus::Running,
-        "SUSPENDED" | "STOPPED" => JobStatus::Suspended,
-        "COMPLETING" | "STAGE_OUT" => JobStatus::Completing,
-        "COMPLETED" => JobStatus::Completed,
-        "FAILED" => JobStatus::Failed,
-        "CANCELLED" | "REVOKED" => JobStatus::Cancelled,
-        "TIMEOUT" | "DEADLINE" => JobStatus::TimedOut,
-        "NODE_FAIL" | "BOOT_FAIL" => JobStatus::NodeFailed,
-        "OUT_OF_MEMORY" => JobStatus::OutOfMemory,
-        "PREEMPTED" => JobStatus::Preempted,
-        "REQUEUED" | "REQUEUE_FED" => JobStatus::Requeued,
-        "REQUEUE_HOLD" | "RESV_DEL_HOLD" | "SPECIAL_EXIT" => JobStatus::Held,
-        other => JobStatus::Unknown(other.into()),
+    match status_in(STATES, word) {
+        JobStatus::Queued if is_held => JobStatus::Held,
+        status => status,
     }
 }

@@ -251,6 +251,39 @@ mod quoting {
 }
 
 #[test]
+fn conditions_choose_lines_by_the_values_of_variables() {
+    let own = "#!/bin/sh\n#SBATCH -a {{ array }}\n{% if n > 64 and not queue %}\n#SBATCH -p wide\n{% elif queue %}\n#SBATCH -p {{ queue }}\n\
+               {% endif %}\n#SBATCH --mem={% if jobs == 2 %}1G{% else %}8G{% endif %}\n{% raw %}\nprintf '{%s}' \"${x%}\" \"${#x}\"\n{% endraw %}\n\
+               {% if modules %}\nmodule purge\n{% endif %}\n{{ engines }}\n";
+    let slurm = by_name("slurm").unwrap();
+    let script = |n: u32, queue: Option<&str>| {
+        let mut request = engines(n);
+        request.resources.queue = queue.map(String::from);
+        let script = render(slurm, "mine.sh", own, &request).unwrap();
+        script.lines().take(5).collect::<Vec<_>>().join("\n")
+    };
+    insta::assert_snapshot!(script(65, None), @r##"
+    #!/bin/sh
+    #SBATCH -a 1-65
+    #SBATCH -p wide
+    #SBATCH --mem=8G
+    printf '{%s}' "${x%}" "${#x}"
+    "##);
+    insta::assert_snapshot!(script(2, Some("a b")), @r##"
+    #!/bin/sh
+    #SBATCH -a 1-2
+    #SBATCH -p "a b"
+    #SBATCH --mem=1G
+    printf '{%s}' "${x%}" "${#x}"
+    "##);
+    let error = |text: &str| render(slurm, "mine.sh", text, &engines(2)).unwrap_err().to_string();
+    insta::assert_snapshot!(error("{{ engines }}\n{% if ngpus %}\n{% endif %}\n"), @"mine.sh:2: unknown variable `ngpus`");
+    insta::assert_snapshot!(error("{{ engines }}\n\n{% if gpus %}\n"), @"mine.sh:4: Unexpected end of input");
+    insta::assert_snapshot!(error("{% if gpus %}\n\n{% endif %}\n\n#SBATCH {{ nope }}\n"), @"mine.sh:5: unknown variable `nope`");
+    insta::assert_snapshot!(error("{% include \"/etc/passwd\" %}\n"), @"mine.sh:1: Unknown template `/etc/passwd`");
+}
+
+#[test]
 fn errors_of_incomplete_templates_suggest_the_line_to_add() {
     let system = by_name("slurm").unwrap();
     let error = |text: &str, request: &JobRequest| {
@@ -273,11 +306,11 @@ fn errors_of_incomplete_templates_suggest_the_line_to_add() {
     ");
     insta::assert_snapshot!(error("#!/bin/sh\n#SBATCH --array={{ arry }}\n", &engines(2)), @r"
     mine.sh:2: unknown variable `arry`
-    hint: known variables: name, profile, cluster_id, version, n, jobs, engines_per_job, array, single, tasks, engines, controller, command, script, cwd, log, queue, account, qos, walltime, memory, mem_free, memory_per_slot, cpus, gpus, gpu, nodes, resources, constraint, parallel_environment, reservation, mail_user, mail_type, directives, environment, modules, before; `pcluster template list` describes them
+    hint: known variables: name, profile, cluster_id, version, n, jobs, engines_per_job, array, tasks, engines, controller, command, script, cwd, log, queue, account, qos, walltime, memory, mem_free, memory_per_slot, cpus, gpus, gpu, nodes, resources, constraint, parallel_environment, reservation, mail_user, mail_type, directives, environment, modules, before; `pcluster template list` describes them
     ");
     insta::assert_snapshot!(error("#!/bin/sh\n#SBATCH --array={{ array\n", &engines(2)), @r"
-    mine.sh:2: error: Unexpected end of input
-    hint: write a variable as {{ name }}; everything else is copied unchanged
+    mine.sh:2: Unexpected end of input
+    hint: write a variable as {{ name }}, a condition as {% if name %} … {% endif %}; {% raw %} … {% endraw %} is copied unchanged
     ");
     let mut spaced = engines(2);
     spaced.cwd = "/home/ada/my work".into();

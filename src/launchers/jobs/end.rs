@@ -197,7 +197,7 @@ fn describe_rows(launched: &Launched, rows: &[&JobRow]) -> Vec<String> {
             None => alike.push((row, row.element.into_iter().collect())),
         }
     }
-    let in_words = |(row, mut elements): (&JobRow, Vec<u32>)| {
+    let describe = |(row, mut elements): (&JobRow, Vec<u32>)| {
         let is_array = launched.jobs.iter().any(|job| job.id == row.job.0 && job.array);
         elements.sort_unstable();
         let which = match elements.as_slice() {
@@ -208,5 +208,5 @@ fn describe_rows(launched: &Launched, rows: &[&JobRow]) -> Vec<String> {
         let reason = row.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
         format!("job {}{which}: {}{reason}", row.job, row.status)
     };
-    alike.into_iter().map(in_words).collect()
+    alike.into_iter().map(describe).collect()
 }

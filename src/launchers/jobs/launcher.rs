@@ -57,12 +57,12 @@ impl BatchLauncher {
 
     /// Runs a query or cancellation whose output the environment does not affect.
     pub(super) fn run(&self, row: &dyn BatchSystem, command: CommandLine) -> Result<CommandOutput, RunError> {
-        self.run_as(&environment::for_query(row, command))
+        self.run_as(&environment::for_query(row.table(), command))
     }
 
     /// Runs a submission of `script` that the environment does not override.
     pub(super) fn run_submission(&self, row: &dyn BatchSystem, command: CommandLine, script: &str) -> Result<CommandOutput, RunError> {
-        self.run_as(&environment::for_submission(row, command, script))
+        self.run_as(&environment::for_submission(row.table(), command, script))
     }
 
     fn run_as(&self, command: &CommandLine) -> Result<CommandOutput, RunError> {

@@ -1,5 +1,6 @@
 //! Parses the human-readable output of `qstat -f`. The JSON of OpenPBS is invalid if a job's
 //! environment contains a quote.
+use crate::launchers::batch::table::status_in;
 use crate::launchers::batch::{JobRow, JobStatus, JobTarget};
 
 /// `19.pbs1`, `19[].pbs1`, `19[3].pbs1`, `5`.
@@ -94,26 +95,27 @@ fn row(block: &[String]) -> Option<JobRow> {
     )
 }
 
-/// qstat(1B). `substate` and negative exit codes are those of the OpenPBS server's `job.h`:
-/// substate 91 means terminated by a user, exit code -29 by walltime, -27 by memory.
+/// qstat(1B).
+pub(super) const STATES: &[(&str, JobStatus)] = &[
+    ("Q W T M", JobStatus::Queued),
+    ("H", JobStatus::Held),
+    ("R B", JobStatus::Running),
+    ("S U", JobStatus::Suspended),
+    ("E", JobStatus::Completing),
+    ("C F X", JobStatus::Completed),
+];
+
+/// `substate` and negative exit codes are those of the OpenPBS server's `job.h`: substate 91 means terminated by a user, exit code
+/// -29 by walltime, -27 by memory.
 fn status(word: &str, exit_code: Option<i32>, substate: Option<&str>) -> JobStatus {
-    match word {
-        "Q" | "W" | "T" | "M" => JobStatus::Queued,
-        "H" => JobStatus::Held,
-        "R" | "B" => JobStatus::Running,
-        "S" | "U" => JobStatus::Suspended,
-        "E" => JobStatus::Completing,
-        "C" | "F" | "X" => match (exit_code, substate) {
-            (Some(-29), _) => JobStatus::TimedOut,
-            (Some(-26 | -27), _) => JobStatus::OutOfMemory,
-            (_, Some("91")) => JobStatus::Cancelled,
-            // 256 plus SIGTERM or SIGKILL: `qdel`, or a limit.
-            (Some(265 | 271), _) => JobStatus::Cancelled,
-            (Some(0), _) | (None, Some("92")) => JobStatus::Completed,
-            (Some(_), _) | (None, Some("93")) => JobStatus::Failed,
-            // Ended; the outcome is not reported.
-            (None, _) => JobStatus::Completed,
-        },
-        other => JobStatus::Unknown(other.into()),
+    match (status_in(STATES, word), exit_code, substate) {
+        (JobStatus::Completed, Some(-29), _) => JobStatus::TimedOut,
+        (JobStatus::Completed, Some(-26 | -27), _) => JobStatus::OutOfMemory,
+        // 256 plus SIGTERM or SIGKILL: `qdel`, or a limit.
+        (JobStatus::Completed, _, Some("91")) | (JobStatus::Completed, Some(265 | 271), _) => JobStatus::Cancelled,
+        (JobStatus::Completed, Some(code), _) if code != 0 => JobStatus::Failed,
+        (JobStatus::Completed, None, Some("93")) => JobStatus::Failed,
+        // Without a code, the outcome of a job that has ended is not reported.
+        (status, ..) => status,
     }
 }

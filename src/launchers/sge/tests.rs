@@ -1,4 +1,5 @@
 use super::*;
+use crate::launchers::batch::JobKind;
 use crate::launchers::batch::tests::{engines, fixture, refused, rendered, shown, target};
 
 #[test]

@@ -1,10 +1,11 @@
 //! What of a launch still runs on a host, and its end. A process is ours only on the host of that name, with its start time;
 //! what a killed supervisor has left is told by the mark in its environment.
+use super::error::HostError;
 use super::start::PRIVATE;
 use crate::launchers::{MemberState, Process, StopReport};
 use crate::model::shell::quoted;
+use crate::ssh::Ssh;
 use crate::ssh::shell::PROCESS_FUNCTIONS;
-use crate::ssh::{Ssh, SshError};
 use crate::sys::process::{self, Mark, ProcessId, Unseen};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,20 +16,6 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_LOG: u64 = 1 << 20;
 /// How long SIGKILL may take, in tenths of a second.
 const KILL_TAKES: u32 = 100;
-
-#[derive(Debug, thiserror::Error)]
-pub(super) enum HostError {
-    #[error("{}", .0.with_hint())]
-    Ssh(#[from] SshError),
-    #[error("the host that answers is {there}, not {node}")]
-    Other { there: String, node: String },
-    #[error("it has no /proc, by which processes are known")]
-    NoProc,
-    #[error("process {0} is still there after SIGKILL")]
-    Unkillable(String),
-    #[error("process {pid} there: {why}")]
-    Unseen { pid: u32, why: Unseen },
-}
 
 /// A process that runs there.
 #[derive(Clone, Debug, PartialEq, Eq)]

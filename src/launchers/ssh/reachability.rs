@@ -2,7 +2,7 @@
 use crate::connection::ConnectionFile;
 use crate::connection::addresses::is_loopback;
 use crate::model::shell::quoted;
-use crate::ssh::Ssh;
+use crate::ssh::{Ssh, SshError};
 use crate::sys::process;
 use std::time::Duration;
 
@@ -12,16 +12,31 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const REACHED: &str = "reached";
 pub(crate) const FAILED: &str = "failed";
 
+/// Why the engines of a host do not reach the controller directly.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotReached {
+    #[error("the connection file names no address for it")]
+    NoAddress,
+    #[error("the controller listens only on its own host's loopback")]
+    OnlyLoopback,
+    #[error(transparent)]
+    Ssh(#[from] SshError),
+    #[error("it was not tried: {0}")]
+    NotTried(String),
+    #[error("{}", .0.join(", "))]
+    Failed(Vec<String>),
+}
+
 /// The address at which the controller greets the host; or why at none.
-pub(crate) async fn probe(ssh: &Ssh, program: &str, node: &str, file: &ConnectionFile) -> Result<String, String> {
+pub(crate) async fn probe(ssh: &Ssh, program: &str, node: &str, file: &ConnectionFile) -> Result<String, NotReached> {
     let Some((keys, port)) = file.pcluster.as_ref().and_then(|keys| Some((keys, keys.engine_port?))) else {
-        return Err("the connection file names no address for it".into());
+        return Err(NotReached::NoAddress);
     };
     // The other host's own loopback leads to whatever listens there.
     let is_here = node == process::host();
     let addresses: Vec<&String> = keys.addresses.iter().filter(|a| is_here || !is_loopback(a)).collect();
     if addresses.is_empty() {
-        return Err("the controller listens only on its own host's loopback".into());
+        return Err(NotReached::OnlyLoopback);
     }
     let words: Vec<String> = addresses
         .iter()
@@ -31,10 +46,10 @@ pub(crate) async fn probe(ssh: &Ssh, program: &str, node: &str, file: &Connectio
         })
         .collect();
     let script = format!("{} engine {} 2>&1 </dev/null", quoted(program), words.join(" "));
-    answer(&ssh.ask(&script, TIMEOUT).await.map_err(|e| e.to_string())?)
+    answer(&ssh.ask(&script, TIMEOUT).await?)
 }
 
-fn answer(text: &str) -> Result<String, String> {
+fn answer(text: &str) -> Result<String, NotReached> {
     let after = |word: &'static str| {
         let lines = text.lines().filter_map(move |line| line.strip_prefix(word)?.strip_prefix(' '));
         lines.map(str::to_string)
@@ -44,8 +59,8 @@ fn answer(text: &str) -> Result<String, String> {
     }
     let failures: Vec<String> = after(FAILED).collect();
     Err(match failures.is_empty() {
-        true => format!("it was not tried: {}", text.trim()),
-        false => failures.join(", "),
+        true => NotReached::NotTried(text.trim().into()),
+        false => NotReached::Failed(failures),
     })
 }
 
@@ -55,11 +70,9 @@ mod tests {
 
     #[test]
     fn one_address_will_do_and_all_that_failed_are_named() {
-        assert_eq!(answer("failed 10.0.0.1:7 (a)\nreached 10.0.0.2:7\n"), Ok("10.0.0.2:7".into()));
-        assert_eq!(answer("failed a:7 (x)\nfailed b:7 (y)\n"), Err("a:7 (x), b:7 (y)".into()));
-        assert_eq!(
-            answer("error: no such option\n"),
-            Err("it was not tried: error: no such option".into())
-        );
+        assert_eq!(answer("failed 10.0.0.1:7 (a)\nreached 10.0.0.2:7\n").unwrap(), "10.0.0.2:7");
+        let why = |text: &str| answer(text).unwrap_err().to_string();
+        assert_eq!(why("failed a:7 (x)\nfailed b:7 (y)\n"), "a:7 (x), b:7 (y)");
+        assert_eq!(why("error: no such option\n"), "it was not tried: error: no such option");
     }
 }

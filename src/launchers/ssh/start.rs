@@ -1,4 +1,5 @@
 //! The engines of one host: what is there is looked at first, then all are started by one script.
+use super::error::HostError;
 use super::{reachability, tunnel};
 use crate::connection::ConnectionFile;
 use crate::launchers::engine::engine_command;
@@ -39,35 +40,35 @@ pub(super) enum Route {
 }
 
 /// Starts the engines with these numbers; or what is wrong, in the host's own words.
-pub(super) async fn start(host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Started, String> {
-    let ssh = Ssh::connect_to(&host.host).await.map_err(|e| e.with_hint())?;
+pub(super) async fn start(host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Started, HostError> {
+    let ssh = Ssh::connect_to(&host.host).await?;
     let started = on(&ssh, host, mode, launch, numbers).await;
     ssh.close().await;
     started
 }
 
-async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Started, String> {
+async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Started, HostError> {
     let request = Request {
         program: Some(launch.program.to_string_lossy().into_owned()),
         directory: Some(host.directory.clone().unwrap_or_else(|| launch.cwd.to_string_lossy().into_owned())),
         pythons: pythons(host, launch),
     };
-    let found = Host::probe(ssh, &request).await.map_err(|e| e.with_hint())?;
+    let found = Host::probe(ssh, &request).await?;
     let program = program(&found, &host.host)?;
     let python = python(&found, &host.host)?;
     let directory = match (&found.directory, &host.directory) {
         (Some(directory), _) => directory,
-        (None, Some(wanted)) => return Err(format!("the directory to start in, {wanted}, is not there")),
+        (None, Some(wanted)) => return Err(HostError::NoDirectory(wanted.clone())),
         (None, None) => &found.home,
     };
     let path = launch.profile.engine_file(&launch.cluster_id);
-    let file = ConnectionFile::read(&path).map_err(|e| e.to_string())?;
+    let file = ConnectionFile::read(&path)?;
     let route = match mode {
         TunnelMode::Never => Route::Given,
         TunnelMode::Always => Route::Tunnel("as it is set".into()),
         TunnelMode::Auto => match reachability::probe(ssh, program, &found.name, &file).await {
             Ok(address) => Route::Direct(address),
-            Err(why) => Route::Tunnel(why),
+            Err(why) => Route::Tunnel(why.to_string()),
         },
     };
     let id = uuid::Uuid::new_v4().simple().to_string();
@@ -98,10 +99,10 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
             .collect(),
         ..launch.clone()
     };
-    let script = script(host, &there, numbers, directory).map_err(|e| e.to_string())?;
+    let script = script(host, &there, numbers, directory)?;
     let result = match ssh.ask(&script, TIMEOUT).await {
         Ok(text) => started(&text, host, &there, &found.name, private.as_deref()),
-        Err(e) => Err(format!("{}; what has been started there ends with the controller", e.with_hint())),
+        Err(e) => Err(HostError::LostDuringStart(e)),
     };
     if let (Err(_), Some(private)) = (&result, &private) {
         let remove = format!("rm -rf -- {}", quoted(private.to_string_lossy()));
@@ -115,11 +116,11 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
     Ok(Started { engines, route })
 }
 
-async fn open_tunnel(launch: &EnginesLaunch, host: &str, id: &str, file: &ConnectionFile) -> Result<tunnel::Opened, String> {
+async fn open_tunnel(launch: &EnginesLaunch, host: &str, id: &str, file: &ConnectionFile) -> Result<tunnel::Opened, HostError> {
     let opened = tunnel::open(launch, host, id, file).await;
     opened.map_err(|error| match error {
-        TunnelError::Reported { .. } => format!("the tunnel to {host} could not be made: {}", error.with_hints()),
-        other => other.with_hints(),
+        TunnelError::Reported { .. } => HostError::TunnelReported { host: host.into(), error },
+        other => HostError::Tunnel(other),
     })
 }
 
@@ -141,9 +142,9 @@ impl Drop for EndsTunnel {
 }
 
 /// Whether the host has the same file at the same place.
-async fn sees(ssh: &Ssh, path: &Path, file: &ConnectionFile) -> Result<bool, String> {
+async fn sees(ssh: &Ssh, path: &Path, file: &ConnectionFile) -> Result<bool, HostError> {
     let script = format!("cat {} 2>/dev/null", quoted(path.to_string_lossy()));
-    let theirs = ssh.ask(&script, TIMEOUT).await.map_err(|e| e.with_hint())?;
+    let theirs = ssh.ask(&script, TIMEOUT).await?;
     Ok(ConnectionFile::parse(&theirs, path).is_ok_and(|theirs| theirs == *file))
 }
 
@@ -159,22 +160,25 @@ fn pythons(host: &SshHost, launch: &EnginesLaunch) -> Vec<String> {
 }
 
 /// The pcluster there of this version; `name` is what the user calls the host.
-fn program<'a>(found: &'a Host, name: &str) -> Result<&'a str, String> {
+fn program<'a>(found: &'a Host, name: &str) -> Result<&'a str, HostError> {
     let ours = format!("pcluster {VERSION}");
     if let Some((path, _)) = found.programs.iter().find(|(_, version)| *version == ours) {
         return Ok(path);
     }
+    let (platform, host) = (found.platform(), name.to_string());
     Err(match found.programs.first() {
-        Some((path, said)) => format!(
-            "{path} there ({}) is not {ours}, it says {said:?}; pcluster install {name}",
-            found.platform()
-        ),
-        None => format!("there is no pcluster there ({}); pcluster install {name}", found.platform()),
+        Some((path, version)) => HostError::OtherVersion {
+            path: path.clone(),
+            platform,
+            version: version.clone(),
+            host,
+        },
+        None => HostError::NoPcluster { platform, host },
     })
 }
 
 /// The first interpreter there that is new enough.
-fn python<'a>(found: &'a Host, name: &str) -> Result<&'a str, String> {
+fn python<'a>(found: &'a Host, name: &str) -> Result<&'a str, HostError> {
     let will_do = |version: &str| {
         let mut numbers = version.split('.').map_while(|n| n.parse::<u32>().ok());
         matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) >= python::MIN_VERSION)
@@ -182,16 +186,18 @@ fn python<'a>(found: &'a Host, name: &str) -> Result<&'a str, String> {
     if let Some((python, _)) = found.pythons.iter().find(|(_, version)| will_do(version)) {
         return Ok(python);
     }
-    let (python, said) = found.pythons.last().map_or(("python3", ""), |(p, s)| (p, s));
-    Err(format!(
-        "{python} does not run there, or is older than 3.8: {said:?}; name one in --python, or for {name} in launchers.ssh.hosts"
-    ))
+    let (python, version) = found.pythons.last().map_or(("python3", ""), |(p, s)| (p, s));
+    Err(HostError::NoPython {
+        python: python.into(),
+        version: version.into(),
+        host: name.into(),
+    })
 }
 
 /// A private profile there with what engines read.
-async fn copy(ssh: &Ssh, home: &str, id: &str, launch: &EnginesLaunch, file: &ConnectionFile) -> Result<PathBuf, String> {
+async fn copy(ssh: &Ssh, home: &str, id: &str, launch: &EnginesLaunch, file: &ConnectionFile) -> Result<PathBuf, HostError> {
     let directory = PathBuf::from(format!("{home}/{PRIVATE}{id}"));
-    let file = serde_json::to_vec_pretty(file).map_err(|e| e.to_string())?;
+    let file = serde_json::to_vec_pretty(file)?;
     let profile = ProfileDir::at(&directory);
     let path = |path: PathBuf| path.to_string_lossy().into_owned();
     let put = async {
@@ -205,7 +211,7 @@ async fn copy(ssh: &Ssh, home: &str, id: &str, launch: &EnginesLaunch, file: &Co
         Err(e) => {
             let remove = format!("rm -rf -- {}", quoted(directory.to_string_lossy()));
             let _ = ssh.script(&remove, TIMEOUT).await;
-            Err(e.with_hint())
+            Err(e.into())
         }
     }
 }
@@ -236,14 +242,20 @@ fn script(host: &SshHost, there: &EnginesLaunch, numbers: &[u32], directory: &st
 }
 
 /// What the script started.
-fn started(text: &str, host: &SshHost, there: &EnginesLaunch, node: &str, private: Option<&Path>) -> Result<Vec<(u32, Process)>, String> {
+fn started(
+    text: &str,
+    host: &SshHost,
+    there: &EnginesLaunch,
+    node: &str,
+    private: Option<&Path>,
+) -> Result<Vec<(u32, Process)>, HostError> {
     let mut all = Vec::new();
     for line in text.lines().filter_map(|line| line.strip_prefix("engine ")) {
         let mut words = line.splitn(4, ' ');
         let mut next = || words.next().unwrap_or_default();
         let (number, pid, from, stat) = (next(), next(), next(), next());
         let (Ok(number), Ok(pid)) = (number.parse(), pid.parse()) else {
-            return Err(format!("it says of an engine {line:?}"));
+            return Err(HostError::BadReport(line.into()));
         };
         let process = Process {
             // Without a start time if it has ended already: then no process is taken for it.
@@ -269,17 +281,18 @@ mod tests {
         let found = Host::parse(&format!(
             "name=n\nsystem=Linux\nmachine=s390x\nhome=/h\nprogram=/a=pcluster 0.0.1\npython=/v/bin/python=sh: 1: /v/bin/python: not found\npython=python3=3.11.2\nprogram=/b=pcluster {VERSION}\n"
         ));
-        assert_eq!((program(&found, "n"), python(&found, "n")), (Ok("/b"), Ok("python3")));
+        assert_eq!((program(&found, "n").unwrap(), python(&found, "n").unwrap()), ("/b", "python3"));
         let found = Host::parse("system=Linux\nmachine=s390x\nprogram=/a=cannot execute: Exec format error\npython=python3=3.6.8\n");
-        let why = program(&found, "me@n").unwrap_err();
+        let why = program(&found, "me@n").unwrap_err().to_string();
         assert!(
             why.contains("s390x") && why.contains("Exec format error") && why.ends_with("pcluster install me@n"),
             "{why}"
         );
-        assert!(python(&found, "n").unwrap_err().contains("3.6.8"));
+        assert!(python(&found, "n").unwrap_err().to_string().contains("3.6.8"));
         assert!(
             program(&Host::default(), "n")
                 .unwrap_err()
+                .to_string()
                 .starts_with("there is no pcluster there")
         );
     }

@@ -87,6 +87,17 @@ pub enum StartMode {
     Mpiexec,
 }
 
+impl StartMode {
+    /// As in the configuration.
+    pub fn word(self) -> &'static str {
+        match self {
+            StartMode::Array => "array",
+            StartMode::Srun => "srun",
+            StartMode::Mpiexec => "mpiexec",
+        }
+    }
+}
+
 /// The `mpiexec` command.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

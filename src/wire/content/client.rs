@@ -291,7 +291,7 @@ pub struct StatusReply {
     pub running: u64,
     pub finished: u64,
     /// Clients and engines that were disconnected because they did not read.
-    #[serde(default, rename = "cut_off")]
+    #[serde(default)]
     pub disconnected_peers: u64,
     /// Why tasks are waiting, if that is not obvious: one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -2,13 +2,13 @@
 use crate::cli::commands::map::follow::{Ended, Job, LongOutputs, Taken};
 use crate::cli::commands::map::interrupts::Interrupts;
 use crate::cli::commands::map::options::current_directory;
+use crate::cli::commands::positive_seconds;
 use crate::cli::output::visible::visible;
 use crate::cli::progress::Progress;
-use crate::cli::values::{in_words, value_line, whole};
+use crate::cli::values::{error_text, value_line, whole};
 use crate::cli::{CommandError, Context, Exit, output};
 use crate::client::submit::Input;
 use crate::model::definition::{MapOptions, Work};
-use crate::model::query::parse_duration;
 use crate::model::targets::Targets;
 use crate::model::task::TaskRow;
 use crate::model::{EngineId, MapId};
@@ -22,14 +22,8 @@ pub(crate) struct EngineOptions {
     #[arg(long, value_name = "ENGINES", default_value = "all")]
     pub targets: Targets,
     /// Stop a task that runs longer than DURATION (90, 90s, 10m, 2h)
-    #[arg(long, value_name = "DURATION", value_parser = seconds)]
+    #[arg(long, value_name = "DURATION", value_parser = positive_seconds)]
     pub timeout: Option<f64>,
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    parse_duration(text)
-        .filter(|s| *s > 0.0)
-        .ok_or_else(|| "must be a number with an optional unit s, m, h or d: 90s, 10m, 2h".into())
 }
 
 /// The results, in the order of the engines.
@@ -117,7 +111,7 @@ fn no_engines(context: &Context) -> CommandError {
 
 /// Which values are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Show {
+pub(crate) enum ShowValue {
     Always,
     /// Unless it is None.
     NotNone,
@@ -126,7 +120,7 @@ pub(crate) enum Show {
 
 impl Answers {
     /// Prints output and values prefixed with the engine, `[0] …`, and stderr, errors and their number to stderr; or everything as JSON.
-    pub(crate) fn show(&self, context: &Context, show: Show) -> Result<Exit, CommandError> {
+    pub(crate) fn show(&self, context: &Context, show: ShowValue) -> Result<Exit, CommandError> {
         if context.json {
             output::stdout(|out| {
                 let mut list = output::json::List::begin(out, "results")?;
@@ -166,7 +160,7 @@ impl Answers {
         let Some((engine, row)) = self.rows.iter().find(|(_, row)| row.state.is_failed()) else {
             return Ok(());
         };
-        let error = row.error.as_ref().map(in_words).unwrap_or_else(|| row.state.to_string());
+        let error = row.error.as_ref().map(error_text).unwrap_or_else(|| row.state.to_string());
         Err(
             CommandError::failed(format!("{what} failed on engine {engine}: {error}")).hint(format!(
                 "details: pcluster results{} {}",
@@ -177,7 +171,7 @@ impl Answers {
     }
 }
 
-fn write_answer(out: &mut dyn Write, errors: &mut dyn Write, engine: EngineId, row: &TaskRow, show: Show) -> io::Result<()> {
+fn write_answer(out: &mut dyn Write, errors: &mut dyn Write, engine: EngineId, row: &TaskRow, show: ShowValue) -> io::Result<()> {
     prefixed_bytes(out, engine, &row.stdout.bytes)?;
     // Keeps an engine's output before its errors if both go to one terminal.
     if !row.stderr.is_empty() || row.state.is_failed() {
@@ -188,7 +182,7 @@ fn write_answer(out: &mut dyn Write, errors: &mut dyn Write, engine: EngineId, r
         let error = row.error.as_ref();
         let traceback = error.map(|e| e.traceback.trim_end()).unwrap_or_default();
         let words = error
-            .map(in_words)
+            .map(error_text)
             .filter(|w| !w.is_empty())
             .unwrap_or_else(|| row.state.to_string());
         if traceback.is_empty() {
@@ -197,8 +191,8 @@ fn write_answer(out: &mut dyn Write, errors: &mut dyn Write, engine: EngineId, r
         return prefixed(errors, engine, &visible(traceback));
     }
     match show {
-        Show::Never => Ok(()),
-        Show::NotNone if value_line(row) == "null" => Ok(()),
+        ShowValue::Never => Ok(()),
+        ShowValue::NotNone if value_line(row) == "null" => Ok(()),
         _ => prefixed(out, engine, &value_line(row)),
     }
 }
@@ -229,7 +223,7 @@ mod tests {
     use crate::cli::values::tests::row;
     use crate::model::task::{TaskError, TaskState};
 
-    fn written(row: &TaskRow, show: Show) -> (String, String) {
+    fn written(row: &TaskRow, show: ShowValue) -> (String, String) {
         let (mut out, mut errors) = (Vec::new(), Vec::new());
         write_answer(&mut out, &mut errors, EngineId(3), row, show).unwrap();
         (String::from_utf8(out).unwrap(), String::from_utf8(errors).unwrap())
@@ -243,13 +237,13 @@ mod tests {
             ..row(0, Some("{\"x\":1}"))
         };
         assert_eq!(
-            written(&talkative, Show::Always),
+            written(&talkative, ShowValue::Always),
             ("[3] a\n[3] \n[3] b\n[3] {\"x\":1}\n".into(), "[3] oh\n".into())
         );
-        assert_eq!(written(&row(0, None), Show::Always).0, "[3] null\n");
-        assert_eq!(written(&row(0, None), Show::NotNone).0, "");
-        assert_eq!(written(&row(0, Some("5")), Show::NotNone).0, "[3] 5\n");
-        assert_eq!(written(&row(0, Some("5")), Show::Never).0, "");
+        assert_eq!(written(&row(0, None), ShowValue::Always).0, "[3] null\n");
+        assert_eq!(written(&row(0, None), ShowValue::NotNone).0, "");
+        assert_eq!(written(&row(0, Some("5")), ShowValue::NotNone).0, "[3] 5\n");
+        assert_eq!(written(&row(0, Some("5")), ShowValue::Never).0, "");
     }
 
     #[test]
@@ -264,8 +258,8 @@ mod tests {
             error: Some(error),
             ..row(0, None)
         };
-        assert_eq!(written(&failed, Show::Always), (String::new(), "[3] NameError: x\n".into()));
+        assert_eq!(written(&failed, ShowValue::Always), (String::new(), "[3] NameError: x\n".into()));
         failed.error.as_mut().unwrap().traceback = "Traceback\nNameError: x\n".into();
-        assert_eq!(written(&failed, Show::Always).1, "[3] Traceback\n[3] NameError: x\n");
+        assert_eq!(written(&failed, ShowValue::Always).1, "[3] Traceback\n[3] NameError: x\n");
     }
 }

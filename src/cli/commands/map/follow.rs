@@ -290,12 +290,12 @@ impl Job<'_> {
     /// Detaches from the map; a second Ctrl-C within a short time cancels it.
     async fn detach(&mut self, interrupts: &mut Interrupts) -> Result<Ended, CommandError> {
         let (map, options) = (self.map, self.context.options());
-        let mut cut_off = None;
+        let mut stopped_feed = None;
         if let Some(feed) = &self.feed {
             if feed.is_stream {
                 feed.feeding.stop();
             }
-            cut_off = feed.is_stream.then(|| feed.feeding.clone());
+            stopped_feed = feed.is_stream.then(|| feed.feeding.clone());
         }
         self.context
             .note(format!("\nmap {map} continues in the background; press Ctrl-C again to cancel it"));
@@ -304,7 +304,7 @@ impl Job<'_> {
             done = async { self.end_of_feed().await?; patience.await; Ok(()) } => done.map_err(|e: CommandError| e)?,
             () = interrupts.next_interrupt() => return self.cancel().await,
         }
-        if let Some(feeding) = cut_off {
+        if let Some(feeding) = stopped_feed {
             self.context.note(format!(
                 "note: not all inputs were sent; the map has the first {}",
                 feeding.submitted()

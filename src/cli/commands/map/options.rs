@@ -1,4 +1,5 @@
 //! Options of commands that create a map.
+use crate::cli::commands::positive_seconds;
 use crate::model::MapId;
 use crate::model::definition::MapOptions;
 use crate::model::memory::Memory;
@@ -11,7 +12,7 @@ use std::collections::BTreeMap;
 #[command(next_help_heading = "Tasks")]
 pub(crate) struct TaskOptions {
     /// Stop a task that runs longer than DURATION (90, 90s, 10m, 2h)
-    #[arg(long, value_name = "DURATION", value_parser = seconds)]
+    #[arg(long, value_name = "DURATION", value_parser = positive_seconds)]
     pub timeout: Option<f64>,
     /// Reserve N processors of its node for each task; sets OMP_NUM_THREADS and the like
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
@@ -141,5 +142,7 @@ mod tests {
             assert!(need(bad).is_err(), "{bad}");
         }
         assert!(seconds("0").is_err() && seconds("soon").is_err());
+        assert_eq!(positive_seconds("1.5m"), Ok(90.0));
+        assert!(positive_seconds("0").is_err() && positive_seconds("soon").is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! `map -n N`: starts a cluster for one map and stops it however the map ends. It belongs to the profile, so that `pcluster
 //! results` lists the map among the others.
-use crate::cli::commands::start::Bar;
+use crate::cli::commands::start::StartProgressBar;
 use crate::cli::interruptible::interruptible;
 use crate::cli::{CommandError, Context, Exit};
 use crate::client::MapsRequest;
@@ -18,7 +18,7 @@ pub(crate) fn with_cluster(
     if cluster::status(&profile, &context.cluster_id).is_some_and(|cluster| cluster.state == Condition::Running) {
         context.note(format!(
             "note: using the running cluster in {}; -n is ignored",
-            context.cluster_in_words()
+            context.describe_cluster()
         ));
         return work(true);
     }
@@ -26,12 +26,12 @@ pub(crate) fn with_cluster(
         n: Some(n),
         ..StartOptions::new(profile.clone(), &context.cluster_id)
     };
-    let mut bar = Bar::new(context);
+    let mut bar = StartProgressBar::new(context);
     interruptible(context, cluster::start(options, &mut |progress| bar.show(progress)))?;
     bar.clear();
     context.note_verbose(format!(
         "started a cluster of {n} engines for this map: {}",
-        context.cluster_in_words()
+        context.describe_cluster()
     ));
     let result = work(false);
     if let Ok(others) = other_maps(context)

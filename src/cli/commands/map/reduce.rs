@@ -7,7 +7,7 @@ use super::follow::{Ended, Feed, Job, LongOutputs, Taken, fetch_value};
 use super::interrupts::Interrupts;
 use crate::cli::inputs::code::CodeArgs;
 use crate::cli::progress::Progress;
-use crate::cli::values::in_words;
+use crate::cli::values::error_text;
 use crate::cli::{CommandError, Context};
 use crate::client::{Client, Feeding};
 use crate::model::definition::{MapDefinition, MapOptions, Reduces, Work};
@@ -219,7 +219,7 @@ impl Reduction<'_> {
                 Ok(Some(()))
             }
             Some(row) => {
-                let error = row.error.as_ref().map_or_else(|| row.state.to_string(), in_words);
+                let error = row.error.as_ref().map_or_else(|| row.state.to_string(), error_text);
                 Err(
                     CommandError::failed(format!("cannot use the function of --reduce, nothing was run: {error}")).hint(format!(
                         "details: pcluster results{} {}",
@@ -270,7 +270,7 @@ impl Rounds {
     fn take(&mut self, row: TaskRow) {
         let (first, last) = self.groups.get(row.task.index as usize).copied().unwrap_or((row.task, row.task));
         if row.state.is_failed() {
-            let error = row.error.as_ref().map_or_else(|| row.state.to_string(), in_words);
+            let error = row.error.as_ref().map_or_else(|| row.state.to_string(), error_text);
             self.failed.get_or_insert(format!(
                 "task {}, with the values of tasks {first} to {last}, failed: {error}",
                 row.task

@@ -1,5 +1,5 @@
 //! The report at the end of a map: what failed, how to see it, how to run it again, and which values JSON cannot represent.
-use crate::cli::values::{in_words, input_text};
+use crate::cli::values::{error_text, input_text};
 use crate::cli::{Context, output};
 use crate::model::MapId;
 use crate::model::task::{Counts, TaskRow};
@@ -53,7 +53,7 @@ impl Report {
         let error = row
             .error
             .as_ref()
-            .map(in_words)
+            .map(error_text)
             .filter(|text| !text.is_empty())
             .unwrap_or_else(|| row.state.to_string());
         if let Some(same) = self.failures.iter_mut().find(|f| f.error == error) {

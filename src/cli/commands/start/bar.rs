@@ -7,20 +7,20 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::Duration;
 
 /// A transient progress line on a terminal.
-pub(crate) struct Bar<'a> {
+pub(crate) struct StartProgressBar<'a> {
     context: &'a Context,
     bar: ProgressBar,
 }
 
-impl<'a> Bar<'a> {
-    pub(crate) fn new(context: &'a Context) -> Bar<'a> {
+impl<'a> StartProgressBar<'a> {
+    pub(crate) fn new(context: &'a Context) -> StartProgressBar<'a> {
         let bar = ProgressBar::no_length();
         if !context.terminal.stderr || context.quiet {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }
         bar.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
         bar.enable_steady_tick(Duration::from_millis(100));
-        Bar { context, bar }
+        StartProgressBar { context, bar }
     }
 
     pub(crate) fn show(&mut self, progress: StartProgress) {
@@ -61,7 +61,7 @@ impl<'a> Bar<'a> {
     }
 }
 
-impl Drop for Bar<'_> {
+impl Drop for StartProgressBar<'_> {
     fn drop(&mut self) {
         self.clear();
     }

@@ -1,5 +1,5 @@
 //! `pcluster start --on`: runs `start` on a remote host, shows its progress, and connects to the new cluster.
-use super::Bar;
+use super::StartProgressBar;
 use crate::cli::commands::connect::connect;
 use crate::cli::commands::remote_exec::remote_arguments;
 use crate::cli::output::counted;
@@ -14,7 +14,7 @@ pub(super) fn start(destination: &str, may_install: bool, context: &Context) -> 
     if let Some(cluster) = crate::cluster::status(&profile, &context.cluster_id)
         && let crate::cluster::Condition::Running | crate::cluster::Condition::Connected = cluster.state
     {
-        let error = format!("{} is already in use: {}", context.cluster_in_words(), cluster.state);
+        let error = format!("{} is already in use: {}", context.describe_cluster(), cluster.state);
         return Err(CommandError::refused(error).hint(format!(
             "run pcluster disconnect{0} or pcluster stop{0}, or choose another --profile or --cluster-id",
             context.options()
@@ -26,7 +26,7 @@ pub(super) fn start(destination: &str, may_install: bool, context: &Context) -> 
         words.push(format!("--cluster-id={}", context.cluster_id));
     }
     words.extend(["--json".into(), "--json-progress".into()]);
-    let bar = Mutex::new(Bar::new(context));
+    let bar = Mutex::new(StartProgressBar::new(context));
     let show = |progress| bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner).show(progress);
     let ended = context.block_on(async {
         let (ssh, host) = run::reach(destination).await?;
