@@ -120,7 +120,7 @@ fn more_than_any_node_has_is_refused_and_why_a_map_waits_is_shown() {
         (["--need", "hammer=1"], "1 hammer"),
     ] {
         let refused = cluster.run(&[&["map", "work.py:hold", "--range", "0..2"], &options[..]].concat());
-        refused.fails(1, &["no node has", what, "4 cpus, 8G, 2 gpus, 1 licence", "--wait-for-resources"]);
+        refused.fails(4, &["no node has", what, "4 cpus, 8G, 2 gpus, 1 licence", "--wait-for-resources"]);
     }
     for bad in [
         ["--gpus", "1.5"],
@@ -135,7 +135,7 @@ fn more_than_any_node_has_is_refused_and_why_a_map_waits_is_shown() {
             .fails(2, &[bad[0]]);
     }
     let refused = cluster.run(&["map", "work.py:hold", "--range", "0..4", "--targets", "all", "--gpus", "1"]);
-    refused.fails(1, &["cannot reserve resources"]);
+    refused.fails(4, &["cannot reserve resources"]);
 
     cluster.ok(&[
         "map",
@@ -168,7 +168,7 @@ fn a_node_keeps_its_gpus_for_their_tasks_when_the_controller_is_killed() {
     assert!(!started(2), "a third task has started on two GPUs");
     fs::write(cluster.path().join("go"), "").unwrap();
     cluster.ok(&["wait", "1", "2"]);
-    let rows = cluster.json(&["results"])["tasks"].clone();
+    let rows = cluster.json(&["results", "1"])["tasks"].clone();
     let gpu = |task: &str| rows.as_array().unwrap().iter().find(|row| row["task"] == task).unwrap()["value"].clone();
     assert_ne!(gpu("1.0"), gpu("1.1"));
     let used = cluster.json(&["engines"])["nodes"][0]["used"].clone();

@@ -3,7 +3,6 @@ use crate::cli::commands::positive_seconds;
 use crate::model::MapId;
 use crate::model::definition::MapOptions;
 use crate::model::memory::Memory;
-use crate::model::query::parse_duration;
 use crate::model::resources::{GpuAmount, TaskResources};
 use crate::profile::config::node::is_resource_name;
 use std::collections::BTreeMap;
@@ -88,14 +87,6 @@ fn absolute(directory: &str) -> String {
 /// The current directory, if its name is UTF-8.
 pub(crate) fn current_directory() -> Option<String> {
     std::env::current_dir().ok()?.into_os_string().into_string().ok()
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    match parse_duration(text) {
-        Some(seconds) if seconds > 0.0 => Ok(seconds),
-        Some(_) => Err("must be greater than 0".into()),
-        None => Err("must be a number with an optional unit s, m, h or d: 90s, 10m, 2h".into()),
-    }
 }
 
 fn need(text: &str) -> Result<(String, u64), String> {

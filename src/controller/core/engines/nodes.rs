@@ -249,7 +249,7 @@ impl Nodes {
         let Some(node) = self.nodes.get(index) else { return true };
         // Direct requests may have taken more than there is.
         let is_free = node.cpus == 0 || node.cpus + node.busy + u32::from(is_idle) <= node.cpus_in_total();
-        is_free && (node.awaited.is_empty() || !is_idle) && !self.is_reserved(index, map)
+        is_free && node.awaited.is_empty() && !self.is_reserved(index, map)
     }
 
     /// What the tasks of this share may use.
