@@ -180,8 +180,10 @@ mod tests {
         engines[2].assigned = 1;
         assert_eq!(summary(&nodes(&engines)), "3 (together 21 cpus, 62.7G, 2 gpus, 2 licence)");
         insta::assert_snapshot!(table(&nodes(&engines)).render(&Terminal::NONE), @r"
-        NODE  JOB   ENGINES  CPUS  MEMORY  GPUS           OTHER
+        NODE  JOB   ENGINES  CPUS    MEMORY  GPUS               OTHER
         n1    -           2  5/16  4G/62.7G  0.5/2 NVIDIA A100  1/2 licence
+        n2    47.1        1   0/4         -  -                  -
+        n2    47.2        1   0/1         -  -                  -
         ");
     }
 }
