@@ -128,7 +128,7 @@ fn more_than_any_node_has_is_refused_and_why_a_map_waits_is_shown() {
         ["--cpus", "1.5"],
         ["--mem", "500"],
         ["--need", "licence"],
-        ["--gpus", "-1"],
+        ["--gpus", "many"],
     ] {
         cluster
             .run(&[&["map", "work.py:hold", "--range", "0..2"], &bad[..]].concat())
