@@ -144,7 +144,7 @@ def test_what_a_host_lacks_is_said(net):
         "login", PCLUSTER, "start", "--launcher", "ssh", "--profile", "lacks", "-n", "2",
         "--set", "launchers.ssh.hosts=[{host: node1, python: /no/python}, {host: node2, directory: /no/where}]",
     )
-    assert "/no/python does not run there" in done.stderr and "/no/where, is not there" in done.stderr
+    assert "/no/python does not run on the host" in done.stderr and "/no/where does not exist on the host" in done.stderr
     done = net.run("login", PCLUSTER, "start", "--profile", "lacks", "--host", "node1:1")
     assert done.returncode == 2 and "--launcher ssh" in done.stderr
     done = launch(net, "lacks")

@@ -56,7 +56,7 @@ def nothing_is_left(net, profile):
 def behind(net):
     """A controller on the laptop's own loopback, and eight engines on nodes that know no way there; the profile's name."""
     output = start(net, "behind", "--host", "node1:4", "--host", "node2:4", "--tunnel", "always")
-    assert "8 engines" in output and "node1: its engines reach the controller through a reverse tunnel (as it is set)" in output
+    assert "8 engines" in output and "node1: its engines reach the controller through a reverse tunnel (configured)" in output
     yield "behind"
     net.pcluster("laptop", "stop", "--profile", "behind")
     nothing_is_left(net, "behind")

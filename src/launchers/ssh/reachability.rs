@@ -1,4 +1,4 @@
-//! Whether a host's engines reach the controller by themselves: tried there, by the pcluster that is there.
+//! Tests whether a host's engines reach the controller directly, with the pcluster that is installed on the host.
 use crate::connection::ConnectionFile;
 use crate::connection::addresses::is_loopback;
 use crate::model::shell::quoted;
@@ -6,18 +6,18 @@ use crate::ssh::Ssh;
 use crate::sys::process;
 use std::time::Duration;
 
-/// All addresses together; they are tried at the same time, for less than this.
+/// The timeout for all addresses, which are tried in parallel with a shorter one.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// The first word of what `pcluster engine --probe` prints of an address.
+/// The first word of a line that `pcluster engine --probe` prints for an address.
 pub(crate) const REACHED: &str = "reached";
 pub(crate) const FAILED: &str = "failed";
 
-/// The address at which the controller greets the host; or why at none.
+/// The address at which the host reaches the controller, or why it reaches none.
 pub(crate) async fn probe(ssh: &Ssh, program: &str, node: &str, file: &ConnectionFile) -> Result<String, String> {
     let Some((keys, port)) = file.pcluster.as_ref().and_then(|keys| Some((keys, keys.engine_port?))) else {
         return Err("the connection file names no address for it".into());
     };
-    // The other host's own loopback leads to whatever listens there.
+    // On the remote host, the loopback is that host's own.
     let is_here = node == process::host();
     let addresses: Vec<&String> = keys.addresses.iter().filter(|a| is_here || !is_loopback(a)).collect();
     if addresses.is_empty() {

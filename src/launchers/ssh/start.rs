@@ -1,4 +1,4 @@
-//! The engines of one host: what is there is looked at first, then all are started by one script.
+//! Starts the engines of one host: probes the host, then starts all with one script.
 use super::{reachability, tunnel};
 use crate::connection::ConnectionFile;
 use crate::launchers::engine::engine_command;
@@ -17,10 +17,10 @@ use std::time::Duration;
 
 /// Home directories of clusters may be slow, and so may a first Python.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Directories of engines whose host does not see the profile, below the home directory there.
+/// Directories of engines whose host does not see the profile, below its home directory.
 pub(super) const PRIVATE: &str = ".pcluster/profile_";
 
-/// What one host's engines are, each with its number, and how they reach the controller.
+/// The engines of one host, each with its number, and how they reach the controller.
 #[derive(Debug)]
 pub(super) struct Started {
     pub engines: Vec<(u32, Process)>,
@@ -30,15 +30,15 @@ pub(super) struct Started {
 /// How the engines of a host reach the controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Route {
-    /// As the profile says it, without a look.
+    /// As configured, without a test.
     Given,
-    /// It was tried, at this address.
+    /// Tested, at this address.
     Direct(String),
-    /// Through a reverse tunnel: why.
+    /// Through a reverse tunnel, for this reason.
     Tunnel(String),
 }
 
-/// Starts the engines with these numbers; or what is wrong, in the host's own words.
+/// Starts the engines with these numbers. An error quotes the host.
 pub(super) async fn start(host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Started, String> {
     let ssh = Ssh::connect_to(&host.host).await.map_err(|e| e.with_hint())?;
     let started = on(&ssh, host, mode, launch, numbers).await;
@@ -57,14 +57,14 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
     let python = python(&found, &host.host)?;
     let directory = match (&found.directory, &host.directory) {
         (Some(directory), _) => directory,
-        (None, Some(wanted)) => return Err(format!("the directory to start in, {wanted}, is not there")),
+        (None, Some(wanted)) => return Err(format!("the working directory {wanted} does not exist on the host")),
         (None, None) => &found.home,
     };
     let path = launch.profile.engine_file(&launch.cluster_id);
     let file = ConnectionFile::read(&path).map_err(|e| e.to_string())?;
     let route = match mode {
         TunnelMode::Never => Route::Given,
-        TunnelMode::Always => Route::Tunnel("as it is set".into()),
+        TunnelMode::Always => Route::Tunnel("configured".into()),
         TunnelMode::Auto => match reachability::probe(ssh, program, &found.name, &file).await {
             Ok(address) => Route::Direct(address),
             Err(why) => Route::Tunnel(why),
@@ -81,15 +81,15 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
         None => file,
     };
     let private = match &opened {
-        None if sees(ssh, &path, &file).await? => None,
+        None if has_same_file(ssh, &path, &file).await? => None,
         _ => Some(copy(ssh, &found.home, &id, launch, &file).await?),
     };
     let profile = private.as_deref().map_or_else(|| launch.profile.clone(), ProfileDir::at);
-    let there = EnginesLaunch {
+    let remote = EnginesLaunch {
         program: program.into(),
         profile,
         python: Some(python.into()),
-        // What is not for engines would only make their command lines long.
+        // Engines do not need the launchers' settings.
         settings: launch
             .settings
             .iter()
@@ -98,10 +98,10 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
             .collect(),
         ..launch.clone()
     };
-    let script = script(host, &there, numbers, directory).map_err(|e| e.to_string())?;
+    let script = script(host, &remote, numbers, directory).map_err(|e| e.to_string())?;
     let result = match ssh.ask(&script, TIMEOUT).await {
-        Ok(text) => started(&text, host, &there, &found.name, private.as_deref()),
-        Err(e) => Err(format!("{}; what has been started there ends with the controller", e.with_hint())),
+        Ok(text) => started(&text, host, &remote, &found.name, private.as_deref()),
+        Err(e) => Err(format!("{}; engines that were started end with the controller", e.with_hint())),
     };
     if let (Err(_), Some(private)) = (&result, &private) {
         let remove = format!("rm -rf -- {}", quoted(private.to_string_lossy()));
@@ -140,15 +140,15 @@ impl Drop for EndsTunnel {
     }
 }
 
-/// Whether the host has the same file at the same place.
-async fn sees(ssh: &Ssh, path: &Path, file: &ConnectionFile) -> Result<bool, String> {
+/// Whether the host has the same file at the same path.
+async fn has_same_file(ssh: &Ssh, path: &Path, file: &ConnectionFile) -> Result<bool, String> {
     let script = format!("cat {} 2>/dev/null", quoted(path.to_string_lossy()));
     let theirs = ssh.ask(&script, TIMEOUT).await.map_err(|e| e.with_hint())?;
     Ok(ConnectionFile::parse(&theirs, path).is_ok_and(|theirs| theirs == *file))
 }
 
-/// Interpreters in the order in which they are tried: only the one that was asked for, or that of the environment that is active
-/// here, if it is there too, before `python3`.
+/// Interpreters in the order in which they are tried: only the requested one, or that of the local active environment, then
+/// `python3`.
 fn pythons(host: &SshHost, launch: &EnginesLaunch) -> Vec<String> {
     if let Some(python) = host.python.as_ref().or(launch.python.as_ref()) {
         return vec![python.clone()];
@@ -158,7 +158,7 @@ fn pythons(host: &SshHost, launch: &EnginesLaunch) -> Vec<String> {
     pythons
 }
 
-/// The pcluster there of this version; `name` is what the user calls the host.
+/// The host's pcluster of this version; `name` is what the user calls the host.
 fn program<'a>(found: &'a Host, name: &str) -> Result<&'a str, String> {
     let ours = format!("pcluster {VERSION}");
     if let Some((path, _)) = found.programs.iter().find(|(_, version)| *version == ours) {
@@ -166,29 +166,32 @@ fn program<'a>(found: &'a Host, name: &str) -> Result<&'a str, String> {
     }
     Err(match found.programs.first() {
         Some((path, said)) => format!(
-            "{path} there ({}) is not {ours}, it says {said:?}; pcluster install {name}",
+            "{path} on the host ({}) is not {ours}: it printed {said:?}; pcluster install {name}",
             found.platform()
         ),
-        None => format!("there is no pcluster there ({}); pcluster install {name}", found.platform()),
+        None => format!(
+            "pcluster is not installed on the host ({}); pcluster install {name}",
+            found.platform()
+        ),
     })
 }
 
-/// The first interpreter there that is new enough.
+/// The host's first interpreter that is new enough.
 fn python<'a>(found: &'a Host, name: &str) -> Result<&'a str, String> {
-    let will_do = |version: &str| {
+    let is_new_enough = |version: &str| {
         let mut numbers = version.split('.').map_while(|n| n.parse::<u32>().ok());
         matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) >= python::MIN_VERSION)
     };
-    if let Some((python, _)) = found.pythons.iter().find(|(_, version)| will_do(version)) {
+    if let Some((python, _)) = found.pythons.iter().find(|(_, version)| is_new_enough(version)) {
         return Ok(python);
     }
     let (python, said) = found.pythons.last().map_or(("python3", ""), |(p, s)| (p, s));
     Err(format!(
-        "{python} does not run there, or is older than 3.8: {said:?}; name one in --python, or for {name} in launchers.ssh.hosts"
+        "{python} does not run on the host, or is older than 3.8: {said:?}; name one in --python, or for {name} in launchers.ssh.hosts"
     ))
 }
 
-/// A private profile there with what engines read.
+/// Copies what engines read into a private profile on the host.
 async fn copy(ssh: &Ssh, home: &str, id: &str, launch: &EnginesLaunch, file: &ConnectionFile) -> Result<PathBuf, String> {
     let directory = PathBuf::from(format!("{home}/{PRIVATE}{id}"));
     let file = serde_json::to_vec_pretty(file).map_err(|e| e.to_string())?;
@@ -211,8 +214,8 @@ async fn copy(ssh: &Ssh, home: &str, id: &str, launch: &EnginesLaunch, file: &Co
 }
 
 /// The script that starts the engines. In a shell without job control `setsid` becomes what it starts: `$!` is the engine's.
-fn script(host: &SshHost, there: &EnginesLaunch, numbers: &[u32], directory: &str) -> Result<String, crate::launchers::LaunchError> {
-    let (program, arguments) = engine_command(there)?;
+fn script(host: &SshHost, remote: &EnginesLaunch, numbers: &[u32], directory: &str) -> Result<String, crate::launchers::LaunchError> {
+    let (program, arguments) = engine_command(remote)?;
     let mut command = quoted(program.to_string_lossy());
     for argument in arguments {
         command.push_str(&format!(" {}", quoted(argument.to_string_lossy())));
@@ -221,11 +224,11 @@ fn script(host: &SshHost, there: &EnginesLaunch, numbers: &[u32], directory: &st
     for (name, value) in &host.env {
         script.push_str(&format!("export {name}={}\n", quoted(value)));
     }
-    let logs = there.profile.log_dir();
+    let logs = remote.profile.log_dir();
     script.push_str(&format!("mkdir -p {} || exit 1\n", quoted(logs.to_string_lossy())));
     script.push_str(ProcessId::ABOUT);
     for number in numbers {
-        let log = there.profile.engine_log(&there.cluster_id, *number);
+        let log = remote.profile.engine_log(&remote.cluster_id, *number);
         script.push_str(&format!(
             "l={}\n: >>\"$l\" || exit 1\nb=$(wc -c <\"$l\")\nsetsid {command} </dev/null >>\"$l\" 2>&1 &\np=$!\ns=\n\
              {{ read -r s </proc/$p/stat; }} 2>/dev/null\necho \"engine {number} $p $((b)) $s\"\n",
@@ -235,20 +238,20 @@ fn script(host: &SshHost, there: &EnginesLaunch, numbers: &[u32], directory: &st
     Ok(script)
 }
 
-/// What the script started.
-fn started(text: &str, host: &SshHost, there: &EnginesLaunch, node: &str, private: Option<&Path>) -> Result<Vec<(u32, Process)>, String> {
+/// The engines that the script started.
+fn started(text: &str, host: &SshHost, remote: &EnginesLaunch, node: &str, private: Option<&Path>) -> Result<Vec<(u32, Process)>, String> {
     let mut all = Vec::new();
     for line in text.lines().filter_map(|line| line.strip_prefix("engine ")) {
         let mut words = line.splitn(4, ' ');
         let mut next = || words.next().unwrap_or_default();
         let (number, pid, from, stat) = (next(), next(), next(), next());
         let (Ok(number), Ok(pid)) = (number.parse(), pid.parse()) else {
-            return Err(format!("it says of an engine {line:?}"));
+            return Err(format!("unexpected output about an engine: {line:?}"));
         };
         let process = Process {
-            // Without a start time if it has ended already: then no process is taken for it.
+            // Without a start time if it has already ended: then it matches no process.
             id: ProcessId::from_script(text, stat).unwrap_or_else(|| ProcessId::ended_from_script(text, pid)),
-            log: there.profile.engine_log(&there.cluster_id, number),
+            log: remote.profile.engine_log(&remote.cluster_id, number),
             log_from: from.parse().unwrap_or_default(),
             on: Some(host.host.clone()),
             node: Some(node.to_string()),
@@ -265,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_host_lacks_is_said() {
+    fn missing_programs_of_a_host_are_named() {
         let found = Host::parse(&format!(
             "name=n\nsystem=Linux\nmachine=s390x\nhome=/h\nprogram=/a=pcluster 0.0.1\npython=/v/bin/python=sh: 1: /v/bin/python: not found\npython=python3=3.11.2\nprogram=/b=pcluster {VERSION}\n"
         ));
@@ -280,7 +283,7 @@ mod tests {
         assert!(
             program(&Host::default(), "n")
                 .unwrap_err()
-                .starts_with("there is no pcluster there")
+                .starts_with("pcluster is not installed on the host")
         );
     }
 }
