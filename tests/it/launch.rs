@@ -1,4 +1,4 @@
-//! Failing starts: their messages, and that they leave nothing behind.
+//! Failing starts: their messages, and that they are rolled back.
 use super::support::{Cluster, Home, PCLUSTER, Running, kill_both, signal, wait_for_exit, wait_until};
 use nix::sys::signal::Signal::SIGINT;
 use serde_json::Value;

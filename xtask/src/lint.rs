@@ -103,7 +103,7 @@ fn crates(places: &Places) -> Vec<(String, Check)> {
     vec![
         (
             "cargo machete".into(),
-            Check::of(tool("cargo-machete", "0.9.2", &["machete", "--with-metadata"])),
+            Check::of(tool("cargo-machete", "0.9.2", &["--with-metadata"])),
         ),
         (
             "cargo deny check".into(),
