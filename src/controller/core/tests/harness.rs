@@ -706,7 +706,11 @@ impl Harness {
     /// Nothing of this engine's node is promised twice, according to what its engines hold and were given.
     fn check_resources(&self, name: &str) {
         let host = host_of(name);
-        let here = || self.engines.iter().filter(|(name, e)| host_of(name) == host && !e.cut && self.is_known(name));
+        let here = || {
+            self.engines
+                .iter()
+                .filter(|(name, e)| host_of(name) == host && !e.cut && self.is_known(name))
+        };
         let (mut cpus, mut mem, mut named) = (0, 0, 0);
         let mut gpus: HashMap<&str, u32> = HashMap::new();
         for (name, engine) in here() {
