@@ -111,7 +111,7 @@ impl Node {
     /// Whole GPUs are unused ones; a fraction goes to the fullest GPU on which it fits.
     fn choose_gpus(&self, request: &Request) -> Option<Vec<(usize, u32)>> {
         let wanted = request.resources.gpus.thousandths;
-        if wanted % WHOLE_GPU == 0 {
+        if wanted.is_multiple_of(WHOLE_GPU) {
             let count = (wanted / WHOLE_GPU) as usize;
             let unused = self.gpus.iter().enumerate().filter(|(_, used)| **used == 0);
             let chosen: Vec<(usize, u32)> = unused.map(|(index, _)| (index, WHOLE_GPU)).take(count).collect();
