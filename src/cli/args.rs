@@ -27,7 +27,7 @@ pub(crate) const GROUPS: &[(&str, &[&str])] = &[
         "Work",
         &["map", "apply", "exec", "run", "push", "pull", "scatter", "gather", "signal"],
     ),
-    ("Results", &["results", "resubmit", "cancel", "wait", "purge"]),
+    ("Results", &["results", "resubmit", "cancel", "priority", "wait", "purge"]),
     ("Setup", &["doctor", "profile", "template", "completions", "version"]),
 ];
 
@@ -148,6 +148,7 @@ mod tests {
           results      List maps, their tasks, or the details of a task
           resubmit     Run finished tasks again
           cancel       Cancel waiting and running tasks
+          priority     Change the priority of a map
           wait         Wait until maps have finished
           purge        Delete finished maps and their results
 

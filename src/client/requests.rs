@@ -8,9 +8,9 @@ use crate::model::task::{MapRow, TaskRow};
 use crate::model::{EngineId, MapId, TaskId};
 use crate::wire::content::client::{
     CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, JOBS, JobsReply, JobsRequest, MAPS, MapsReply, MapsRequest, OUTPUT, OutputReply,
-    OutputRequest, PURGE, PurgeRequest, RESUBMIT, ResubmitRequest, SIGNAL_ENGINES, STATUS, STOP, STOP_ENGINES, Selection, SelectionReply,
-    SelectionRequest, SignalEnginesReply, SignalEnginesRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply,
-    TasksRequest,
+    OutputRequest, PRIORITY, PURGE, PriorityRequest, PurgeRequest, RESUBMIT, ResubmitRequest, SIGNAL_ENGINES, STATUS, STOP, STOP_ENGINES,
+    Selection, SelectionReply, SelectionRequest, SignalEnginesReply, SignalEnginesRequest, StatusReply, StopEnginesRequest, StopRequest,
+    TASKS, TasksReply, TasksRequest,
 };
 use bytes::Bytes;
 use serde::Serialize;
@@ -66,6 +66,11 @@ impl Client {
     /// Cancels waiting and running tasks.
     pub async fn cancel(&self, selection: Selection) -> Result<SelectionReply, ClientError> {
         self.request(CANCEL, &SelectionRequest { selection }, Vec::new()).await
+    }
+
+    /// Changes the priority of an unfinished map.
+    pub async fn set_priority(&self, map: MapId, priority: i32) -> Result<Done, ClientError> {
+        self.request(PRIORITY, &PriorityRequest { map, priority }, Vec::new()).await
     }
 
     /// Runs finished tasks again.

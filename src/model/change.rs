@@ -37,6 +37,10 @@ pub enum Change {
         map: MapId,
         total: u32,
     },
+    MapPriority {
+        map: MapId,
+        priority: i32,
+    },
     /// Every `Waiting` task of the map is now `Ready`.
     MapReleased {
         map: MapId,

@@ -217,6 +217,15 @@ pub struct MapOptions {
     /// Accept the map even if no node has these resources now.
     #[serde(skip_serializing_if = "is_false")]
     pub wait_for_resources: bool,
+    /// How long a task is expected to take at most, in seconds: engines whose job ends earlier do not get it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_s: Option<f64>,
+    /// Maps with a higher priority come first. As submitted or as changed since; engines ignore it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub priority: i32,
+    /// The maximum number of its tasks that engines hold at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_running: Option<u32>,
     /// How often a task is retried if its function fails.
     pub retries: u32,
     /// How often a task is retried if its worker or engine dies.
@@ -242,6 +251,11 @@ pub struct MapOptions {
 }
 
 impl MapOptions {
+    /// How much time an engine must have left to get such a task, in seconds.
+    pub fn needed_s(&self) -> Option<f64> {
+        self.time_s.or(self.timeout_s)
+    }
+
     /// What each task asks of its node; None if an engine is enough.
     pub fn request(&self) -> Option<Request> {
         let is_enough = self.resources.is_default() && self.mem_bytes.is_none();
@@ -250,6 +264,10 @@ impl MapOptions {
             mem_bytes: self.mem_bytes.unwrap_or_default(),
         })
     }
+}
+
+fn is_zero(value: &i32) -> bool {
+    *value == 0
 }
 
 fn is_false(value: &bool) -> bool {
@@ -265,6 +283,9 @@ impl Default for MapOptions {
             mem_bytes: None,
             resources: TaskResources::default(),
             wait_for_resources: false,
+            time_s: None,
+            priority: 0,
+            max_running: None,
             retries: 0,
             max_crashes: 3,
             cwd: None,

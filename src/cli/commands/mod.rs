@@ -17,6 +17,7 @@ pub(crate) mod install;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod map;
+pub(crate) mod priority;
 pub(crate) mod profile;
 pub(crate) mod pull;
 pub(crate) mod purge;
@@ -89,6 +90,7 @@ commands! {
     Results => results,
     Resubmit => resubmit,
     Cancel => cancel,
+    Priority => priority,
     Wait => wait,
     Purge => purge,
     Doctor => doctor,

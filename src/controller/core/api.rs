@@ -64,6 +64,10 @@ impl Core {
                 let reply = self.cancel(&read::<client::SelectionRequest>(message)?.selection);
                 self.out.answer(context, &reply);
             }
+            client::PRIORITY => {
+                let client::PriorityRequest { map, priority } = read(message)?;
+                return self.set_priority(context, map, priority);
+            }
             client::RESUBMIT => return self.resubmit(context, message, read(message)?),
             client::STATUS => self.status(context),
             client::STOP => {

@@ -42,14 +42,14 @@ impl Core {
     fn dispatch_balanced(&mut self, id: MapId) -> bool {
         loop {
             let Some(map) = self.maps.get(id) else { return true };
-            let ready = map.ready() as u32;
+            let ready = map.ready().min(map.may_start()) as u32;
             if ready == 0 {
                 return true;
             }
             let mean = map.mean();
             let depth = self.prefetch.depth(mean, UNKNOWN_DEPTH);
             let is_command = map.is_command();
-            let limit = map.options().timeout_s;
+            let limit = map.options().needed_s();
             let Some(least) = self.engines.least_loaded(id, is_command) else {
                 return false;
             };
@@ -67,7 +67,7 @@ impl Core {
                 return false;
             }
             let engines = self.engines.free(is_command).max(1);
-            let count = room.min(ready.div_ceil(engines).max(mean.min_batch())) as usize;
+            let count = room.min(ready.div_ceil(engines).max(mean.min_batch())).min(ready) as usize;
             let take = |map: &mut Map| std::iter::from_fn(|| map.take()).take(count).collect();
             let Some(tasks) = self.maps.change(id, take) else { return true };
             self.send_tasks(id, &engine, tasks);
@@ -78,10 +78,11 @@ impl Core {
     fn dispatch_with_resources(&mut self, id: MapId, request: &Request) {
         loop {
             let Some(map) = self.maps.get(id) else { return };
-            if map.ready() == 0 {
+            let ready = map.ready().min(map.may_start());
+            if ready == 0 {
                 return;
             }
-            let (mean, is_command, limit) = (map.mean(), map.is_command(), map.options().timeout_s);
+            let (mean, is_command, limit) = (map.mean(), map.is_command(), map.options().needed_s());
             let depth = self.prefetch.depth(mean, 1);
             let now = self.out.now().unix;
             let may = |e: &Engine| e.may_take(is_command) && e.has_time_for(limit, now);
@@ -89,7 +90,7 @@ impl Core {
                 return self.engines.reserve(id, request);
             };
             let room = Prefetch::room(depth, self.engines.get(&engine).map_or(0, Engine::load));
-            let count = room.min(mean.min_batch()).max(1) as usize;
+            let count = (room.min(mean.min_batch()).max(1) as usize).min(ready);
             let take = |map: &mut Map| std::iter::from_fn(|| map.take()).take(count).collect();
             let Some(tasks) = self.maps.change(id, take) else { return };
             self.send_tasks(id, &engine, tasks);

@@ -36,13 +36,13 @@ impl Core {
             let Some(map) = self.maps.get(*id).filter(|map| map.targets().is_none()) else {
                 return false;
             };
-            let limit = map.options().timeout_s;
+            let limit = map.options().needed_s();
             let is_command = map.is_command();
             let mut able = self.engines.iter().map(|(_, e)| e).filter(|e| e.may_take(is_command)).peekable();
             able.peek().is_some() && !able.any(|e| e.has_time_for(limit, self.out.now().unix))
         };
         let maps = self.maps.runnable().filter(waits);
-        maps.map(|id| format!("map {id} waits: every engine's job ends before its tasks could time out (--timeout)"))
+        maps.map(|id| format!("map {id} waits: every engine's job ends before its tasks could (--time, --timeout)"))
             .collect()
     }
 

@@ -100,13 +100,25 @@ impl Core {
         }
         match self.engines.nodes().largest() {
             Some((host, has)) if !definition.options.wait_for_resources && !self.engines.nodes().could_run(&request) => {
-                let what = format!(
-                    "no node has {request}; the largest is {host} with {has} (--wait-for-resources waits for engines that have more)"
-                );
-                Err(ErrorContent::new("ResourcesUnavailable", what))
+                let what = format!("no node has {request}; the largest is {host} with {has}");
+                let hint = "--wait-for-resources waits for engines that have more";
+                Err(ErrorContent::new("ResourcesUnavailable", what).hint(hint.to_string()))
             }
             _ => Ok(()),
         }
+    }
+
+    pub(super) fn set_priority(&mut self, context: &RequestContext, map: MapId, priority: i32) -> Result<(), ErrorContent> {
+        if !self.maps.set_priority(map, priority) {
+            let what = match self.maps.has_failed(map) {
+                Some(_) => format!("map {map} has finished"),
+                None => format!("there is no map {map}"),
+            };
+            return Err(ErrorContent::new("ValueError", what));
+        }
+        self.out.record(Change::MapPriority { map, priority });
+        self.out.answer(context, &client::Done { status: ok() });
+        Ok(())
     }
 
     fn map_known(

@@ -150,6 +150,12 @@ impl Batch<'_> {
         Ok(())
     }
 
+    pub(super) fn map_priority(&mut self, map: MapId, priority: i32) -> rusqlite::Result<()> {
+        let sql = "UPDATE map SET definition = json_set(definition, '$.options.priority', ?2) WHERE id = ?1";
+        self.connection.prepare_cached(sql)?.execute(params![map.0, priority])?;
+        Ok(())
+    }
+
     pub(super) fn map_released(&mut self, map: MapId) -> rusqlite::Result<()> {
         let (first, last) = row_range(map);
         let sql = "UPDATE task SET state = 'ready' WHERE id BETWEEN ?1 AND ?2 AND state = 'waiting'";

@@ -90,6 +90,7 @@ impl<'a> Batch<'a> {
             } => self.tasks_added(*map, *first, inputs, *state, *submitted),
             Change::CodeReplaced { map, definition } => self.code_replaced(*map, definition),
             Change::MapClosed { map, total } => self.map_closed(*map, *total),
+            Change::MapPriority { map, priority } => self.map_priority(*map, *priority),
             Change::MapReleased { map } => self.map_released(*map),
             Change::ClientKnown { map, curve_key } => self.client_known(*map, curve_key),
             Change::TaskCancelling { task } => self.task_cancelling(*task),

@@ -325,7 +325,11 @@ impl Core {
         self.resend_value_request(effects);
     }
 
-    fn define(&mut self, map: MapId, definition: Arc<MapDefinition>) {
+    fn define(&mut self, map: MapId, mut definition: Arc<MapDefinition>) {
+        // It may change meanwhile.
+        if definition.options.priority != 0 {
+            Arc::make_mut(&mut definition).options.priority = 0;
+        }
         match self.maps.get_mut(&map) {
             // Sent again, unchanged.
             Some(known) if known.sent == definition => known.forgotten = false,

@@ -251,6 +251,13 @@ pub struct Selection {
 
 /// Stops tasks, waiting and running. Finished tasks stay unchanged.
 pub const CANCEL: &str = "cancel_request";
+/// Changes the priority of an unfinished map.
+pub const PRIORITY: &str = "priority_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PriorityRequest {
+    pub map: MapId,
+    pub priority: i32,
+}
 /// Runs finished tasks again, in place: same task, next attempt. A definition replaces the code,
 /// for these tasks and for later resubmissions of the map; buffer 0 is its bundle. Then the
 /// selection must be one finished map.

@@ -28,6 +28,15 @@ pub(crate) struct TaskOptions {
     /// Reserve this much memory for each task, and kill one that uses more (500M, 2G); this counts as a crash
     #[arg(long, value_name = "SIZE")]
     pub mem: Option<Memory>,
+    /// Expect a task to take at most DURATION: engines whose job ends earlier do not get it [default: that of --timeout]
+    #[arg(long, value_name = "DURATION", value_parser = positive_seconds)]
+    pub time: Option<f64>,
+    /// Run before maps with a lower priority; `pcluster priority` changes it later
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    pub priority: i32,
+    /// Run at most N tasks of this map at a time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_running: Option<u32>,
     /// Retry a failed task up to N times
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub retries: u32,
@@ -62,6 +71,9 @@ impl TaskOptions {
                 gpus: self.gpus,
                 named: BTreeMap::from_iter(self.need.iter().cloned()),
             },
+            time_s: self.time,
+            priority: self.priority,
+            max_running: self.max_running,
             wait_for_resources: self.wait_for_resources,
             mem_bytes: self.mem.map(|memory| memory.bytes),
             retries: self.retries,

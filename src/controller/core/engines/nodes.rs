@@ -271,7 +271,7 @@ impl Nodes {
     /// Whether an earlier map than this one waits for the node to empty.
     pub(super) fn is_reserved(&self, index: NodeIndex, map: Option<MapId>) -> bool {
         self.reserved
-            .is_some_and(|(reserved, holder)| reserved == index && map.is_none_or(|map| holder < map))
+            .is_some_and(|(reserved, holder)| reserved == index && map != Some(holder))
     }
 
     /// Why no node has room for such a task now: `2 of 3 nodes have too few free cpus (at most 1), 1 is too small`.

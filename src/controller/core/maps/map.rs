@@ -140,6 +140,7 @@ pub(crate) struct Watch {
 #[derive(Debug)]
 pub(crate) struct Map {
     definition: Arc<MapDefinition>,
+    priority: i32,
     /// What its tasks need of their node; None if an engine is enough.
     request: Option<Request>,
     key: String,
@@ -173,6 +174,7 @@ pub(crate) struct Map {
 impl Map {
     pub(crate) fn new(definition: MapDefinition, key: String, targets: Option<Vec<EngineUuid>>) -> Map {
         Map {
+            priority: definition.options.priority,
             request: definition.options.request(),
             definition: Arc::new(definition),
             key,
@@ -217,6 +219,12 @@ impl Map {
     }
     pub(crate) fn definition(&self) -> &Arc<MapDefinition> {
         &self.definition
+    }
+    pub(crate) fn priority(&self) -> i32 {
+        self.priority
+    }
+    pub(super) fn set_priority(&mut self, priority: i32) {
+        self.priority = priority;
     }
     pub(crate) fn request(&self) -> Option<&Request> {
         self.request.as_ref()
@@ -318,6 +326,12 @@ impl Map {
 
     pub(crate) fn has_ready(&self) -> bool {
         self.waiting_for.is_none() && self.ready() > 0
+    }
+
+    /// How many more tasks may be with engines.
+    pub(crate) fn may_start(&self) -> usize {
+        let max = self.definition.options.max_running.map_or(usize::MAX, |max| max as usize);
+        max.saturating_sub(self.in_flight.len())
     }
 
     /// Takes the next task to send: returned tasks first, then inputs in order.

@@ -240,6 +240,7 @@ impl Ledger {
                 };
                 assert!(self.maps.insert(*map, entry).is_none(), "map {map} was added twice");
             }
+            Change::MapPriority { map, priority } => self.maps.get_mut(map).unwrap().definition.options.priority = *priority,
             Change::MapClosed { map, .. } => self.maps.get_mut(map).unwrap().closed = true,
             Change::ReplyUndelivered { task } => {
                 self.undelivered.insert(*task);
@@ -441,6 +442,8 @@ pub(super) struct Harness {
     given: Vec<TaskId>,
     /// The connections of ipyparallel clients; none where a test plays their part and that of the engines.
     pub connected: Option<HashSet<(ClientChannel, Bytes)>>,
+    /// When the jobs of engines end, in seconds after the start.
+    pub ends: Option<f64>,
     /// What the nodes of engines have.
     pub node: NodeFacts,
     /// Messages to engines that the harness does not simulate.
@@ -478,6 +481,7 @@ impl Harness {
             answers: Vec::new(),
             given: Vec::new(),
             connected: None,
+            ends: None,
             node: NodeFacts::default(),
             received: Vec::new(),
             next: VecDeque::new(),
@@ -675,6 +679,7 @@ impl Harness {
                     run: t.run,
                 }));
                 self.check_resources(name);
+                self.check_max_running(map);
             }
             engine::REPLIES_RECORDED => {
                 let reported: engine::RepliesRecorded = message.content().unwrap();
@@ -701,6 +706,13 @@ impl Harness {
     /// Whether the controller has not given up this engine, whose lease may have expired.
     fn is_known(&self, name: &str) -> bool {
         self.ledger.engines.values().any(|facts| &*facts.uuid.0 == name)
+    }
+
+    fn check_max_running(&self, map: MapId) {
+        let known = self.engines.iter().filter(|(name, e)| !e.cut && self.is_known(name));
+        let held = known.flat_map(|(_, e)| &e.queue).filter(|held| held.map == map).count();
+        let max = self.ledger.maps[&map].definition.options.max_running;
+        assert!(max.is_none_or(|max| held <= max as usize), "{held} tasks of {map} are with engines");
     }
 
     /// Nothing of this engine's node is promised twice, according to what its engines hold and were given.
@@ -807,7 +819,7 @@ impl Harness {
                 _ => vec!["call".into()],
             },
             job: String::new(),
-            ends: None,
+            ends: self.ends.map(|seconds| UnixTime(1e9 + seconds)),
             node: self.node.clone(),
         };
         let register = engine::Register {

@@ -151,6 +151,8 @@ fn live(seed: u64) {
                     resources: resources(&mut rng),
                     mem_bytes: (rng.roll(8) == 0).then(|| (1 + rng.roll(8)) << 30),
                     wait_for_resources: true,
+                    priority: rng.roll(3) as i32 - 1,
+                    max_running: (rng.roll(4) == 0).then(|| 1 + rng.roll(5) as u32),
                     after: done.last().copied().filter(|_| rng.roll(4) == 0),
                     ..MapOptions::default()
                 };

@@ -7,6 +7,7 @@ mod harness;
 mod hub;
 mod lifecycle;
 mod malformed;
+mod order;
 mod prefetch;
 mod requests;
 mod retention;

@@ -1,0 +1,119 @@
+//! The order in which maps get engines: priority, then submission; limits of one map; time; resources.
+use super::harness::*;
+use crate::model::MapId;
+use crate::model::definition::MapOptions;
+use crate::model::node::NodeFacts;
+use crate::model::resources::TaskResources;
+use crate::model::task::TaskState;
+use crate::wire::content::client;
+use std::time::Duration;
+
+fn with_priority(priority: i32) -> MapOptions {
+    MapOptions {
+        priority,
+        ..MapOptions::default()
+    }
+}
+
+/// Tasks that take a second: an engine holds one of them.
+fn finish_long(w: &mut Harness, name: &str) -> Option<MapId> {
+    w.pass(Duration::from_secs(1));
+    let mut outcome = w.ok();
+    outcome.started.0 -= 1.0;
+    w.finish_one(name, outcome).map(|task| task.map)
+}
+
+#[test]
+fn maps_with_a_higher_priority_come_first_then_those_submitted_earlier() {
+    let mut w = Harness::new();
+    let [low, first, second, high] = [-1, 0, 0, 7].map(|priority| w.submit(3, with_priority(priority)));
+    w.register("a");
+    let order: Vec<MapId> = std::iter::from_fn(|| finish_long(&mut w, "a")).collect();
+    let expected = [high, first, second, low].into_iter().flat_map(|map| [map; 3]);
+    assert_eq!(order, expected.collect::<Vec<_>>());
+    w.assert_all_done();
+}
+
+#[test]
+fn a_changed_priority_counts_from_then_on_and_after_a_restart() {
+    let mut w = Harness::new();
+    let (one, two) = (w.submit(4, with_priority(0)), w.submit(4, with_priority(0)));
+    w.ask(client::PRIORITY, &client::PriorityRequest { map: two, priority: 5 }, vec![]);
+    assert_eq!(w.reply()["status"], "ok");
+    w.restart();
+    w.register("a");
+    let order: Vec<MapId> = std::iter::from_fn(|| finish_long(&mut w, "a")).collect();
+    assert_eq!(order, [two, two, two, two, one, one, one, one]);
+    for map in [two, MapId(99)] {
+        w.ask(client::PRIORITY, &client::PriorityRequest { map, priority: 1 }, vec![]);
+        assert_eq!(w.reply()["status"], "error", "{map}");
+    }
+}
+
+#[test]
+fn a_map_with_a_maximum_leaves_engines_to_others() {
+    let mut w = Harness::new();
+    ["a", "b", "c"].iter().for_each(|name| w.register(name));
+    let options = MapOptions {
+        max_running: Some(2),
+        ..MapOptions::default()
+    };
+    let (limited, other) = (w.submit(30, options), w.submit(30, MapOptions::default()));
+    let held = |w: &Harness, map: MapId| w.engines.values().flat_map(|e| &e.queue).filter(|held| held.map == map).count();
+    for _ in 0..200 {
+        assert!(held(&w, limited) <= 2);
+        assert!(w.state(other, 29).is_done() || held(&w, other) >= 1, "the other map has engines");
+        for name in ["a", "b", "c"] {
+            let outcome = w.ok();
+            w.finish_one(name, outcome);
+        }
+    }
+    w.assert_all_done();
+}
+
+#[test]
+fn a_task_is_not_sent_to_an_engine_whose_job_ends_before_its_expected_time() {
+    let mut w = Harness::new();
+    w.ends = Some(600.0);
+    w.register("a");
+    let expecting = |time_s: Option<f64>, timeout_s: Option<f64>| MapOptions {
+        time_s,
+        timeout_s,
+        ..MapOptions::default()
+    };
+    let [long, by_timeout] = [expecting(Some(1200.0), None), expecting(None, Some(1200.0))].map(|options| w.submit(1, options));
+    let short = w.submit(1, expecting(Some(60.0), Some(1200.0)));
+    assert_eq!(w.engines["a"].queue.iter().map(|held| held.map).collect::<Vec<_>>(), [short]);
+    assert_eq!((w.state(long, 0), w.state(by_timeout, 0)), (TaskState::Ready, TaskState::Ready));
+}
+
+#[test]
+fn a_large_task_gets_its_node_although_small_tasks_keep_coming() {
+    let mut w = Harness::new();
+    w.node = NodeFacts {
+        cpus: 2,
+        ..NodeFacts::default()
+    };
+    // Both on one node.
+    ["a", "b"].iter().for_each(|name| w.register(name));
+    w.submit(2, MapOptions::default());
+    let large = w.submit(
+        1,
+        MapOptions {
+            resources: TaskResources {
+                cpus: 2,
+                ..TaskResources::default()
+            },
+            ..MapOptions::default()
+        },
+    );
+    w.submit(1000, MapOptions::default());
+    for round in 0..10 {
+        if w.state(large, 0).is_done() {
+            return;
+        }
+        let name = ["a", "b"][round % 2];
+        finish_long(&mut w, name);
+    }
+    panic!("the large task has not run: {:?}", w.state(large, 0));
+}
