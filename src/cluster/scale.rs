@@ -277,7 +277,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_engine_is_found_in_its_job() {
+    fn an_engine_is_matched_to_its_job() {
         let engine = |job: &str| -> EngineStatus {
             let json =
                 serde_json::json!({"id": 0, "uuid": "a", "state": "idle", "assigned": 0, "finished": 0, "registered": 1.0, "job": job});

@@ -294,7 +294,7 @@ impl Sockets {
     }
 
     /// Ends a peer's connection.
-    pub(super) fn cut_off(&self, socket: PeerSocket, peer: &Bytes, why: &str) {
+    pub(super) fn disconnect(&self, socket: PeerSocket, peer: &Bytes, why: &str) {
         match socket {
             PeerSocket::Client(ClientChannel::Registration) => &self.client.registration,
             PeerSocket::Client(ClientChannel::Control) => &self.client.control,

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_that_binds_is_named_with_what_fits() {
+    fn the_effective_limit_is_named_with_the_number_that_fits() {
         assert!(roomy().check(128).is_ok());
         let refused = |host: Host| host.check(100_000).unwrap_err().to_string();
         let cases = [
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn this_host_says_what_it_has() {
+    fn capacity_of_this_host_is_detected() {
         let host = Host::this();
         assert!(
             host.memory.is_some() && host.files.is_some() && host.all_tasks.is_some(),

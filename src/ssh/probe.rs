@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_host_is_described_as_another_one_would_be() {
+    fn a_probe_of_this_host_describes_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
         for (name, version) in [("pcluster", "pcluster 1.2.3"), ("python it's", "3.11.2")] {

@@ -188,7 +188,7 @@ mod tests {
     use crate::profile::Config;
 
     #[test]
-    fn what_is_created_is_valid_and_never_overwritten() {
+    fn created_profiles_are_valid_and_never_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let mut context = Context::for_tests(dir.path());
         context.quiet = true;

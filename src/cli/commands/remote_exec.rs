@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_means_this_host_stays_here() {
+    fn names_of_this_host_run_locally() {
         let line = "start --on me@login --profile=hpc -n 4 --cluster-id night --json --set engine.cwd=/x --launcher slurm --no-install";
         let words = remote_arguments(line.split(' ').map(str::to_string));
         assert_eq!(words.join(" "), "start -n 4 --set engine.cwd=/x --launcher slurm");

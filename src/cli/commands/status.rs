@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cluster_in_five_lines() {
+    fn a_cluster_is_described_in_five_lines() {
         let status: StatusReply = serde_json::from_value(serde_json::json!({
             "status": "ok", "version": "0.1.0", "pid": 17, "host": "n1", "cluster_id": "", "started": 1000.0,
             "engines": [

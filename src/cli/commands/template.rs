@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_means_one_template_or_those_that_go_together() {
+    fn a_name_selects_one_template_or_a_pair() {
         let names = |name: &str| named(name).unwrap().iter().map(Named::full).collect::<Vec<_>>();
         assert_eq!(names("slurm"), ["slurm/engines.sh.tera"]);
         assert_eq!(names("slurm/controller"), ["slurm/controller.sh.tera"]);
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_counts_and_is_never_overwritten() {
+    fn a_copied_template_is_used_and_never_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let mut context = Context::for_tests(dir.path());
         context.quiet = true;

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn walltime_a_lost_node_and_preemption_are_replaced_and_nothing_else() {
+    fn jobs_lost_to_walltime_nodes_or_preemption_are_replaced_and_no_others() {
         use JobOutcome::*;
         let of = |endings: [Option<JobOutcome>; 3]| replaced(launched(0, 1), endings.map(ended), Known::default());
         assert_eq!(
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_ended_by_itself_is_replaced_when_its_engine_left_for_the_time() {
+    fn a_job_that_exited_is_replaced_if_its_engine_left_for_the_walltime() {
         let engines = [
             gone("18.1", LeaveReason::Walltime, 1050.0),
             gone("18.2", LeaveReason::Unknown("it was asked to stop".into()), 1050.0),
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn each_as_often_as_it_may_unless_it_mark_reported_to_leave_or_is_still_connected_engines() {
+    fn replacements_are_limited_and_skip_removed_and_connected_engines() {
         let timed_out = || [(); 3].map(|()| ended(Some(JobOutcome::TimedOut)));
         assert_eq!(replaced(launched(1, 2), timed_out(), Known::default()).len(), 3);
         assert_eq!(replaced(launched(2, 2), timed_out(), Known::default()), []);

@@ -73,7 +73,7 @@ impl Core {
             queued: (ready + in_flight - begun) as u64,
             running: begun as u64,
             finished: self.finished_tasks,
-            disconnected_peers: self.cut_off,
+            disconnected_peers: self.disconnected_peers,
             notes: self.maps_without_time().into_iter().chain(self.requests_without_python()).collect(),
         };
         self.out.answer(context, &reply);

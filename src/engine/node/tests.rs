@@ -86,7 +86,7 @@ fn control_groups_of_both_versions_limit() {
 }
 
 #[test]
-fn a_job_has_the_share_that_its_batch_system_gave_it() {
+fn a_job_has_the_share_that_its_batch_system_assigned() {
     let job = |variables: &[(&str, &str)]| Host::new().set(variables);
     let slurm = job(&[("SLURM_JOB_ID", "7"), ("SLURM_CPUS_ON_NODE", "4"), ("SLURM_MEM_PER_CPU", "1024")]);
     assert_eq!(slurm.shown(), "4 cpus, 4G");
@@ -115,7 +115,7 @@ fn a_job_has_the_share_that_its_batch_system_gave_it() {
 }
 
 #[test]
-fn gpus_are_those_that_this_process_may_use() {
+fn only_gpus_that_this_process_may_use_count() {
     let host = || Host::new().nvidia(3);
     assert_eq!(host().gpu_names(), ["0", "1", "2"]);
     assert_eq!(host().node().gpus[0].model, "NVIDIA A100");

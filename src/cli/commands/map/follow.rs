@@ -177,16 +177,16 @@ impl Job<'_> {
         let watcher = AbortOnDrop(watcher);
         let mut counts = Counts::default();
         let mut engines = EngineNotes::default();
-        let mut silence_said = false;
+        let mut silence_reported = false;
         let mut clock = tokio::time::interval(Duration::from_secs(1));
         loop {
             tokio::select! {
                 _ = clock.tick() => {
                     let silent = self.client.silent_for() > SILENT;
-                    if silent && !silence_said {
+                    if silent && !silence_reported {
                         progress.suspend(|| self.note_silence());
                     }
-                    silence_said = silent;
+                    silence_reported = silent;
                 }
                 update = updates.recv() => match update {
                     Some(Ok(Update { counts: now, engines: able, results, .. })) => {
@@ -299,9 +299,9 @@ impl Job<'_> {
         }
         self.context
             .note(format!("\nmap {map} continues in the background; press Ctrl-C again to cancel it"));
-        let patience = tokio::time::sleep(SECOND);
+        let delay = tokio::time::sleep(SECOND);
         tokio::select! {
-            done = async { self.end_of_feed().await?; patience.await; Ok(()) } => done.map_err(|e: CommandError| e)?,
+            done = async { self.end_of_feed().await?; delay.await; Ok(()) } => done.map_err(|e: CommandError| e)?,
             () = interrupts.next_interrupt() => return self.cancel().await,
         }
         if let Some(feeding) = stopped_feed {
@@ -391,7 +391,7 @@ impl Drop for AbortOnDrop {
 #[derive(Default)]
 struct EngineNotes {
     without_since: Option<Instant>,
-    said: bool,
+    reported: bool,
 }
 
 impl EngineNotes {
@@ -399,11 +399,11 @@ impl EngineNotes {
     fn note(&mut self, now: Instant, able: u32, pending: u64) -> Option<bool> {
         if able > 0 || pending == 0 {
             self.without_since = None;
-            return std::mem::take(&mut self.said).then_some(false).filter(|_| able > 0);
+            return std::mem::take(&mut self.reported).then_some(false).filter(|_| able > 0);
         }
         let since = *self.without_since.get_or_insert(now);
-        if !self.said && now.duration_since(since) >= NO_ENGINES {
-            self.said = true;
+        if !self.reported && now.duration_since(since) >= NO_ENGINES {
+            self.reported = true;
             return Some(true);
         }
         None
@@ -415,7 +415,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn missing_engines_are_told_of_once_and_after_a_while() {
+    fn missing_engines_are_reported_once_after_a_delay() {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         let mut notes = EngineNotes::default();
