@@ -322,7 +322,7 @@ fn open_files() -> Check {
 /// How many engines this host has room for, as `start` counts it.
 fn room() -> Check {
     let name = "engines";
-    let limits = capacity::Host::this().limits();
+    let limits = capacity::HostLimits::this().limits();
     let Some(first) = limits.first() else {
         return Check::warn(name, "cannot read any limit of this host", "is /proc mounted?");
     };

@@ -5,7 +5,7 @@ use crate::connection::ConnectionFile;
 use crate::model::definition::{MapDefinition, MapOptions, Work};
 use crate::model::query::TaskQuery;
 use crate::model::{MapId, PROTOCOL_VERSION, VERSION};
-use crate::transport::{KeyPair, Kind, Security, Socket};
+use crate::transport::{KeyPair, Security, Socket, SocketKind};
 use crate::wire::{Message, Session};
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ async fn controller(answer: impl FnMut(&Message) -> Option<Value> + Send + 'stat
 
 async fn controller_with_key(key: &str, mut answer: impl FnMut(&Message) -> Option<Value> + Send + 'static) -> (ConnectionFile, Asked) {
     let keys = KeyPair::generate();
-    let socket = Socket::new(Kind::Router, None, &Security::Server(keys.clone())).unwrap();
+    let socket = Socket::new(SocketKind::Router, None, &Security::Server(keys.clone())).unwrap();
     let port = socket.bind("127.0.0.1", 0).await.unwrap();
     let asked = Asked::default();
     let mut session = Session::new(key.as_bytes(), "controller", "test");

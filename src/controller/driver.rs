@@ -7,7 +7,7 @@ use super::clock::{Clock, unix_now};
 use super::core::effect::UndeliveredReply;
 use super::core::{Core, Effect, Event, Facts};
 use super::dask::Dask;
-use super::delivered::{Delivered, Pending};
+use super::delivered::{Delivered, PendingReceipt};
 use super::records::{DbReply, Records};
 use super::sockets::{Arrival, PeerSocket, Ports, Sockets};
 use super::{ControllerError, ControllerSettings};
@@ -497,7 +497,7 @@ impl Driver {
     }
 
     /// Attaches a receipt that notes when this reply is written to its connection.
-    fn watched(&self, reply: &UndeliveredReply) -> (Message, Pending) {
+    fn watched(&self, reply: &UndeliveredReply) -> (Message, PendingReceipt) {
         let mut message = reply.message.clone();
         let header = std::mem::take(&mut message.header_json);
         let (header, pending) = self.delivered.watch(header, reply.tasks.clone());

@@ -3,7 +3,7 @@
 use super::Command;
 use crate::cli::{CommandError, Context, ErrorKind, Exit, output};
 use crate::cluster::ClusterError;
-use crate::cluster::remote::run::{self, Ended, Line};
+use crate::cluster::remote::run::{self, Line, RemoteEnd};
 use crate::cluster::remote::{self, install};
 use crate::ssh::tunnel::TunnelState;
 
@@ -82,14 +82,14 @@ async fn run_remote(destination: &str, name: &str, words: &[String], context: &C
     };
     let ended = run::pcluster(&ssh, &host, &installed.path, words, &mut line).await;
     let failed: Option<ClusterError> = match &ended {
-        Ok(Ended::ByItself(output)) if !output.ok() => Some(run::failure(&ssh, name, output)),
+        Ok(RemoteEnd::Exited(output)) if !output.ok() => Some(run::failure(&ssh, name, output)),
         _ => None,
     };
     ssh.close().await;
     match (ended?, failed) {
         (_, Some(error)) => Err(error.into()),
-        (Ended::ByItself(output), None) => Ok(Some(output.stdout_text())),
-        (Ended::Interrupted, None) => Ok(None),
+        (RemoteEnd::Exited(output), None) => Ok(Some(output.stdout_text())),
+        (RemoteEnd::Interrupted, None) => Ok(None),
     }
 }
 

@@ -17,7 +17,7 @@ use std::path::Path;
 pub(crate) struct Args {}
 
 #[derive(Serialize)]
-struct View<'a> {
+struct StatusView<'a> {
     profile: &'a str,
     cluster_id: &'a str,
     directory: &'a Path,
@@ -54,7 +54,7 @@ pub(crate) fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> 
     });
     let monitor = state.and_then(|state| state.walltime_monitor);
     if context.json {
-        json::print(&View {
+        json::print(&StatusView {
             profile: profile.name(),
             cluster_id: &context.cluster_id,
             directory: profile.path(),

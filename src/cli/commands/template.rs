@@ -17,11 +17,11 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:\n  pcluster template list\n  pcluster template show slurm\n  pcluster template copy pbs/controller")]
 pub(crate) struct Args {
     #[command(subcommand)]
-    action: Action,
+    action: TemplateAction,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Action {
+enum TemplateAction {
     /// List the templates with their sources, and the available variables
     List,
     /// Print the template that the profile uses
@@ -92,9 +92,9 @@ fn named(name: &str) -> Result<Vec<Named>, CommandError> {
 pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let profile = context.profile_dir()?;
     match args.action {
-        Action::List => list(&profile, context),
-        Action::Show { name, own } => show(&name, own, &profile, context),
-        Action::Copy { name, to } => copy(&name, to, &profile, context),
+        TemplateAction::List => list(&profile, context),
+        TemplateAction::Show { name, own } => show(&name, own, &profile, context),
+        TemplateAction::Copy { name, to } => copy(&name, to, &profile, context),
     }
 }
 

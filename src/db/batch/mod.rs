@@ -14,7 +14,7 @@ use super::outputs::Outputs;
 use crate::model::change::Change;
 use crate::model::output::Stream;
 use crate::model::{MapId, TaskId};
-pub(super) use engines::Known;
+pub(super) use engines::WriterState;
 use maps::Counted;
 pub(super) use maps::row_range;
 pub(super) use purge::tidy;
@@ -26,7 +26,7 @@ pub(super) use tasks::state_of;
 
 pub(super) struct Batch<'a> {
     connection: &'a Connection,
-    known: &'a mut Known,
+    known: &'a mut WriterState,
     outputs: &'a Outputs,
     durability: Durability,
     /// Files that are unused once this is committed.
@@ -44,7 +44,7 @@ pub(super) struct Batch<'a> {
 impl<'a> Batch<'a> {
     pub(super) fn new(
         connection: &'a Connection,
-        known: &'a mut Known,
+        known: &'a mut WriterState,
         (outputs, durability): (&'a Outputs, Durability),
     ) -> rusqlite::Result<Batch<'a>> {
         Ok(Batch {

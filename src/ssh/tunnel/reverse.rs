@@ -1,5 +1,5 @@
 //! Reverse tunnel: ports of the other host's loopback are forwarded to a controller that this host can reach.
-use super::daemon::{Check, Event, Tunnel};
+use super::daemon::{Check, LinkEvent, Tunnel};
 use super::error::TunnelError;
 use super::state::{LeadsTo, TunnelState};
 use super::target::{Endpoint, Target};
@@ -111,7 +111,7 @@ impl<T: Target> Tunnel for Reverse<T> {
         self.relay.far_side_ended().await;
     }
 
-    async fn check(&mut self, ssh: &Ssh, event: Event) -> Result<Check, TunnelError> {
+    async fn check(&mut self, ssh: &Ssh, event: LinkEvent) -> Result<Check, TunnelError> {
         if event.disturbed {
             self.relay.confirm_alive();
         }

@@ -146,7 +146,7 @@ pub(crate) struct Feed {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub(crate) enum MapEnd {
     Complete,
     /// The map continues.
     Detached,
@@ -160,7 +160,7 @@ impl Job<'_> {
         interrupts: &mut Interrupts,
         progress: &mut Progress,
         take: &mut Take<'_>,
-    ) -> Result<(Ended, Counts), CommandError> {
+    ) -> Result<(MapEnd, Counts), CommandError> {
         let every = Duration::from_millis(if self.context.terminal.stderr { 250 } else { 1000 });
         let (sender, mut updates) = mpsc::channel(4);
         let mut watch = self.client.with_timeout(CONTROLLER_TIMEOUT).watch(self.map, every);
@@ -215,7 +215,7 @@ impl Job<'_> {
                     None => {
                         drop(watcher);
                         self.end_of_feed().await?;
-                        return Ok((Ended::Complete, counts));
+                        return Ok((MapEnd::Complete, counts));
                     }
                 },
                 fed = fed(&mut self.feed) => self.total = Some(u64::from(self.fed(fed)?)),
@@ -227,7 +227,7 @@ impl Job<'_> {
         }
     }
 
-    async fn interrupted(&mut self, interrupts: &mut Interrupts, progress: &Progress) -> Result<Ended, CommandError> {
+    async fn interrupted(&mut self, interrupts: &mut Interrupts, progress: &Progress) -> Result<MapEnd, CommandError> {
         progress.clear();
         match self.detachable {
             true => self.detach(interrupts).await,
@@ -288,7 +288,7 @@ impl Job<'_> {
     }
 
     /// Detaches from the map; a second Ctrl-C within a short time cancels it.
-    async fn detach(&mut self, interrupts: &mut Interrupts) -> Result<Ended, CommandError> {
+    async fn detach(&mut self, interrupts: &mut Interrupts) -> Result<MapEnd, CommandError> {
         let (map, options) = (self.map, self.context.options());
         let mut stopped_feed = None;
         if let Some(feed) = &self.feed {
@@ -311,7 +311,7 @@ impl Job<'_> {
             ));
         }
         self.context.note(return_hints(map, &options));
-        Ok(Ended::Detached)
+        Ok(MapEnd::Detached)
     }
 
     /// Results can no longer be written: the map continues, with all inputs that can still be sent.
@@ -332,7 +332,7 @@ impl Job<'_> {
         error
     }
 
-    async fn cancel(&mut self) -> Result<Ended, CommandError> {
+    async fn cancel(&mut self) -> Result<MapEnd, CommandError> {
         if let Some(feed) = &self.feed {
             feed.feeding.stop();
         }
@@ -347,7 +347,7 @@ impl Job<'_> {
             .await?;
         self.context
             .note(format!("\nmap {} cancelled: {} tasks were unfinished", self.map, reply.changed));
-        Ok(Ended::Cancelled)
+        Ok(MapEnd::Cancelled)
     }
 
     /// A connection error, with the hint that the map may still be running.

@@ -3,7 +3,7 @@
 //! Consecutive values form groups; one task folds each group from left to right; the results are folded again until one is
 //! left. This is a second map, "reduce of map N", whose inputs are sent as groups finish. The function must be associative but
 //! need not be commutative; few values (up to [`GROUP`]) are a plain left fold.
-use super::follow::{Ended, Feed, Job, LongOutputs, Taken, fetch_value};
+use super::follow::{Feed, Job, LongOutputs, MapEnd, Taken, fetch_value};
 use super::interrupts::Interrupts;
 use crate::cli::inputs::code::CodeArgs;
 use crate::cli::progress::Progress;
@@ -139,22 +139,22 @@ impl Reduction<'_> {
             .await?;
         progress.clear();
         match (ended, rounds.failed, rounds.last) {
-            (Ended::Complete, Some(error), _) => Err(CommandError::failed(format!("cannot reduce map {}: {error}", self.of))
+            (MapEnd::Complete, Some(error), _) => Err(CommandError::failed(format!("cannot reduce map {}: {error}", self.of))
                 .hint(format!(
                     "its values remain available: pcluster results{} {}",
                     self.context.options(),
                     self.of
                 ))
                 .hint(format!("details: pcluster results{} {map} --failed", self.context.options()))),
-            (Ended::Complete, None, Some(mut row)) => {
+            (MapEnd::Complete, None, Some(mut row)) => {
                 fetch_value(self.client, &mut row).await?;
                 Ok(Reduced::Value(Box::new(row)))
             }
-            (Ended::Complete, None, None) => Err(CommandError::internal(format!(
+            (MapEnd::Complete, None, None) => Err(CommandError::internal(format!(
                 "the reduction of map {} ended without a value",
                 self.of
             ))),
-            (Ended::Detached | Ended::Cancelled, _, _) => {
+            (MapEnd::Detached | MapEnd::Cancelled, _, _) => {
                 self.context.note(format!(
                     "the values of map {} remain available: pcluster results{} {0}",
                     self.of,
@@ -209,7 +209,7 @@ impl Reduction<'_> {
                 Ok(())
             })
             .await?;
-        if ended != Ended::Complete {
+        if ended != MapEnd::Complete {
             return Ok(None);
         }
         match failed {
