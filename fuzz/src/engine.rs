@@ -103,7 +103,7 @@ impl World {
             "cancel" => self.event(Event::CancelRequested { tasks: vec![held] }),
             "registered" => {
                 let drop: Vec<Held> = number(0).map(|_| held).into_iter().collect();
-                // What the controller has it drop, it has given away: no result is owed, and none counts.
+                // Requests that the controller took back: no result is expected, and none counts.
                 self.dropped.extend(drop.iter().filter(|held| self.came.contains_key(held)));
                 self.event(Event::Registered { drop });
             }

@@ -143,8 +143,8 @@ impl Reader {
 
     /// Message ids of a client's finished requests whose replies are undelivered, in order of arrival.
     pub(crate) fn undelivered_replies(&self, map: MapId) -> Result<Vec<String>, DbError> {
-        let sql = "SELECT r.msg_id FROM owed o JOIN request r ON r.task = o.task WHERE o.task BETWEEN ?1 AND ?2 \
-                   AND r.result_header IS NOT NULL ORDER BY o.task";
+        let sql = "SELECT r.msg_id FROM undelivered u JOIN request r ON r.task = u.task WHERE u.task BETWEEN ?1 AND ?2 \
+                   AND r.result_header IS NOT NULL ORDER BY u.task";
         self.read("read undelivered replies from", |connection| {
             let (first, last) = row_range(map);
             let mut select = connection.prepare_cached(sql)?;

@@ -10,16 +10,17 @@ pub(super) const APPLICATION_ID: i32 = 0x7063_6c75;
 const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_tasks.sql"),
     include_str!("migrations/0002_cancelling.sql"),
-    include_str!("migrations/0003_forgetting.sql"),
+    include_str!("migrations/0003_purging.sql"),
     include_str!("migrations/0004_jobs.sql"),
     include_str!("migrations/0005_resubmitted.sql"),
-    include_str!("migrations/0006_owed.sql"),
+    include_str!("migrations/0006_undelivered.sql"),
     include_str!("migrations/0007_batch_jobs.sql"),
     include_str!("migrations/0008_exact_values.sql"),
     include_str!("migrations/0009_bundles.sql"),
     include_str!("migrations/0010_outputs.sql"),
     include_str!("migrations/0011_long_values.sql"),
     include_str!("migrations/0012_nodes.sql"),
+    include_str!("migrations/0013_table_names.sql"),
 ];
 
 /// Views are not migrated: each migration ends by creating the current ones.

@@ -1,5 +1,5 @@
-//! Engines on other hosts, started and ended over ssh. Each is a daemon there, in a session of its own, that needs the connection
-//! no longer which started it; another process ends it later over another one, told by host name, process id and start time.
+//! Starts and ends engines on remote hosts over ssh. Each is a daemon in its own session and does not need the connection that
+//! started it. Another process ends it later over a new connection, identified by host name, process id and start time.
 //!
 //! Parts: [`plan`] (which host gets which engines), [`start`] (one host's engines), [`processes`] (what runs on a host, and its end),
 //! [`reachability`] (whether a host reaches the controller), [`tunnel`] (for hosts that do not).
@@ -26,18 +26,18 @@ use tokio::task::JoinSet;
 
 pub(crate) const NAME: &str = "ssh";
 
-/// Hosts are asked for states no more often than this,
-const ASK_EVERY: Duration = Duration::from_secs(3);
-/// ... and have so long to answer, logging in included.
-const ANSWERS: Duration = Duration::from_secs(10);
+/// The minimum interval between queries of a host's processes,
+const QUERY_INTERVAL: Duration = Duration::from_secs(3);
+/// ... and their timeout, including the login.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct OverSsh {
     config: SshConfig,
-    asked: Mutex<Option<Asked>>,
+    cached: Mutex<Option<CachedStates>>,
 }
 
-/// The last answer.
-struct Asked {
+/// The states at the last query.
+struct CachedStates {
     when: Instant,
     of: Vec<Process>,
     states: Vec<MemberState>,
@@ -47,33 +47,33 @@ impl OverSsh {
     pub(crate) fn new(config: &SshConfig) -> OverSsh {
         OverSsh {
             config: config.clone(),
-            asked: Mutex::new(None),
+            cached: Mutex::new(None),
         }
     }
 
-    /// Each host's processes, with their places, handled by `work`, some hosts at a time. By host, in the order of `launched`.
+    /// Runs `work` with each host's processes and their indices, for some hosts in parallel. The results are in the order of `launched`.
     fn on_each<T, F>(&self, launched: &Launched, work: impl Fn(String, Vec<(usize, Process)>) -> F) -> Result<Vec<T>, LaunchError>
     where
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
         let hosts = by_host(launched);
-        self.at_once(hosts.into_iter().map(|(host, processes)| work(host, processes)).collect())
+        self.in_parallel(hosts.into_iter().map(|(host, processes)| work(host, processes)).collect())
     }
 
-    /// All, some at a time; what they gave, in their order.
-    fn at_once<T, F>(&self, works: Vec<F>) -> Result<Vec<T>, LaunchError>
+    /// Runs some of these in parallel; returns their results in order.
+    fn in_parallel<T, F>(&self, works: Vec<F>) -> Result<Vec<T>, LaunchError>
     where
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
-        let seats = Arc::new(Semaphore::new(self.config.parallelism.max(1)));
+        let permits = Arc::new(Semaphore::new(self.config.parallelism.max(1)));
         let all = async move {
             let mut running = JoinSet::new();
             for (at, work) in works.into_iter().enumerate() {
-                let seats = seats.clone();
+                let permits = permits.clone();
                 running.spawn(async move {
-                    let _seat = seats.acquire_owned().await;
+                    let _permit = permits.acquire_owned().await;
                     (at, work.await)
                 });
             }
@@ -128,7 +128,7 @@ impl Launcher for OverSsh {
         });
         let mut started: Vec<(u32, Process)> = Vec::new();
         let mut direct = Vec::new();
-        for (host, result) in self.at_once(works.collect())? {
+        for (host, result) in self.in_parallel(works.collect())? {
             match result {
                 Ok(of_host) => {
                     started.extend(of_host.engines);
@@ -150,14 +150,14 @@ impl Launcher for OverSsh {
         }
         started.sort_by_key(|(number, _)| *number);
         launched.processes = started.into_iter().map(|(_, process)| process).collect();
-        let there = launched.processes.len() as u32;
-        if there < self.config.min_engines.unwrap_or(launch.n).min(launch.n) {
+        let count = launched.processes.len() as u32;
+        if count < self.config.min_engines.unwrap_or(launch.n).min(launch.n) {
             let mut problems = std::mem::take(&mut launched.problem);
             if let Err(e) = self.stop(&launched, Duration::from_secs(5)) {
                 problems.push(e.to_string());
             }
             return Err(LaunchError::Hosts {
-                started: there,
+                started: count,
                 wanted: launch.n,
                 problems,
             });
@@ -166,32 +166,34 @@ impl Launcher for OverSsh {
     }
 
     fn states(&self, launched: &Launched) -> Vec<MemberState> {
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(last) = asked
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = cached
             .as_ref()
-            .filter(|last| last.when.elapsed() < ASK_EVERY && last.of == launched.processes)
+            .filter(|last| last.when.elapsed() < QUERY_INTERVAL && last.of == launched.processes)
         {
             return last.states.clone();
         }
         let answers = self.on_each(launched, |host, processes| async move {
-            let states = match tokio::time::timeout(ANSWERS, processes::states(&host, &processes)).await {
+            let states = match tokio::time::timeout(QUERY_TIMEOUT, processes::states(&host, &processes)).await {
                 Ok(Ok(states)) => states,
                 Ok(Err(e)) => vec![MemberState::unknown(first_line(&e.to_string())); processes.len()],
-                Err(_) => vec![MemberState::unknown(format!("{host} has not answered for {} s", ANSWERS.as_secs())); processes.len()],
+                Err(_) => {
+                    vec![MemberState::unknown(format!("{host} did not answer within {} s", QUERY_TIMEOUT.as_secs())); processes.len()]
+                }
             };
-            let places = processes.into_iter().map(|(place, _)| place);
-            places.zip(states).collect::<Vec<_>>()
+            let indices = processes.into_iter().map(|(index, _)| index);
+            indices.zip(states).collect::<Vec<_>>()
         });
         let mut states = vec![MemberState::unknown(""); launched.len()];
         match answers {
             Ok(answers) => {
-                for (place, state) in answers.into_iter().flatten() {
-                    states[place] = state;
+                for (index, state) in answers.into_iter().flatten() {
+                    states[index] = state;
                 }
             }
             Err(e) => states.fill(MemberState::unknown(e.to_string())),
         }
-        *asked = Some(Asked {
+        *cached = Some(CachedStates {
             when: Instant::now(),
             of: launched.processes.clone(),
             states: states.clone(),
@@ -204,7 +206,7 @@ impl Launcher for OverSsh {
             let ended = processes::end(&host, &processes, grace).await;
             (host, ended)
         })?;
-        // Also of hosts that did not answer: the tunnels of these lead nowhere.
+        // Also of hosts that did not answer, whose tunnels are of no use.
         launched.tunnels().iter().for_each(|file| tunnels::end(file));
         let (mut all, mut problems) = (StopReport::default(), Vec::new());
         for (host, ended) in answers {
@@ -219,15 +221,15 @@ impl Launcher for OverSsh {
         }
     }
 
-    fn log_tail(&self, launched: &Launched, place: usize, lines: usize) -> String {
-        let Some(process) = launched.processes.get(place).cloned() else {
+    fn log_tail(&self, launched: &Launched, index: usize, lines: usize) -> String {
+        let Some(process) = launched.processes.get(index).cloned() else {
             return String::new();
         };
         if process.directory.is_none() {
             return logs::tail(&process.log, process.log_from, lines);
         }
-        let end = self.at_once(vec![async move {
-            let end = tokio::time::timeout(ANSWERS, processes::log_tail(&process, lines)).await;
+        let end = self.in_parallel(vec![async move {
+            let end = tokio::time::timeout(QUERY_TIMEOUT, processes::log_tail(&process, lines)).await;
             end.ok().and_then(Result::ok).unwrap_or_default()
         }]);
         end.ok().and_then(|mut ends| ends.pop()).unwrap_or_default()
@@ -252,42 +254,42 @@ impl RemoteHosts for OverSsh {
     }
 
     fn restart_tunnels(&self, launched: &Launched, program: &Path) -> Vec<String> {
-        let brought = |file: &PathBuf| match tunnels::restart(program, file) {
-            Ok(true) => Some("a reverse tunnel of before was gone and is started again".to_string()),
+        let restart = |file: &PathBuf| match tunnels::restart(program, file) {
+            Ok(true) => Some("a reverse tunnel had exited and was restarted".to_string()),
             Ok(false) => None,
             Err(error) => Some(error.to_string()),
         };
-        launched.tunnels().iter().filter_map(brought).collect()
+        launched.tunnels().iter().filter_map(restart).collect()
     }
 
-    fn logs(&self, launched: &Launched, places: &[usize], lines: usize) -> Vec<(usize, Result<String, LogError>)> {
+    fn logs(&self, launched: &Launched, indices: &[usize], lines: usize) -> Vec<(usize, Result<String, LogError>)> {
         let mut hosts = by_host(launched);
         for (_, processes) in &mut hosts {
-            processes.retain(|(place, process)| process.directory.is_some() && places.contains(place));
+            processes.retain(|(index, process)| process.directory.is_some() && indices.contains(index));
         }
         hosts.retain(|(_, processes)| !processes.is_empty());
         let works = hosts.into_iter().map(|(host, processes)| async move {
-            let read = match tokio::time::timeout(ANSWERS, processes::log_ends(&host, &processes, lines)).await {
+            let read = match tokio::time::timeout(QUERY_TIMEOUT, processes::log_ends(&host, &processes, lines)).await {
                 Ok(read) => read.map_err(|e| LogError::Host { why: e.to_string(), host }),
                 Err(_) => Err(LogError::Silent {
                     host,
-                    seconds: ANSWERS.as_secs(),
+                    seconds: QUERY_TIMEOUT.as_secs(),
                 }),
             };
-            let of = |(place, _): (usize, Process)| {
-                let text = read.as_ref().map(|read| read.get(&place).cloned().unwrap_or_default());
-                (place, text.map_err(LogError::clone))
+            let of = |(index, _): (usize, Process)| {
+                let text = read.as_ref().map(|read| read.get(&index).cloned().unwrap_or_default());
+                (index, text.map_err(LogError::clone))
             };
             processes.into_iter().map(of).collect::<Vec<_>>()
         });
-        let mut logs: Vec<_> = match self.at_once(works.collect()) {
+        let mut logs: Vec<_> = match self.in_parallel(works.collect()) {
             Ok(logs) => logs.into_iter().flatten().collect(),
             Err(e) => {
                 let error = LogError::Launcher(e.to_string());
-                places.iter().map(|place| (*place, Err(error.clone()))).collect()
+                indices.iter().map(|index| (*index, Err(error.clone()))).collect()
             }
         };
-        logs.sort_by_key(|(place, _)| *place);
+        logs.sort_by_key(|(index, _)| *index);
         logs
     }
 
@@ -301,25 +303,25 @@ impl RemoteHosts for OverSsh {
                 continue;
             }
             works.push(async move {
-                let asked = tokio::time::timeout(ANSWERS, processes::parents(&host, &pids)).await;
-                let parents = asked.ok().and_then(Result::ok).unwrap_or_default();
+                let answer = tokio::time::timeout(QUERY_TIMEOUT, processes::parents(&host, &pids)).await;
+                let parents = answer.ok().and_then(Result::ok).unwrap_or_default();
                 let is_it = |pid: u32| pids.contains(&pid) || parents.contains(&pid);
-                let places = processes.into_iter().filter(|(_, process)| is_it(process.id.pid));
-                places.map(|(place, _)| place).collect::<Vec<_>>()
+                let indices = processes.into_iter().filter(|(_, process)| is_it(process.id.pid));
+                indices.map(|(index, _)| index).collect::<Vec<_>>()
             });
         }
-        self.at_once(works).unwrap_or_default().into_iter().flatten().collect()
+        self.in_parallel(works).unwrap_or_default().into_iter().flatten().collect()
     }
 }
 
-/// Hosts as they were named, each with its processes and their places.
+/// The hosts, as the user named them, each with its processes and their indices.
 fn by_host(launched: &Launched) -> Vec<(String, Vec<(usize, Process)>)> {
     let mut hosts: Vec<(String, Vec<(usize, Process)>)> = Vec::new();
-    for (place, process) in launched.processes.iter().enumerate() {
+    for (index, process) in launched.processes.iter().enumerate() {
         let host = process.on.as_ref().unwrap_or(&launched.host);
         match hosts.iter_mut().find(|(name, _)| name == host) {
-            Some((_, processes)) => processes.push((place, process.clone())),
-            None => hosts.push((host.clone(), vec![(place, process.clone())])),
+            Some((_, processes)) => processes.push((index, process.clone())),
+            None => hosts.push((host.clone(), vec![(index, process.clone())])),
         }
     }
     hosts

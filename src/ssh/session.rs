@@ -226,6 +226,14 @@ impl Ssh {
         }
     }
 
+    /// The same on a new connection, which is closed afterwards.
+    pub(crate) async fn ask_host(host: &str, script: &str, timeout: Duration) -> Result<String, SshError> {
+        let ssh = Ssh::connect_to(host).await?;
+        let printed = ssh.ask(script, timeout).await;
+        ssh.close().await;
+        printed
+    }
+
     /// Writes a remote file: created private, renamed when complete, its length checked. `path` is absolute;
     /// missing directories are created, accessible only to their owner.
     pub(crate) async fn put(&self, bytes: &[u8], path: &str, executable: bool, timeout: Duration) -> Result<(), SshError> {

@@ -139,32 +139,32 @@ def test_one_host_refuses_and_the_other_serves(net):
     assert engines_on(net, "node1", "half") == []
 
 
-def test_what_a_host_lacks_is_said(net):
+def test_missing_programs_of_a_host_are_named(net):
     done = net.run(
-        "login", PCLUSTER, "start", "--launcher", "ssh", "--profile", "lacks", "-n", "2",
+        "login", PCLUSTER, "start", "--launcher", "ssh", "--profile", "lacking", "-n", "2",
         "--set", "launchers.ssh.hosts=[{host: node1, python: /no/python}, {host: node2, directory: /no/where}]",
     )
-    assert "/no/python does not run there" in done.stderr and "/no/where, is not there" in done.stderr
-    done = net.run("login", PCLUSTER, "start", "--profile", "lacks", "--host", "node1:1")
+    assert "/no/python does not run on the host" in done.stderr and "/no/where does not exist on the host" in done.stderr
+    done = net.run("login", PCLUSTER, "start", "--profile", "lacking", "--host", "node1:1")
     assert done.returncode == 2 and "--launcher ssh" in done.stderr
-    done = launch(net, "lacks")
+    done = launch(net, "lacking")
     assert done.returncode == 2 and "has no hosts" in done.stderr
     # With a supervisor killed (another takes its place), and the controller too, only what is on record tells what is to be ended.
-    done = launch(net, "lacks", "--host", "node1:1", "--host", "node2:1")
+    done = launch(net, "lacking", "--host", "node1:1", "--host", "node2:1")
     assert done.returncode == 0, done.stderr
     other = net.start("node1", "sleep", "300")
     (supervisor,) = [pid for pid, c in net.pids("node1").items() if "engine --supervise" in c]
     os.kill(supervisor, signal.SIGKILL)
-    controllers = [pid for pid, c in net.pids("login").items() if " controller " in c and "profile_lacks" in c]
+    controllers = [pid for pid, c in net.pids("login").items() if " controller " in c and "profile_lacking" in c]
     assert len(controllers) == 2
     # What is stopped starts no other supervisor.
     for pid in controllers:
         os.kill(pid, signal.SIGSTOP)
     for pid in sorted(controllers):
         os.kill(pid, signal.SIGKILL)
-    assert engines_on(net, "node1", "lacks") != []
-    net.pcluster("login", "stop", "--profile", "lacks")
-    assert engines_on(net, "node1", "lacks") == [] and engines_on(net, "node2", "lacks") == []
+    assert engines_on(net, "node1", "lacking") != []
+    net.pcluster("login", "stop", "--profile", "lacking")
+    assert engines_on(net, "node1", "lacking") == [] and engines_on(net, "node2", "lacking") == []
     assert any(c.startswith("sleep 300") for c in net.pids("node1").values())
     other.kill()
     other.wait()

@@ -26,7 +26,7 @@ impl Known {
         Ok(Known {
             engines: HashMap::new(),
             output: connection.query_row("SELECT EXISTS (SELECT 1 FROM output)", [], |row| row.get(0))?,
-            untidy: connection.query_row("SELECT EXISTS (SELECT 1 FROM forgetting)", [], |row| row.get(0))?,
+            untidy: connection.query_row("SELECT EXISTS (SELECT 1 FROM purging)", [], |row| row.get(0))?,
             largest_outcome: 900_000_000,
         })
     }

@@ -46,7 +46,7 @@ impl Batch<'_> {
                 "DELETE FROM attempt WHERE task = ?1",
                 "DELETE FROM output WHERE task = ?1",
                 "DELETE FROM cancelling WHERE task = ?1",
-                "DELETE FROM owed WHERE task = ?1",
+                "DELETE FROM undelivered WHERE task = ?1",
                 "DELETE FROM task WHERE id = ?1",
             ] {
                 self.connection.prepare_cached(sql)?.execute([row])?;
@@ -84,7 +84,7 @@ impl Batch<'_> {
             true => delete_tasks(self.connection, row_range(map)),
             // Without its map no query finds a task; its rows are deleted later.
             false => {
-                let sql = "INSERT OR IGNORE INTO forgetting VALUES (?1)";
+                let sql = "INSERT OR IGNORE INTO purging VALUES (?1)";
                 self.connection.prepare_cached(sql)?.execute([map.0])?;
                 Ok(())
             }
@@ -108,7 +108,7 @@ fn delete_tasks(connection: &Connection, (first, last): (i64, i64)) -> rusqlite:
         "DELETE FROM attempt WHERE task BETWEEN ?1 AND ?2",
         "DELETE FROM output WHERE task BETWEEN ?1 AND ?2",
         "DELETE FROM cancelling WHERE task BETWEEN ?1 AND ?2",
-        "DELETE FROM owed WHERE task BETWEEN ?1 AND ?2",
+        "DELETE FROM undelivered WHERE task BETWEEN ?1 AND ?2",
         "DELETE FROM task WHERE id BETWEEN ?1 AND ?2",
     ] {
         connection.prepare_cached(sql)?.execute([first, last])?;
@@ -119,7 +119,7 @@ fn delete_tasks(connection: &Connection, (first, last): (i64, i64)) -> rusqlite:
 /// One step of the cleanup after a purge: deletes the tasks of purged maps, then returns free pages to the file system.
 /// Returns whether work remains.
 pub(crate) fn tidy(connection: &Connection) -> rusqlite::Result<bool> {
-    let map = connection.query_row("SELECT min(map) FROM forgetting", [], |row| row.get::<_, Option<u32>>(0))?;
+    let map = connection.query_row("SELECT min(map) FROM purging", [], |row| row.get::<_, Option<u32>>(0))?;
     if let Some(map) = map.map(MapId) {
         let (first, last) = row_range(map);
         let end = "SELECT max(id) FROM (SELECT id FROM task WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT ?3)";
@@ -127,7 +127,7 @@ pub(crate) fn tidy(connection: &Connection) -> rusqlite::Result<bool> {
         match end {
             Some(end) => delete_tasks(connection, (first, end))?,
             None => {
-                connection.execute("DELETE FROM forgetting WHERE map = ?1", [map.0])?;
+                connection.execute("DELETE FROM purging WHERE map = ?1", [map.0])?;
             }
         }
         return Ok(true);

@@ -141,13 +141,13 @@ impl Batch<'_> {
     }
 
     pub(super) fn reply_undelivered(&mut self, task: TaskId) -> rusqlite::Result<()> {
-        let sql = "INSERT OR IGNORE INTO owed (task) SELECT task FROM request WHERE task = ?1";
+        let sql = "INSERT OR IGNORE INTO undelivered (task) SELECT task FROM request WHERE task = ?1";
         self.connection.prepare_cached(sql)?.execute([task.row_id()])?;
         Ok(())
     }
 
     pub(super) fn replies_delivered(&mut self, tasks: &[TaskId]) -> rusqlite::Result<()> {
-        let mut delete = self.connection.prepare_cached("DELETE FROM owed WHERE task = ?1")?;
+        let mut delete = self.connection.prepare_cached("DELETE FROM undelivered WHERE task = ?1")?;
         tasks.iter().try_for_each(|task| delete.execute([task.row_id()]).map(drop))
     }
 

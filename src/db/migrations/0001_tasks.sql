@@ -1,6 +1,6 @@
 -- Version 1. Kept to what SQLite could do in 2013 (3.8: partial indexes), so that the sqlite3 of an old cluster reads
 -- the file: no STRICT, no generated columns. docs/reference/database.md explains every column.
--- In `task` what is small and often read stands first: a row's long texts then stay unread on overflow pages.
+-- In `task`, small columns that are read often come first, so that long texts stay on overflow pages that are rarely read.
 
 CREATE TABLE meta (
     key   TEXT PRIMARY KEY,
@@ -8,7 +8,7 @@ CREATE TABLE meta (
 );
 
 CREATE TABLE map (
-    id         INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice, also after a purge
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,  -- never reused, even after a purge
     kind       TEXT NOT NULL,
     name       TEXT NOT NULL,
     label      TEXT,

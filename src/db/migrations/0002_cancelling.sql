@@ -1,4 +1,4 @@
--- Attempts that were cancelled while they were with an engine: whatever ends one, there is no other. A row of an older run says nothing.
+-- Attempts that were cancelled while an engine had them; they are not retried. A row of an older run has no effect.
 CREATE TABLE cancelling (
     task INTEGER PRIMARY KEY,
     run  INTEGER NOT NULL

@@ -1,4 +1,4 @@
--- Jobs of a batch system, element by element, as they were last seen. Numbers of jobs are used again, names are not.
+-- Jobs of a batch system, one row per array element, as last seen. Job ids are reused, names are not.
 CREATE TABLE job (
     name      TEXT NOT NULL,
     element   INTEGER NOT NULL,

@@ -1,2 +1,2 @@
--- A long value is in a file, as a long output is: in `value` of task and attempt then stands a BLOB that says so, as in `stdout`; of one
--- that JSON does not hold, in `pickled`. (A pickle begins with a byte of 128.) In `output` its stream is `value`.
+-- A long value is stored in a file, like a long output: `value` of task and attempt then holds a BLOB that refers to the file, as `stdout`
+-- does; if JSON cannot represent the value, `pickled` holds it. (A pickle begins with byte 128.) In `output` its stream is `value`.

@@ -67,7 +67,7 @@ fn a_purged_map_disappears_at_once_and_its_rows_in_steps() {
         steps += 1;
     }
     assert!(steps > 4, "{steps}");
-    assert_eq!((rows(&db, "task"), rows(&db, "forgetting")), (10, 0));
+    assert_eq!((rows(&db, "task"), rows(&db, "purging")), (10, 0));
     assert_eq!(db.reader().restart_state().unwrap().next_map, MapId(3));
     let Db {
         directory: _directory,

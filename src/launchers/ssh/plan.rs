@@ -1,8 +1,8 @@
-//! Which host gets which engines.
+//! Distributes engines to hosts.
 use crate::launchers::LaunchError;
 use crate::profile::config::resources::SshHost;
 
-/// The numbers of the engines of each host that gets any: one for each host in turn, as long as it takes more.
+/// The numbers of each host's engines, assigned round-robin up to each host's limit. Hosts without engines are omitted.
 pub(super) fn plan(hosts: &[SshHost], n: u32, first: u32) -> Result<Vec<(&SshHost, Vec<u32>)>, LaunchError> {
     if hosts.is_empty() {
         return Err(LaunchError::NoHosts);

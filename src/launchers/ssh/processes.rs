@@ -1,5 +1,5 @@
-//! What of a launch still runs on a host, and its end. A process is ours only on the host of that name, with its start time;
-//! what a killed supervisor has left is told by the mark in its environment.
+//! Finds and ends the processes of a launch on a remote host. A process is ours only on the host of that name, with its start time;
+//! processes that a killed supervisor left are found by the mark in their environment.
 use super::error::HostError;
 use super::start::PRIVATE;
 use crate::launchers::{MemberState, Process, StopReport};
@@ -12,26 +12,24 @@ use std::path::Path;
 use std::time::Duration;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Of one log, bytes.
-const MAX_LOG: u64 = 1 << 20;
-/// How long SIGKILL may take, in tenths of a second.
-const KILL_TAKES: u32 = 100;
+/// Maximum number of bytes read of one log.
+const MAX_LOG_BYTES: u64 = 1 << 20;
+/// Timeout for SIGKILL to take effect, in tenths of a second.
+const KILL_TIMEOUT_DS: u32 = 100;
 
-/// A process that runs there.
+/// A process that runs on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Found {
+struct RemoteProcess {
     id: ProcessId,
     session: u32,
 }
 
-/// One answer: what was recorded and runs, by index.
-type Running = Vec<(usize, Found)>;
+/// The recorded processes that run, each with its index.
+type Running = Vec<(usize, RemoteProcess)>;
 
 pub(super) async fn states(host: &str, processes: &[(usize, Process)]) -> Result<Vec<MemberState>, HostError> {
-    let ssh = Ssh::connect_to(host).await?;
-    let running = ask(&ssh, processes).await;
-    ssh.close().await;
-    let running = running?;
+    let text = Ssh::ask_host(host, &query(processes), TIMEOUT).await?;
+    let running = running(&text, processes)?;
     let state = |at: usize| match running.iter().any(|(index, _)| *index == at) {
         true => MemberState::running(),
         false => MemberState::ended(""),
@@ -39,12 +37,12 @@ pub(super) async fn states(host: &str, processes: &[(usize, Process)]) -> Result
     Ok((0..processes.len()).map(state).collect())
 }
 
-/// SIGTERM, after `grace` SIGKILL, with what is left of their sessions; then their private files go.
+/// Sends SIGTERM, and after `grace` SIGKILL, also to the rest of their sessions; then removes their private files.
 pub(super) async fn end(host: &str, processes: &[(usize, Process)], grace: Duration) -> Result<StopReport, HostError> {
     let ssh = Ssh::connect_to(host).await?;
     let ended = async {
-        let running = ask(&ssh, processes).await?;
-        // Only of a session whose leader was surely ours may the rest be ended too.
+        let running = running(&ssh.ask(&query(processes), TIMEOUT).await?, processes)?;
+        // End the rest of a session only if its leader was certainly ours.
         let sessions: Vec<String> = running.iter().map(|(_, found)| found.session.to_string()).collect();
         let directories = directories(processes);
         let script = end_script(&targets(&running), &sessions.join(" "), &directories, grace);
@@ -71,47 +69,42 @@ pub(super) async fn log_tail(process: &Process, lines: usize) -> Result<String, 
     Ok(String::from_utf8_lossy(&tail?.stdout).trim_end().to_string())
 }
 
-/// The ends of the logs of all these, by place; of each at most so many lines, and so many bytes.
+/// The last lines of the logs of these processes, by index.
 pub(super) async fn log_ends(host: &str, processes: &[(usize, Process)], lines: usize) -> Result<BTreeMap<usize, String>, HostError> {
     // Bytes that were never part of a log.
     let mark = uuid::Uuid::new_v4().simple().to_string();
     let mut script = String::new();
-    for (place, process) in processes {
+    for (index, process) in processes {
         let path = quoted(process.log.to_string_lossy());
         script.push_str(&format!(
-            "echo; echo '{mark} {place}'; tail -c {MAX_LOG} -- {path} 2>&1 | tail -n {lines}\n"
+            "echo; echo '{mark} {index}'; tail -c {MAX_LOG_BYTES} -- {path} 2>&1 | tail -n {lines}\n"
         ));
     }
-    let ssh = Ssh::connect_to(host).await?;
-    let read = ssh.ask(&script, TIMEOUT).await;
-    ssh.close().await;
-    let text = read?;
+    let text = Ssh::ask_host(host, &script, TIMEOUT).await?;
     let mark = format!("\n{mark} ");
     let parts = text.split(&mark).skip(1).filter_map(|part| part.split_once('\n'));
     Ok(parts
-        .filter_map(|(place, log)| Some((place.parse().ok()?, log.to_string())))
+        .filter_map(|(index, log)| Some((index.parse().ok()?, log.to_string())))
         .collect())
 }
 
-/// The parents of those of these processes that run there.
+/// The parents of these processes, if they run.
 pub(super) async fn parents(host: &str, pids: &[u32]) -> Result<Vec<u32>, HostError> {
     let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
     let script = format!(
         "{PROCESS_FUNCTIONS}for p in {}; do stat_fields $p && {{ set -- $f; echo \"parent $2\"; }}; done\n:",
         pids.join(" ")
     );
-    let ssh = Ssh::connect_to(host).await?;
-    let asked = ssh.ask(&script, TIMEOUT).await;
-    ssh.close().await;
-    let text = asked?;
+    let text = Ssh::ask_host(host, &script, TIMEOUT).await?;
     let found = text.lines().filter_map(|line| line.strip_prefix("parent ")?.parse().ok());
-    // The first of all processes takes in those whose parent has ended.
+    // Process 1 adopts those whose parent has ended.
     Ok(found.filter(|pid| *pid > 1).collect())
 }
 
-async fn ask(ssh: &Ssh, processes: &[(usize, Process)]) -> Result<Running, HostError> {
+/// The script whose output [`running`] parses.
+fn query(processes: &[(usize, Process)]) -> String {
     let pids: Vec<String> = processes.iter().map(|(_, process)| process.id.pid.to_string()).collect();
-    let script = format!(
+    format!(
         r#"{}{PROCESS_FUNCTIONS}for d in /proc/[0-9]*; do
   p=${{d#/proc/}}
   stat_fields "$p" || continue
@@ -124,25 +117,24 @@ done"#,
         ProcessId::ABOUT,
         pids.join(" "),
         process::SUPERVISOR,
-    );
-    running(&ssh.ask(&script, TIMEOUT).await?, processes)
+    )
 }
 
 fn running(text: &str, processes: &[(usize, Process)]) -> Result<Running, HostError> {
-    let said = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().trim();
-    let (there, boot_id, pid_namespace) = (said("node "), said("boot "), said("pidns "));
+    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().trim();
+    let (actual, boot_id, pid_namespace) = (value("node "), value("boot "), value("pidns "));
     if boot_id.is_empty() {
         return Err(HostError::NoProc);
     }
-    if let Some(node) = processes.iter().find_map(|(_, p)| p.node.as_ref().filter(|node| *node != there)) {
-        let (there, node) = (there.to_string(), node.clone());
-        return Err(HostError::Other { there, node });
+    if let Some(node) = processes.iter().find_map(|(_, p)| p.node.as_ref().filter(|node| *node != actual)) {
+        let (actual, node) = (actual.to_string(), node.clone());
+        return Err(HostError::WrongHost { actual, node });
     }
-    let mut found: Vec<Found> = Vec::new();
+    let mut found: Vec<RemoteProcess> = Vec::new();
     let mut marks: Vec<(u32, Mark)> = Vec::new();
     for line in text.lines() {
         if let Some(stat) = line.strip_prefix("process ") {
-            found.extend(Found::of(stat, text));
+            found.extend(RemoteProcess::of(stat, text));
         } else if let Some(mark) = line.strip_prefix("mark ") {
             let read = |(pid, mark): (&str, &str)| Some((pid.parse().ok()?, Mark::parse(mark)?));
             marks.extend(mark.split_once(' ').and_then(read));
@@ -156,17 +148,17 @@ fn running(text: &str, processes: &[(usize, Process)]) -> Result<Running, HostEr
             return unseen(Unseen::OldRecord);
         }
         if id.boot_id != boot_id {
-            continue; // it was before the host's last boot
+            continue; // It was started before the host's last boot.
         }
         if id.pid_namespace != pid_namespace {
             return unseen(Unseen::OtherNamespace);
         }
-        let is_itself = |found: &&Found| found.id.pid == id.pid && found.id.ticks == id.ticks;
+        let is_itself = |found: &&RemoteProcess| found.id.pid == id.pid && found.id.ticks == id.ticks;
         if let Some(itself) = found.iter().find(is_itself) {
             running.push((at, itself.clone()));
             continue;
         }
-        // The supervisor that has taken the place of one, else what that kept running.
+        // Its replacement supervisor, or otherwise the processes that it supervised.
         let of_it: Vec<&(u32, Mark)> = marks.iter().filter(|(_, mark)| mark.is_of(id)).collect();
         let has_another = of_it.iter().any(|(_, mark)| mark.is_supervisor);
         let is_left = |pid: u32| of_it.iter().any(|(p, mark)| *p == pid && mark.is_supervisor == has_another);
@@ -176,12 +168,12 @@ fn running(text: &str, processes: &[(usize, Process)]) -> Result<Running, HostEr
     Ok(running)
 }
 
-impl Found {
-    fn of(stat: &str, about: &str) -> Option<Found> {
+impl RemoteProcess {
+    fn of(stat: &str, about: &str) -> Option<RemoteProcess> {
         let id = ProcessId::from_script(about, stat)?;
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
         let session = fields.get(3)?.parse().ok()?;
-        Some(Found { id, session })
+        Some(RemoteProcess { id, session })
     }
 
     /// `pid:ticks`
@@ -198,7 +190,7 @@ fn targets(running: &Running) -> String {
     all.join(" ")
 }
 
-/// Private directories, and nothing that only another user can have written into the state file.
+/// Their private directories. Rejects other paths, which another user may have written into the state file.
 fn directories(processes: &[(usize, Process)]) -> Vec<String> {
     let is_ours = |path: &Path| {
         let text = path.to_string_lossy();
@@ -223,9 +215,9 @@ a=0; k=0
 for x in {targets}; do is_same "$x" && kill -TERM "${{x%:*}}" 2>/dev/null && a=$((a+1)); done
 i=0; while left && [ $i -lt {} ]; do sleep 0.1; i=$((i+1)); done
 for x in {targets}; do is_same "$x" && kill -KILL "${{x%:*}}" 2>/dev/null && k=$((k+1)); done
-i=0; while left && [ $i -lt {KILL_TAKES} ]; do sleep 0.1; i=$((i+1)); done
-# One that is about to take the place of another comes to light only when that is gone.
-i=0; n=1; while [ $n -gt 0 ] && [ $i -lt {KILL_TAKES} ]; do
+i=0; while left && [ $i -lt {KILL_TIMEOUT_DS} ]; do sleep 0.1; i=$((i+1)); done
+# A replacement supervisor may appear only after the previous one has ended.
+i=0; n=1; while [ $n -gt 0 ] && [ $i -lt {KILL_TIMEOUT_DS} ]; do
   n=0
   for d in /proc/[0-9]*; do
     stat_fields "${{d#/proc/}}" || continue
@@ -284,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_fits_is_ours() {
+    fn only_processes_with_the_recorded_identity_are_ours() {
         let text = format!(
             "node n\nboot b\npidns pid:[1]\nprocess {}\nprocess {}\nmark 8 9 2000\nprocess {}\nmark 11 10 5\nprocess {}\nmark 14 12 3000\n\
              process {}\nmark 15 12 3000 supervisor\n",
@@ -294,7 +286,7 @@ mod tests {
             stat(14, 12, 4500),
             stat(15, 12, 5000),
         );
-        // The first one itself, what the second one left; the third one's number is another's now; the fourth one's supervisor has been replaced.
+        // The first one itself; what the second one supervised; the third one's id is reused; the fourth one's supervisor was replaced.
         let recorded_at = [(7, 1000), (9, 2000), (10, 900), (12, 3000)];
         let processes = recorded_at.map(|(pid, ticks)| recorded(pid, ticks, None));
         let found = running(&text, &processes).unwrap();
@@ -313,7 +305,7 @@ mod tests {
             ..Process::default()
         };
         assert!(unseen((at, in_a_container)) && unseen((at, old)));
-        assert!(matches!(running("node m\nboot b\n", &processes), Err(HostError::Other { .. })));
+        assert!(matches!(running("node m\nboot b\n", &processes), Err(HostError::WrongHost { .. })));
         assert!(matches!(running("node n\nboot \n", &processes), Err(HostError::NoProc)));
     }
 
@@ -336,7 +328,7 @@ mod tests {
         };
         let mut ours = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let line = std::fs::read_to_string(format!("/proc/{}/stat", ours.id())).unwrap();
-        let found = Found::of(line.trim(), "boot b").unwrap();
+        let found = RemoteProcess::of(line.trim(), "boot b").unwrap();
         let other = format!("{}:{}", found.id.pid, found.id.ticks.unwrap() + 1);
         assert_eq!(
             run(&end_script(&other, "", &[], Duration::from_secs(1))),

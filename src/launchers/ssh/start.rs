@@ -1,4 +1,4 @@
-//! The engines of one host: what is there is looked at first, then all are started by one script.
+//! Starts the engines of one host: probes the host, then starts all with one script.
 use super::error::HostError;
 use super::{reachability, tunnel};
 use crate::connection::ConnectionFile;
@@ -18,10 +18,10 @@ use std::time::Duration;
 
 /// Home directories of clusters may be slow, and so may a first Python.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Directories of engines whose host does not see the profile, below the home directory there.
+/// Directories of engines whose host does not see the profile, below its home directory.
 pub(super) const PRIVATE: &str = ".pcluster/profile_";
 
-/// What one host's engines are, each with its number, and how they reach the controller.
+/// The engines of one host, each with its number, and how they reach the controller.
 #[derive(Debug)]
 pub(super) struct Started {
     pub engines: Vec<(u32, Process)>,
@@ -31,15 +31,15 @@ pub(super) struct Started {
 /// How the engines of a host reach the controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Route {
-    /// As the profile says it, without a look.
+    /// As configured, without a test.
     Given,
-    /// It was tried, at this address.
+    /// Tested, at this address.
     Direct(String),
-    /// Through a reverse tunnel: why.
+    /// Through a reverse tunnel, for this reason.
     Tunnel(String),
 }
 
-/// Starts the engines with these numbers; or what is wrong, in the host's own words.
+/// Starts the engines with these numbers. An error quotes the host.
 pub(super) async fn start(host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Started, HostError> {
     let ssh = Ssh::connect_to(&host.host).await?;
     let started = on(&ssh, host, mode, launch, numbers).await;
@@ -65,7 +65,7 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
     let file = ConnectionFile::read(&path)?;
     let route = match mode {
         TunnelMode::Never => Route::Given,
-        TunnelMode::Always => Route::Tunnel("as it is set".into()),
+        TunnelMode::Always => Route::Tunnel("configured".into()),
         TunnelMode::Auto => match reachability::probe(ssh, program, &found.name, &file).await {
             Ok(address) => Route::Direct(address),
             Err(why) => Route::Tunnel(why.to_string()),
@@ -82,15 +82,15 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
         None => file,
     };
     let private = match &opened {
-        None if sees(ssh, &path, &file).await? => None,
+        None if has_same_file(ssh, &path, &file).await? => None,
         _ => Some(copy(ssh, &found.home, &id, launch, &file).await?),
     };
     let profile = private.as_deref().map_or_else(|| launch.profile.clone(), ProfileDir::at);
-    let there = EnginesLaunch {
+    let remote = EnginesLaunch {
         program: program.into(),
         profile,
         python: Some(python.into()),
-        // What is not for engines would only make their command lines long.
+        // Engines do not need the launchers' settings.
         settings: launch
             .settings
             .iter()
@@ -99,9 +99,9 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
             .collect(),
         ..launch.clone()
     };
-    let script = script(host, &there, numbers, directory)?;
+    let script = script(host, &remote, numbers, directory)?;
     let result = match ssh.ask(&script, TIMEOUT).await {
-        Ok(text) => started(&text, host, &there, &found.name, private.as_deref()),
+        Ok(text) => started(&text, host, &remote, &found.name, private.as_deref()),
         Err(e) => Err(HostError::LostDuringStart(e)),
     };
     if let (Err(_), Some(private)) = (&result, &private) {
@@ -141,15 +141,15 @@ impl Drop for EndsTunnel {
     }
 }
 
-/// Whether the host has the same file at the same place.
-async fn sees(ssh: &Ssh, path: &Path, file: &ConnectionFile) -> Result<bool, HostError> {
+/// Whether the host has the same file at the same path.
+async fn has_same_file(ssh: &Ssh, path: &Path, file: &ConnectionFile) -> Result<bool, HostError> {
     let script = format!("cat {} 2>/dev/null", quoted(path.to_string_lossy()));
     let theirs = ssh.ask(&script, TIMEOUT).await?;
     Ok(ConnectionFile::parse(&theirs, path).is_ok_and(|theirs| theirs == *file))
 }
 
-/// Interpreters in the order in which they are tried: only the one that was asked for, or that of the environment that is active
-/// here, if it is there too, before `python3`.
+/// Interpreters in the order in which they are tried: only the requested one, or that of the local active environment, then
+/// `python3`.
 fn pythons(host: &SshHost, launch: &EnginesLaunch) -> Vec<String> {
     if let Some(python) = host.python.as_ref().or(launch.python.as_ref()) {
         return vec![python.clone()];
@@ -159,7 +159,7 @@ fn pythons(host: &SshHost, launch: &EnginesLaunch) -> Vec<String> {
     pythons
 }
 
-/// The pcluster there of this version; `name` is what the user calls the host.
+/// The host's pcluster of this version; `name` is what the user calls the host.
 fn program<'a>(found: &'a Host, name: &str) -> Result<&'a str, HostError> {
     let ours = format!("pcluster {VERSION}");
     if let Some((path, _)) = found.programs.iter().find(|(_, version)| *version == ours) {
@@ -177,13 +177,13 @@ fn program<'a>(found: &'a Host, name: &str) -> Result<&'a str, HostError> {
     })
 }
 
-/// The first interpreter there that is new enough.
+/// The host's first interpreter that is new enough.
 fn python<'a>(found: &'a Host, name: &str) -> Result<&'a str, HostError> {
-    let will_do = |version: &str| {
+    let is_new_enough = |version: &str| {
         let mut numbers = version.split('.').map_while(|n| n.parse::<u32>().ok());
         matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) >= python::MIN_VERSION)
     };
-    if let Some((python, _)) = found.pythons.iter().find(|(_, version)| will_do(version)) {
+    if let Some((python, _)) = found.pythons.iter().find(|(_, version)| is_new_enough(version)) {
         return Ok(python);
     }
     let (python, version) = found.pythons.last().map_or(("python3", ""), |(p, s)| (p, s));
@@ -194,7 +194,7 @@ fn python<'a>(found: &'a Host, name: &str) -> Result<&'a str, HostError> {
     })
 }
 
-/// A private profile there with what engines read.
+/// Copies what engines read into a private profile on the host.
 async fn copy(ssh: &Ssh, home: &str, id: &str, launch: &EnginesLaunch, file: &ConnectionFile) -> Result<PathBuf, HostError> {
     let directory = PathBuf::from(format!("{home}/{PRIVATE}{id}"));
     let file = serde_json::to_vec_pretty(file)?;
@@ -217,8 +217,8 @@ async fn copy(ssh: &Ssh, home: &str, id: &str, launch: &EnginesLaunch, file: &Co
 }
 
 /// The script that starts the engines. In a shell without job control `setsid` becomes what it starts: `$!` is the engine's.
-fn script(host: &SshHost, there: &EnginesLaunch, numbers: &[u32], directory: &str) -> Result<String, crate::launchers::LaunchError> {
-    let (program, arguments) = engine_command(there)?;
+fn script(host: &SshHost, remote: &EnginesLaunch, numbers: &[u32], directory: &str) -> Result<String, crate::launchers::LaunchError> {
+    let (program, arguments) = engine_command(remote)?;
     let mut command = quoted(program.to_string_lossy());
     for argument in arguments {
         command.push_str(&format!(" {}", quoted(argument.to_string_lossy())));
@@ -227,11 +227,11 @@ fn script(host: &SshHost, there: &EnginesLaunch, numbers: &[u32], directory: &st
     for (name, value) in &host.env {
         script.push_str(&format!("export {name}={}\n", quoted(value)));
     }
-    let logs = there.profile.log_dir();
+    let logs = remote.profile.log_dir();
     script.push_str(&format!("mkdir -p {} || exit 1\n", quoted(logs.to_string_lossy())));
     script.push_str(ProcessId::ABOUT);
     for number in numbers {
-        let log = there.profile.engine_log(&there.cluster_id, *number);
+        let log = remote.profile.engine_log(&remote.cluster_id, *number);
         script.push_str(&format!(
             "l={}\n: >>\"$l\" || exit 1\nb=$(wc -c <\"$l\")\nsetsid {command} </dev/null >>\"$l\" 2>&1 &\np=$!\ns=\n\
              {{ read -r s </proc/$p/stat; }} 2>/dev/null\necho \"engine {number} $p $((b)) $s\"\n",
@@ -241,11 +241,11 @@ fn script(host: &SshHost, there: &EnginesLaunch, numbers: &[u32], directory: &st
     Ok(script)
 }
 
-/// What the script started.
+/// The engines that the script started.
 fn started(
     text: &str,
     host: &SshHost,
-    there: &EnginesLaunch,
+    remote: &EnginesLaunch,
     node: &str,
     private: Option<&Path>,
 ) -> Result<Vec<(u32, Process)>, HostError> {
@@ -258,9 +258,9 @@ fn started(
             return Err(HostError::BadReport(line.into()));
         };
         let process = Process {
-            // Without a start time if it has ended already: then no process is taken for it.
+            // Without a start time if it has already ended: then it matches no process.
             id: ProcessId::from_script(text, stat).unwrap_or_else(|| ProcessId::ended_from_script(text, pid)),
-            log: there.profile.engine_log(&there.cluster_id, number),
+            log: remote.profile.engine_log(&remote.cluster_id, number),
             log_from: from.parse().unwrap_or_default(),
             on: Some(host.host.clone()),
             node: Some(node.to_string()),
@@ -277,7 +277,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_host_lacks_is_said() {
+    fn missing_programs_of_a_host_are_named() {
         let found = Host::parse(&format!(
             "name=n\nsystem=Linux\nmachine=s390x\nhome=/h\nprogram=/a=pcluster 0.0.1\npython=/v/bin/python=sh: 1: /v/bin/python: not found\npython=python3=3.11.2\nprogram=/b=pcluster {VERSION}\n"
         ));
@@ -293,7 +293,7 @@ mod tests {
             program(&Host::default(), "n")
                 .unwrap_err()
                 .to_string()
-                .starts_with("there is no pcluster there")
+                .starts_with("pcluster is not installed on the host")
         );
     }
 }

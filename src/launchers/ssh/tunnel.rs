@@ -1,4 +1,4 @@
-//! Reverse tunnels: where engines on another host do not reach the controller, ports of that host lead to it.
+//! Reverse tunnels: forward ports of a remote host to the controller, for engines that cannot reach it directly.
 use crate::connection::ConnectionFile;
 use crate::connection::addresses::is_loopback;
 use crate::connection::file::NATIVE;
@@ -12,25 +12,25 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// All steps of a first connection together; each has a limit of its own, and says so.
-const FIRST: Duration = Duration::from_secs(120);
+/// The timeout for all steps of the first connection; each step has a timeout and an error of its own.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A tunnel that is up.
+/// An established tunnel.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    /// Its state file, by which it is ended.
+    /// Its state file; needed to end it.
     pub file: PathBuf,
-    /// The ports of the other host's loopback, by channel.
+    /// The ports on the remote host's loopback, by channel.
     pub ports: BTreeMap<String, u16>,
 }
 
-/// Starts a process that keeps a tunnel from `host` to this cluster's controller, and waits until it leads there. `id` is unlike
-/// that of any other.
+/// Starts a process that maintains a tunnel from `host` to this cluster's controller, and waits until it is established. `id` is
+/// unique.
 pub(crate) async fn open(launch: &EnginesLaunch, host: &str, id: &str, engine_file: &ConnectionFile) -> Result<Opened, TunnelError> {
     let file = launch.profile.reverse_file(id);
     let channels = channels(launch.kind, engine_file);
     let state = TunnelState::new(Direction::Reverse, host, launch.profile.path(), &launch.cluster_id, channels);
-    let state = crate::ssh::tunnel::process::start(&launch.program, &state, &file, FIRST).await?;
+    let state = crate::ssh::tunnel::process::start(&launch.program, &state, &file, START_TIMEOUT).await?;
     Ok(Opened { file, ports: state.ports })
 }
 
@@ -92,7 +92,7 @@ fn addresses(file: &ConnectionFile) -> Vec<String> {
     };
     let is_here = keys.process.host == crate::sys::process::host();
     let mut addresses: Vec<String> = keys.addresses.iter().filter(|a| is_here || !is_loopback(a)).cloned().collect();
-    // Here the loopback is there whatever becomes of the network.
+    // The local loopback works whatever happens to the network.
     addresses.sort_by_key(|address| !is_loopback(address));
     addresses
 }

@@ -46,13 +46,13 @@ def on_record(msg_ids):
 def undelivered():
     """Requests whose replies the controller has not written to a connection."""
     with sqlite3.connect("file:%s?mode=ro" % database, uri=True, timeout=60) as records:
-        return {msg_id for (msg_id,) in records.execute("SELECT msg_id FROM request JOIN owed USING (task)")}
+        return {msg_id for (msg_id,) in records.execute("SELECT msg_id FROM request JOIN undelivered USING (task)")}
 
 
 def expected(msg_ids):
     """Requests whose replies are still to come."""
-    accepted, owed = on_record(msg_ids), undelivered()
-    return [msg_id for msg_id, replied in accepted.items() if not replied or msg_id in owed]
+    accepted, waiting = on_record(msg_ids), undelivered()
+    return [msg_id for msg_id, replied in accepted.items() if not replied or msg_id in waiting]
 
 
 def ports():
@@ -116,9 +116,9 @@ for n, result in zip(range(first, first + count), results):
     if value != n * n + 1:
         wrong.append([n, value])
 accepted = patiently(on_record, missing)
-owed = patiently(undelivered)
+waiting = patiently(undelivered)
 # What the controller had written to the connection, and this client had not read, is lost with a kill; the records have it.
-unread = [msg_id for msg_id, replied in accepted.items() if replied and msg_id not in owed]
+unread = [msg_id for msg_id, replied in accepted.items() if replied and msg_id not in waiting]
 fetched = {}
 if unread:
     asking = connected()[1].get_result(unread, owner=False, block=False)

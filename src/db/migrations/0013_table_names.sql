@@ -1,0 +1,2 @@
+ALTER TABLE forgetting RENAME TO purging;
+ALTER TABLE owed RENAME TO undelivered;
