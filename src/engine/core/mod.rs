@@ -36,6 +36,7 @@ pub use unit::Request;
 pub(crate) use unit::{Unit, WorkerKey};
 
 use crate::model::definition::MapDefinition;
+use crate::model::resources::Allocation;
 use crate::model::task::Outcome;
 use crate::model::{MapId, UnixTime};
 use crate::wire::content::engine::{Held, Returned};
@@ -62,7 +63,11 @@ pub struct CoreSettings {
 
 #[derive(Debug)]
 struct MapState {
+    /// With the environment of the allocation.
     definition: Arc<MapDefinition>,
+    /// As the controller sent it.
+    sent: Arc<MapDefinition>,
+    allocation: Option<Allocation>,
     /// Its worker has received the definition.
     in_worker: bool,
     forgotten: bool,
@@ -217,6 +222,7 @@ impl Core {
                 effects.push(Effect::Register { holds: self.holds() });
             }
             Event::Defined { map, definition } => self.define(map, definition),
+            Event::Allocated { map, allocation, env } => self.allocated(map, allocation, env, effects),
             Event::MapForgotten { map } => {
                 if let Some(state) = self.maps.get_mut(&map) {
                     state.forgotten = true;
@@ -328,10 +334,12 @@ impl Core {
     fn define(&mut self, map: MapId, definition: Arc<MapDefinition>) {
         match self.maps.get_mut(&map) {
             // Sent again, unchanged.
-            Some(known) if known.definition == definition => known.forgotten = false,
+            Some(known) if known.sent == definition => known.forgotten = false,
             _ => {
                 let state = MapState {
+                    sent: definition.clone(),
                     definition,
+                    allocation: None,
                     in_worker: false,
                     forgotten: false,
                     mean: None,

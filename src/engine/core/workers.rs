@@ -4,6 +4,8 @@ use super::event::{Effect, Now, StopStep};
 use super::outage::{Outage, retry_delay};
 use super::unit::WorkerKey;
 use crate::model::MapId;
+use crate::model::resources::Allocation;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A spare that is not ready after this time is killed.
@@ -264,6 +266,31 @@ impl Core {
         if self.lose_worker(worker) {
             effects.push(Effect::EndWorker { worker });
         }
+    }
+
+    /// Applies a new allocation: a process learns of its GPUs at its start, so the map gets another worker.
+    pub(super) fn allocated(&mut self, map: MapId, allocation: Allocation, env: Vec<(&'static str, String)>, effects: &mut Vec<Effect>) {
+        let Some(state) = self.maps.get_mut(&map) else { return };
+        if state.allocation.as_ref() == Some(&allocation) {
+            return;
+        }
+        let mut definition = (*state.sent).clone();
+        for (name, value) in env {
+            // What the user set wins.
+            definition.options.env.entry(name.into()).or_insert(value);
+        }
+        (state.definition, state.allocation) = (Arc::new(definition), Some(allocation));
+        let worker = super::unit::worker_of(map, &state.definition);
+        if let Some(worker @ WorkerKey::Map(_)) = worker {
+            self.end_worker(worker, effects);
+        }
+    }
+
+    /// The allocations of the maps whose tasks it holds.
+    pub fn allocations(&self) -> Vec<(MapId, Allocation)> {
+        let held: std::collections::BTreeSet<MapId> = self.holds().iter().map(|held| held.map).collect();
+        let allocation = |map: MapId| Some((map, self.maps.get(&map)?.allocation.clone()?));
+        held.into_iter().filter_map(allocation).collect()
     }
 
     /// Forgets a map: ends its worker with all processes that it started, or removes its definition from the interactive worker.

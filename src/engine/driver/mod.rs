@@ -355,6 +355,7 @@ impl Driver {
                 .held_requests()
                 .chain(self.link.iter().flat_map(|link| link.unrecorded()))
                 .collect(),
+            allocations: self.core.allocations(),
             returned: self.core.unconfirmed_returns(),
             unavailable: self.core.unavailable_at_registration(),
         }
