@@ -152,6 +152,7 @@ impl LightEngine {
                 node: Default::default(),
             },
             id: None,
+            allocations: Vec::new(),
             requests: vec![],
             unavailable: None,
             returned: vec![],

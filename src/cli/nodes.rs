@@ -3,6 +3,7 @@ use crate::cli::output::table::{Cell, Table};
 use crate::model::engine::EngineStatus;
 use crate::model::memory::Memory;
 use crate::model::node::{Gpu, NodeFacts};
+use crate::model::resources::WHOLE_GPU;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -17,6 +18,16 @@ pub(crate) struct NodeView<'a> {
     mem_bytes: Option<u64>,
     gpus: &'a [Gpu],
     named: &'a BTreeMap<String, u64>,
+    used: Used,
+}
+
+/// What tasks use of a node.
+#[derive(Default, Serialize)]
+struct Used {
+    cpus: u32,
+    mem_bytes: u64,
+    gpus: f64,
+    named: BTreeMap<String, u64>,
 }
 
 /// The nodes of engines that report resources, in the order of their first engines.
@@ -25,11 +36,16 @@ pub(crate) fn nodes(engines: &[EngineStatus]) -> Vec<NodeView<'_>> {
     for engine in engines {
         let facts = &engine.facts;
         let job = Some(facts.job.as_str()).filter(|job| !job.is_empty());
-        match nodes.iter_mut().find(|node| node.host == facts.host && node.job == job) {
-            Some(node) => node.engines += 1,
-            None if facts.node.is_empty() => {}
-            None => nodes.push(NodeView::new(&facts.host, job, &facts.node)),
-        }
+        let known = nodes.iter().position(|node| node.host == facts.host && node.job == job);
+        let index = match known {
+            Some(index) => index,
+            None if facts.node.is_empty() => continue,
+            None => {
+                nodes.push(NodeView::new(&facts.host, job, &facts.node));
+                nodes.len() - 1
+            }
+        };
+        nodes[index].add(engine);
     }
     nodes
 }
@@ -39,16 +55,32 @@ impl<'a> NodeView<'a> {
         NodeView {
             host,
             job,
-            engines: 1,
+            engines: 0,
             cpus: Some(node.cpus).filter(|cpus| *cpus > 0),
             mem_bytes: Some(node.mem_bytes).filter(|bytes| *bytes > 0),
             gpus: &node.gpus,
             named: &node.named,
+            used: Used::default(),
+        }
+    }
+
+    fn add(&mut self, engine: &EngineStatus) {
+        self.engines += 1;
+        let used = &mut self.used;
+        let Some(uses) = &engine.uses else {
+            used.cpus += u32::from(engine.assigned > 0);
+            return;
+        };
+        used.cpus = used.cpus.saturating_add(uses.resources.cpus);
+        used.mem_bytes = used.mem_bytes.saturating_add(uses.mem_bytes);
+        used.gpus += f64::from(uses.resources.gpus.thousandths) / f64::from(WHOLE_GPU);
+        for (name, count) in &uses.resources.named {
+            *used.named.entry(name.clone()).or_default() += count;
         }
     }
 }
 
-/// `2, together 20 cpus, 94.1G, 2 gpus`; empty without nodes.
+/// `2 (together 20 cpus, 94.1G, 2 gpus)`; empty without nodes.
 pub(crate) fn summary(nodes: &[NodeView]) -> String {
     let mut total = NodeFacts::default();
     for node in nodes {
@@ -77,14 +109,25 @@ pub(crate) fn table(nodes: &[NodeView]) -> Table {
         .text("GPUS")
         .text("OTHER");
     for node in nodes {
-        let named: Vec<String> = node.named.iter().map(|(name, count)| format!("{count} {name}")).collect();
+        let used = &node.used;
+        let of = |name: &String| used.named.get(name).copied().unwrap_or_default();
+        let named: Vec<String> = node
+            .named
+            .iter()
+            .map(|(name, count)| format!("{}/{count} {name}", of(name)))
+            .collect();
+        let size = |bytes| Memory { bytes }.rounded();
+        let memory = |bytes| match used.mem_bytes {
+            0 => size(bytes),
+            in_use => format!("{}/{}", size(in_use), size(bytes)),
+        };
         table.row(vec![
             Cell::new(node.host),
             Cell::or_dash(node.job),
             Cell::new(node.engines),
-            Cell::or_dash(node.cpus),
-            Cell::or_dash(node.mem_bytes.map(|bytes| Memory { bytes }.rounded())),
-            Cell::or_dash((!node.gpus.is_empty()).then(|| gpus(node.gpus))),
+            Cell::or_dash(node.cpus.map(|cpus| format!("{}/{cpus}", used.cpus))),
+            Cell::or_dash(node.mem_bytes.map(memory)),
+            Cell::or_dash((!node.gpus.is_empty()).then(|| format!("{}/{}", used.gpus, gpus(node.gpus)))),
             Cell::or_dash((!named.is_empty()).then(|| named.join(", "))),
         ]);
     }
@@ -123,7 +166,7 @@ mod tests {
                 "registered": 0.0, "node": node});
             serde_json::from_value::<EngineStatus>(status).unwrap()
         };
-        let engines = [
+        let mut engines = [
             engine(0, "n1", "", &node),
             engine(1, "n2", "47.1", &json!({"cpus": 4})),
             engine(2, "n1", "", &node),
@@ -131,12 +174,16 @@ mod tests {
             // An ipengine.
             engine(4, "n3", "", &json!({})),
         ];
+        engines[0].uses =
+            serde_json::from_value(json!({"resources": {"cpus": 4, "gpus": 500, "named": {"licence": 1}}, "mem_bytes": 4u64 << 30}))
+                .unwrap();
+        engines[2].assigned = 1;
         assert_eq!(summary(&nodes(&engines)), "3 (together 21 cpus, 62.7G, 2 gpus, 2 licence)");
         insta::assert_snapshot!(table(&nodes(&engines)).render(&Terminal::NONE), @r"
-        NODE  JOB   ENGINES  CPUS  MEMORY  GPUS           OTHER
-        n1    -           2    16   62.7G  2 NVIDIA A100  2 licence
-        n2    47.1        1     4       -  -              -
-        n2    47.2        1     1       -  -              -
+        NODE  JOB   ENGINES  CPUS    MEMORY  GPUS               OTHER
+        n1    -           2  5/16  4G/62.7G  0.5/2 NVIDIA A100  1/2 licence
+        n2    47.1        1   0/4         -  -                  -
+        n2    47.2        1   0/1         -  -                  -
         ");
     }
 }

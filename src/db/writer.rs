@@ -2,6 +2,7 @@
 use super::batch::{Batch, WriterState, tidy};
 use super::large::Large;
 use super::outputs::Outputs;
+use super::transaction::{in_transaction, lock};
 use super::{DbError, Durability, Reader, file};
 use crate::model::TaskId;
 use crate::model::buffer_file::BufferFile;
@@ -12,7 +13,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionBehavior};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) struct Writer {
     connection: Arc<Mutex<Connection>>,
@@ -25,11 +26,6 @@ pub(crate) struct Writer {
     large: Large,
     outputs: Outputs,
     durability: Durability,
-}
-
-/// After a panic in another thread the connection remains usable: it is between two statements.
-pub(super) fn lock(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
-    connection.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Writer {
@@ -247,26 +243,4 @@ fn apply(
         }
         batch.finish()
     })
-}
-
-/// Like [`Connection::transaction`], with cached statements.
-pub(super) fn in_transaction<T>(
-    connection: &Connection,
-    begin: &str,
-    work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-) -> rusqlite::Result<T> {
-    connection.prepare_cached(begin)?.execute([])?;
-    // Also ends it after a panic.
-    struct Open<'a>(&'a Connection);
-    impl Drop for Open<'_> {
-        fn drop(&mut self) {
-            if !self.0.is_autocommit() {
-                let _ = self.0.execute_batch("ROLLBACK");
-            }
-        }
-    }
-    let _open = Open(connection);
-    let result = work(connection)?;
-    connection.prepare_cached("COMMIT")?.execute([])?;
-    Ok(result)
 }

@@ -2,6 +2,7 @@
 //! and once to each engine; a task contains only its input.
 use super::MapId;
 use super::bundle::{Bundle, File, is_relative};
+use super::resources::{Request, TaskResources};
 use super::stdlib;
 use super::targets::Targets;
 use bytes::Bytes;
@@ -210,6 +211,12 @@ pub struct MapOptions {
     /// A task whose processes use more resident memory in total, in bytes, is killed; that counts
     /// as a crash.
     pub mem_bytes: Option<u64>,
+    /// What each task needs of its node, besides memory.
+    #[serde(skip_serializing_if = "TaskResources::is_default")]
+    pub resources: TaskResources,
+    /// Accept the map even if no node has these resources now.
+    #[serde(skip_serializing_if = "is_false")]
+    pub wait_for_resources: bool,
     /// How often a task is retried if its function fails.
     pub retries: u32,
     /// How often a task is retried if its worker or engine dies.
@@ -234,6 +241,17 @@ pub struct MapOptions {
     pub interactive: bool,
 }
 
+impl MapOptions {
+    /// What each task asks of its node; None if an engine is enough.
+    pub fn request(&self) -> Option<Request> {
+        let is_enough = self.resources.is_default() && self.mem_bytes.is_none();
+        (!is_enough).then(|| Request {
+            resources: self.resources.clone(),
+            mem_bytes: self.mem_bytes.unwrap_or_default(),
+        })
+    }
+}
+
 fn is_false(value: &bool) -> bool {
     !value
 }
@@ -245,6 +263,8 @@ impl Default for MapOptions {
             label: None,
             timeout_s: None,
             mem_bytes: None,
+            resources: TaskResources::default(),
+            wait_for_resources: false,
             retries: 0,
             max_crashes: 3,
             cwd: None,

@@ -1,6 +1,7 @@
 //! Engines as they are known to the controller and its clients.
 use super::node::NodeFacts;
 use super::open_enum::open_enum;
+use super::resources::Request;
 use super::{EngineId, EngineUuid, UnixTime};
 use serde::{Deserialize, Serialize};
 
@@ -94,4 +95,7 @@ pub struct EngineStatus {
     /// Tasks finished on it since it registered.
     pub finished: u64,
     pub registered: UnixTime,
+    /// What its tasks use of the node, if they asked for more than one processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses: Option<Request>,
 }

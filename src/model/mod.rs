@@ -4,8 +4,8 @@
 //! code), [`stdlib`] (Python's modules), [`task`] (states and outcomes), [`change`] (what is
 //! recorded), [`buffer_file`] (where large buffers are stored), [`output`] (what tasks write), [`pickled`]
 //! (values that JSON cannot represent), [`query`] (queries of the records), [`engine`], [`node`] (the
-//! owner of resources), [`job`], [`memory`] (amounts with units), [`open_enum`] (enums of words from
-//! other processes).
+//! owner of resources), [`resources`] (what tasks ask for), [`job`], [`memory`] (amounts with units),
+//! [`open_enum`] (enums of words from other processes).
 pub(crate) mod buffer_file;
 pub(crate) mod bundle;
 pub(crate) mod change;
@@ -19,6 +19,7 @@ pub(crate) mod open_enum;
 pub(crate) mod output;
 pub(crate) mod pickled;
 pub(crate) mod query;
+pub(crate) mod resources;
 pub(crate) mod shell;
 pub(crate) mod stdlib;
 pub(crate) mod targets;

@@ -13,6 +13,7 @@ mod map;
 mod outputs;
 mod printed;
 mod recovery;
+mod resources;
 mod results;
 mod retention;
 mod small_commands;

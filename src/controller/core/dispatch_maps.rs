@@ -1,10 +1,12 @@
 //! Assigns map tasks to engines. Tasks queued on a stuck engine are requested back while another engine is idle.
 use super::Core;
+use super::engines::Engine;
 use super::maps::{Map, NextTask};
 use super::outbox::Timer;
 use super::prefetch::Prefetch;
 use crate::model::change::Change;
 use crate::model::definition::{BundleRef, MapDefinition};
+use crate::model::resources::Request;
 use crate::model::task::TaskState;
 use crate::model::{EngineId, EngineUuid, MapId, TaskId};
 use crate::wire::content::engine::{self, TaskToRun};
@@ -20,12 +22,15 @@ impl Core {
     pub(super) fn dispatch(&mut self) {
         // True if the engines are full: for tasks that need Python, and for commands.
         let mut full = [false; 2];
+        self.engines.begin_round();
         let maps: Vec<MapId> = self.maps.runnable().take(64).collect();
         for id in maps {
             let Some(map) = self.maps.get(id) else { continue };
             let full = &mut full[usize::from(map.is_command())];
             if map.targets().is_some() {
                 self.dispatch_targeted(id);
+            } else if let Some(request) = map.request().cloned() {
+                self.dispatch_with_resources(id, &request);
             } else if !*full {
                 *full = !self.dispatch_balanced(id);
             }
@@ -45,13 +50,13 @@ impl Core {
             let depth = self.prefetch.depth(mean, UNKNOWN_DEPTH);
             let is_command = map.is_command();
             let limit = map.options().timeout_s;
-            let Some(least) = self.engines.least_loaded(is_command) else {
+            let Some(least) = self.engines.least_loaded(id, is_command) else {
                 return false;
             };
             let now = self.out.now().unix;
             let in_time = match least.1.has_time_for(limit, now) {
                 true => Some(least),
-                false => self.engines.least_loaded_of(is_command, |e| e.has_time_for(limit, now)),
+                false => self.engines.least_loaded_of(id, is_command, |e| e.has_time_for(limit, now)),
             };
             // Other maps may have shorter tasks.
             let Some((engine, load)) = in_time.map(|(uuid, e)| (uuid.clone(), e.load())) else {
@@ -65,6 +70,28 @@ impl Core {
             let count = room.min(ready.div_ceil(engines).max(mean.min_batch())) as usize;
             let take = |map: &mut Map| std::iter::from_fn(|| map.take()).take(count).collect();
             let Some(tasks) = self.maps.change(id, take) else { return true };
+            self.send_tasks(id, &engine, tasks);
+        }
+    }
+
+    /// The same for tasks that need more of their node than one processor.
+    fn dispatch_with_resources(&mut self, id: MapId, request: &Request) {
+        loop {
+            let Some(map) = self.maps.get(id) else { return };
+            if map.ready() == 0 {
+                return;
+            }
+            let (mean, is_command, limit) = (map.mean(), map.is_command(), map.options().timeout_s);
+            let depth = self.prefetch.depth(mean, 1);
+            let now = self.out.now().unix;
+            let may = |e: &Engine| e.may_take(is_command) && e.has_time_for(limit, now);
+            let Some(engine) = self.engines.place(id, request, may, |e| Prefetch::room(depth, e.load()) > 0) else {
+                return self.engines.reserve(id, request);
+            };
+            let room = Prefetch::room(depth, self.engines.get(&engine).map_or(0, Engine::load));
+            let count = room.min(mean.min_batch()).max(1) as usize;
+            let take = |map: &mut Map| std::iter::from_fn(|| map.take()).take(count).collect();
+            let Some(tasks) = self.maps.change(id, take) else { return };
             self.send_tasks(id, &engine, tasks);
         }
     }
@@ -117,6 +144,7 @@ impl Core {
         let content = engine::Tasks {
             map: id,
             definition,
+            allocation: self.engines.allocation(engine, id),
             tasks: to_run,
         };
         self.out.send_to_engine(engine, engine::TASKS, &content);

@@ -1,6 +1,7 @@
 //! Assigns requests of ipyparallel's clients to engines. Unknown and long functions are limited by `hwm` alone; short ones are
 //! prefetched by pcluster's own engines.
 use super::Core;
+use super::engines::Engine;
 use super::prefetch::Prefetch;
 use super::requests::{OpenRequest, Placement};
 use crate::model::EngineUuid;
@@ -67,7 +68,8 @@ impl Core {
     fn dispatch_prefetched(&mut self) {
         while let Some(function) = self.next_function() {
             let depth = self.prefetch.depth(self.requests.mean(function), UNKNOWN_DEPTH);
-            let candidate = self.engines.by_load().take(MAX_CANDIDATES).find(|(_, e)| e.holds_only_quick());
+            let may = |e: &Engine| e.holds_only_quick() && self.engines.admits(e, None);
+            let candidate = self.engines.by_load().take(MAX_CANDIDATES).find(|(_, e)| may(e));
             let Some((engine, load)) = candidate.map(|(uuid, e)| (uuid.clone(), e.load())) else {
                 return;
             };

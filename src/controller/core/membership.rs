@@ -5,7 +5,8 @@ use super::outbox::Timer;
 use super::{Core, untrusted};
 use crate::model::change::Change;
 use crate::model::engine::EngineFacts;
-use crate::model::{EngineId, EngineUuid, TaskId};
+use crate::model::resources::Allocation;
+use crate::model::{EngineId, EngineUuid, MapId, TaskId};
 use crate::wire::Message;
 use crate::wire::content::engine::{self, Held};
 use crate::wire::content::error::ErrorContent;
@@ -73,6 +74,7 @@ impl Core {
                 // The first report may have been lost.
                 register.returned.iter().for_each(|returned| self.engine_returned(uuid, returned));
                 self.reconcile(uuid, &register.holds, &mut drop);
+                self.restore_share(uuid, &register.allocations);
                 self.send_again(uuid, &register.requests);
                 id
             }
@@ -126,6 +128,14 @@ impl Core {
             ..Default::default()
         };
         self.out.send_to_engine(uuid, engine::REGISTERED, &content);
+    }
+
+    fn restore_share(&mut self, uuid: &EngineUuid, allocations: &[(MapId, Allocation)]) {
+        let held = allocations.iter().find_map(|(map, allocation)| {
+            let request = self.maps.get(*map)?.request()?;
+            Some((*map, request, allocation))
+        });
+        self.engines.restore_share(uuid, held);
     }
 
     /// Compares the tasks that a reconnected engine holds with those assigned to it.

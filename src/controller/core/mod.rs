@@ -245,6 +245,13 @@ impl Core {
         Duration::from_millis(ms)
     }
 
+    /// Whether this engine holds work, as far as the controller knows. Requests that an engine runs after its lease has expired
+    /// are not known to it.
+    #[cfg(test)]
+    fn has_load(&self, engine: &EngineUuid) -> bool {
+        self.engines.get(engine).is_some_and(|e| e.load() > 0)
+    }
+
     /// Checks all invariants; for tests and debug builds.
     pub fn check(&self) {
         self.engines.check();

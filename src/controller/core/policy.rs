@@ -40,7 +40,7 @@ impl Policy {
     /// An engine with a free slot for one of ipyparallel's tasks, among those that `may` run it.
     pub(super) fn choose(&mut self, engines: &Engines, may: &dyn Fn(&EngineUuid) -> bool) -> Option<EngineUuid> {
         let with_room = engines.by_load().take_while(|(_, e)| self.hwm == 0 || e.load() < self.hwm);
-        let mut with_room = with_room.filter(|(uuid, _)| may(uuid));
+        let mut with_room = with_room.filter(|(uuid, e)| engines.admits(e, None) && may(uuid));
         if self.scheme == "leastload" {
             return with_room.next().map(|(uuid, _)| uuid.clone());
         }

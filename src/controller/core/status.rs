@@ -1,6 +1,5 @@
 //! Reports about the controller as a whole: its version, its engines and load, and why work waits.
 use super::Core;
-use super::engines::Engine;
 use super::outbox::RequestContext;
 use crate::model::{MapId, PROTOCOL_VERSION, VERSION};
 use crate::wire::content::client::{self, ok};
@@ -39,12 +38,21 @@ impl Core {
             };
             let limit = map.options().timeout_s;
             let is_command = map.is_command();
-            let has_time = |e: &Engine| e.has_time_for(limit, self.out.now().unix);
-            self.engines.least_loaded(is_command).is_some() && self.engines.least_loaded_of(is_command, has_time).is_none()
+            let mut able = self.engines.iter().map(|(_, e)| e).filter(|e| e.may_take(is_command)).peekable();
+            able.peek().is_some() && !able.any(|e| e.has_time_for(limit, self.out.now().unix))
         };
         let maps = self.maps.runnable().filter(waits);
         maps.map(|id| format!("map {id} waits: every engine's job ends before its tasks could time out (--timeout)"))
             .collect()
+    }
+
+    /// Describes maps whose tasks wait for resources.
+    fn maps_without_resources(&self) -> Vec<String> {
+        let why = |id: MapId| {
+            let request = self.maps.get(id)?.request()?;
+            Some(format!("map {id} waits: {}", self.engines.nodes().explain(request)?))
+        };
+        self.maps.runnable().filter_map(why).collect()
     }
 
     /// Describes requests of ipyparallel's clients that wait because no engine has a working Python.
@@ -74,7 +82,11 @@ impl Core {
             running: begun as u64,
             finished: self.finished_tasks,
             disconnected_peers: self.disconnected_peers,
-            notes: self.maps_without_time().into_iter().chain(self.requests_without_python()).collect(),
+            notes: [self.maps_without_time(), self.maps_without_resources()]
+                .into_iter()
+                .flatten()
+                .chain(self.requests_without_python())
+                .collect(),
         };
         self.out.answer(context, &reply);
     }

@@ -76,6 +76,7 @@ impl Core {
         if let Some(targets) = &definition.options.targets {
             check_fit(inputs.len(), self.native_targets(targets)?.len())?;
         }
+        self.check_resources(&definition)?;
         let id = self.add_map(key, definition)?;
         match lines {
             Some(lines) => {
@@ -86,6 +87,26 @@ impl Core {
         }
         self.answer_map(context, id, watch);
         Ok(())
+    }
+
+    /// Refuses a map whose tasks ask for more than any node has.
+    fn check_resources(&self, definition: &MapDefinition) -> Result<(), ErrorContent> {
+        let Some(request) = definition.options.request() else {
+            return Ok(());
+        };
+        if definition.options.targets.is_some() {
+            let why = "tasks with targets run on their engine at once, and cannot reserve resources";
+            return Err(ErrorContent::new("ValueError", why));
+        }
+        match self.engines.nodes().largest() {
+            Some((host, has)) if !definition.options.wait_for_resources && !self.engines.nodes().could_run(&request) => {
+                let what = format!(
+                    "no node has {request}; the largest is {host} with {has} (--wait-for-resources waits for engines that have more)"
+                );
+                Err(ErrorContent::new("ResourcesUnavailable", what))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn map_known(

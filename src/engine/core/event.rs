@@ -1,6 +1,7 @@
 //! Inputs of the core ([`Event`]) and the actions that it requests ([`Effect`]).
 use super::unit::{CommandEnd, Request, Unit, WorkerKey, WorkerResult};
 use crate::model::definition::MapDefinition;
+use crate::model::resources::Allocation;
 use crate::model::{MapId, UnixTime};
 use crate::wire::content::engine::{Held, OutputRecorded, Progress, Results, Returned, Values, ValuesRequest};
 use bytes::Bytes;
@@ -30,6 +31,12 @@ pub enum Event {
     Defined {
         map: MapId,
         definition: Arc<MapDefinition>,
+    },
+    /// What the next tasks of this map may use, and the environment variables that say so.
+    Allocated {
+        map: MapId,
+        allocation: Allocation,
+        env: Vec<(&'static str, String)>,
     },
     MapForgotten {
         map: MapId,

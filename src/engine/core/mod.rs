@@ -7,16 +7,23 @@
 //! The core can recall a unit from the worker until it starts: each unit needs a token, and the core can take back tokens
 //! that the worker has not read ([`Effect::TakeBackTokens`]).
 //!
-//! Parts: [`event`], [`unit`], [`output`], [`outbox`]; `workers` and `code` (requirements of Python tasks), `values` (inputs
-//! of reductions), `report` (output and progress), `dispatch` (sends units to workers), `finish` (units that end), `stop` (cancelling, timeouts, leaving).
+//! The state and its types: here, [`unit`], [`output`], [`outbox`], `code` (whether code can be stored), `values` (inputs of
+//! reductions), `stop`, `workers`. What happens to them: `dispatch` (sends units to workers), `fetch` (values), `finish` (units that
+//! end), `report` (output and progress), `recall` (returning, cancelling), `leave` (stopping, timeouts, leaving), `storage` (code and
+//! values that this host cannot store).
 mod code;
 mod dispatch;
 pub(crate) mod event;
+mod fetch;
 mod finish;
+mod leave;
+mod outage;
 pub(crate) mod outbox;
 pub(crate) mod output;
+mod recall;
 mod report;
 mod stop;
+mod storage;
 #[cfg(test)]
 mod tests;
 pub(crate) mod unit;
@@ -29,13 +36,13 @@ pub use unit::Request;
 pub(crate) use unit::{Unit, WorkerKey};
 
 use crate::model::definition::MapDefinition;
+use crate::model::resources::Allocation;
 use crate::model::task::Outcome;
 use crate::model::{MapId, UnixTime};
 use crate::wire::content::engine::{Held, Returned};
 use code::Code;
 use outbox::Outbox;
-use output::{Streams, TextBuffer, WINDOW};
-use report::unclaimed;
+use output::{Streams, TextBuffer, WINDOW, unclaimed};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -56,7 +63,11 @@ pub struct CoreSettings {
 
 #[derive(Debug)]
 struct MapState {
+    /// With the environment of the allocation.
     definition: Arc<MapDefinition>,
+    /// As the controller sent it.
+    sent: Arc<MapDefinition>,
+    allocation: Option<Allocation>,
     /// Its worker has received the definition.
     in_worker: bool,
     forgotten: bool,
@@ -211,6 +222,7 @@ impl Core {
                 effects.push(Effect::Register { holds: self.holds() });
             }
             Event::Defined { map, definition } => self.define(map, definition),
+            Event::Allocated { map, allocation, env } => self.allocated(map, allocation, env, effects),
             Event::MapForgotten { map } => {
                 if let Some(state) = self.maps.get_mut(&map) {
                     state.forgotten = true;
@@ -243,7 +255,7 @@ impl Core {
             Event::AbortRequested { msg_ids } => self.recall_then(now, AfterRecall::Abort(msg_ids), effects),
 
             Event::CodeFailed { hash, reason } => self.code_failed(now, hash, reason),
-            Event::CodeWritten { hash } => self.code_written(&hash),
+            Event::CodeWritten { hash } => self.code.written(&hash),
             Event::CodeUsable => self.code_usable(effects),
 
             Event::WorkerReady => self.spare_is_ready(effects),
@@ -322,10 +334,12 @@ impl Core {
     fn define(&mut self, map: MapId, definition: Arc<MapDefinition>) {
         match self.maps.get_mut(&map) {
             // Sent again, unchanged.
-            Some(known) if known.definition == definition => known.forgotten = false,
+            Some(known) if known.sent == definition => known.forgotten = false,
             _ => {
                 let state = MapState {
+                    sent: definition.clone(),
                     definition,
+                    allocation: None,
                     in_worker: false,
                     forgotten: false,
                     mean: None,

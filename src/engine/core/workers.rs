@@ -1,14 +1,13 @@
 //! Manages the workers: a spare that has run no user code, the interactive one, and one for each map of a Python function.
 use super::Core;
 use super::event::{Effect, Now, StopStep};
+use super::outage::{Outage, retry_delay};
 use super::unit::WorkerKey;
 use crate::model::MapId;
+use crate::model::resources::Allocation;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// First delay before retrying after Python was unavailable; doubles with each further failure,
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// ... up to this delay.
-const MAX_RETRY: Duration = Duration::from_secs(60);
 /// A spare that is not ready after this time is killed.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// Maximum number of idle map workers; beyond it the least recently used one is ended.
@@ -20,23 +19,11 @@ const MAX_IDLE_DEATHS: u32 = 3;
 /// The same for killed workers: the cause may lie elsewhere (the system is out of memory) and says little about Python.
 const MAX_IDLE_KILLS: u32 = 10;
 
-/// The delay after this many consecutive earlier failures.
-pub(super) fn retry_delay(failures: u32) -> Duration {
-    FIRST_RETRY.saturating_mul(1 << failures.min(10)).min(MAX_RETRY)
-}
-
 #[derive(Debug)]
 enum Spare {
     Absent,
     Starting { until: Instant, has_shell: bool },
     Ready,
-}
-
-#[derive(Debug)]
-struct Unavailable {
-    reason: String,
-    /// None while a spare is being tried.
-    retry_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -46,7 +33,7 @@ pub(super) struct Workers {
     wants_spare: bool,
     /// The latest time to start the next spare.
     spare_due: Option<Instant>,
-    unavailable: Option<Unavailable>,
+    unavailable: Option<Outage>,
     /// Number of consecutive failures.
     failures: u32,
     /// A spare has been ready at least once: Python works on this host.
@@ -211,7 +198,7 @@ impl Core {
     fn worker_failed(&mut self, now: Now, reason: String) {
         let delay = retry_delay(self.workers.failures);
         self.workers.failures += 1;
-        self.workers.unavailable = Some(Unavailable {
+        self.workers.unavailable = Some(Outage {
             reason,
             retry_at: Some(now.instant + delay),
         });
@@ -279,6 +266,31 @@ impl Core {
         if self.lose_worker(worker) {
             effects.push(Effect::EndWorker { worker });
         }
+    }
+
+    /// Applies a new allocation: a process learns of its GPUs at its start, so the map gets another worker.
+    pub(super) fn allocated(&mut self, map: MapId, allocation: Allocation, env: Vec<(&'static str, String)>, effects: &mut Vec<Effect>) {
+        let Some(state) = self.maps.get_mut(&map) else { return };
+        if state.allocation.as_ref() == Some(&allocation) {
+            return;
+        }
+        let mut definition = (*state.sent).clone();
+        for (name, value) in env {
+            // What the user set wins.
+            definition.options.env.entry(name.into()).or_insert(value);
+        }
+        (state.definition, state.allocation) = (Arc::new(definition), Some(allocation));
+        let worker = super::unit::worker_of(map, &state.definition);
+        if let Some(worker @ WorkerKey::Map(_)) = worker {
+            self.end_worker(worker, effects);
+        }
+    }
+
+    /// The allocations of the maps whose tasks it holds.
+    pub fn allocations(&self) -> Vec<(MapId, Allocation)> {
+        let held: std::collections::BTreeSet<MapId> = self.holds().iter().map(|held| held.map).collect();
+        let allocation = |map: MapId| Some((map, self.maps.get(&map)?.allocation.clone()?));
+        held.into_iter().filter_map(allocation).collect()
     }
 
     /// Forgets a map: ends its worker with all processes that it started, or removes its definition from the interactive worker.

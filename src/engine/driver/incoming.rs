@@ -3,10 +3,12 @@ use super::Driver;
 use crate::engine::bundles::{self, WriteError};
 use crate::engine::core::unit::Method;
 use crate::engine::core::{Event, Request, WorkerKey};
+use crate::engine::node;
 use crate::engine::requests;
 use crate::engine::worker::protocol::frame;
 use crate::model::MapId;
 use crate::model::definition::MapDefinition;
+use crate::model::resources::Allocation;
 use crate::wire::content::engine::*;
 use crate::wire::{Frames, Message};
 use bytes::Bytes;
@@ -32,6 +34,12 @@ impl Driver {
             Channel::Iopub => {}
         }
         None
+    }
+
+    async fn allocated(&mut self, map: MapId, allocation: Allocation) {
+        let set = &self.settings.env;
+        let env = node::environment(&allocation, &|name| set.get(name).cloned().or_else(|| std::env::var(name).ok()));
+        self.handle(Event::Allocated { map, allocation, env }).await;
     }
 
     pub(super) async fn receive_native(&mut self, message: Message) -> Option<Registered> {
@@ -68,9 +76,16 @@ impl Driver {
                 map: read::<Forget>(&message)?.map,
             },
             TASKS => {
-                let (defined, received) = decode_tasks(&message)?;
-                if let Some((map, definition)) = defined {
+                let DecodedTasks {
+                    definition,
+                    allocation,
+                    received,
+                } = decode_tasks(&message)?;
+                if let Some((map, definition)) = definition {
                     self.defined(map, definition).await;
+                }
+                if let Some((map, allocation)) = allocation {
+                    self.allocated(map, allocation).await;
                 }
                 if let Event::TasksReceived { map, .. } = &received
                     && let Some(hash) = self.core.bundle_of(*map).map(String::from)
@@ -218,12 +233,20 @@ fn read<'a, T: Deserialize<'a>>(message: &'a Message) -> Option<T> {
 }
 
 /// Decodes the definition, if present, and the tasks. Inputs share the message's memory.
-fn decode_tasks(message: &Message) -> Option<(Option<(MapId, MapDefinition)>, Event)> {
+struct DecodedTasks {
+    definition: Option<(MapId, MapDefinition)>,
+    allocation: Option<(MapId, Allocation)>,
+    received: Event,
+}
+
+fn decode_tasks(message: &Message) -> Option<DecodedTasks> {
     #[derive(Deserialize)]
     struct RawTasks<'a> {
         map: MapId,
         #[serde(default)]
         definition: Option<MapDefinition>,
+        #[serde(default)]
+        allocation: Option<Allocation>,
         #[serde(borrow)]
         tasks: Vec<RawTask<'a>>,
     }
@@ -234,11 +257,20 @@ fn decode_tasks(message: &Message) -> Option<(Option<(MapId, MapDefinition)>, Ev
         #[serde(borrow)]
         input: &'a RawValue,
     }
-    let RawTasks { map, definition, tasks } = read(message)?;
+    let RawTasks {
+        map,
+        definition,
+        allocation,
+        tasks,
+    } = read(message)?;
     let input = |raw: &RawValue| message.content_json.slice_ref(raw.get().as_bytes());
     let received = Event::TasksReceived {
         map,
         tasks: tasks.into_iter().map(|task| (task.index, task.run, input(task.input))).collect(),
     };
-    Some((definition.map(|definition| (map, definition)), received))
+    Some(DecodedTasks {
+        definition: definition.map(|definition| (map, definition)),
+        allocation: allocation.map(|allocation| (map, allocation)),
+        received,
+    })
 }

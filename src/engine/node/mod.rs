@@ -4,7 +4,10 @@
 //! Sources: sched_getaffinity(2), cgroups(7), proc_meminfo(5), sbatch(1) "OUTPUT ENVIRONMENT VARIABLES", qsub(1) of Grid Engine
 //! (NSLOTS, PE_HOSTFILE), qsub(1) of OpenPBS and Torque (NCPUS, PBS_NUM_PPN), bsub(1) of LSF (LSB_MCPU_HOSTS), and
 //! HTCondor's manual, "Services for running jobs" (_CONDOR_MACHINE_AD).
+mod environment;
 mod gpus;
+
+pub(crate) use environment::environment;
 
 use crate::model::node::NodeFacts;
 use crate::profile::config::node::NodeResources;

@@ -172,6 +172,7 @@ impl TestController {
         self.native(
             TASKS,
             &Tasks {
+                allocation: None,
                 map: MapId(map),
                 definition: None,
                 tasks,

@@ -8,6 +8,7 @@ use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineFacts;
 use crate::model::output::Stream;
 use crate::model::pickled;
+use crate::model::resources::Allocation;
 use crate::model::task::Outcome;
 use crate::model::{EngineId, MapId, TaskId};
 use crate::wire::Message;
@@ -93,6 +94,9 @@ pub struct Register {
     /// not acknowledged as recorded.
     #[serde(default)]
     pub requests: Vec<String>,
+    /// What it was given for the maps of the tasks that it holds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allocations: Vec<(MapId, Allocation)>,
     /// Tasks that it gave back without an acknowledgement: the message may have been lost.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub returned: Vec<Returned>,
@@ -300,6 +304,10 @@ pub struct Tasks {
     /// Replaces [`Definition`] for engines with the capability `joined`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub definition: Option<Arc<MapDefinition>>,
+    /// What these tasks may use of the node, if they asked for more than one processor. It may change once the engine holds
+    /// none of the map.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocation: Option<Allocation>,
     pub tasks: Vec<TaskToRun>,
 }
 #[derive(Clone, Debug, Serialize, Deserialize)]

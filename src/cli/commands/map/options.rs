@@ -3,6 +3,8 @@ use crate::cli::commands::positive_seconds;
 use crate::model::MapId;
 use crate::model::definition::MapOptions;
 use crate::model::memory::Memory;
+use crate::model::resources::{GpuAmount, TaskResources};
+use crate::profile::config::node::is_resource_name;
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -11,7 +13,19 @@ pub(crate) struct TaskOptions {
     /// Stop a task that runs longer than DURATION (90, 90s, 10m, 2h)
     #[arg(long, value_name = "DURATION", value_parser = positive_seconds)]
     pub timeout: Option<f64>,
-    /// Kill a task whose processes use more memory (500M, 2G); this counts as a crash
+    /// Reserve N processors of its node for each task; sets OMP_NUM_THREADS and the like
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub cpus: u32,
+    /// Reserve N GPUs for each task, or a fraction of one that tasks share (0.5); sets CUDA_VISIBLE_DEVICES
+    #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
+    pub gpus: GpuAmount,
+    /// Reserve N of a resource that profiles define (engine.resources) for each task
+    #[arg(long, value_name = "NAME=N", value_parser = need)]
+    pub need: Vec<(String, u64)>,
+    /// Accept the map even if no node has such resources now, for example because engines are still to come
+    #[arg(long)]
+    pub wait_for_resources: bool,
+    /// Reserve this much memory for each task, and kill one that uses more (500M, 2G); this counts as a crash
     #[arg(long, value_name = "SIZE")]
     pub mem: Option<Memory>,
     /// Retry a failed task up to N times
@@ -43,6 +57,12 @@ impl TaskOptions {
             name: self.name.clone(),
             label: self.label.clone(),
             timeout_s: self.timeout,
+            resources: TaskResources {
+                cpus: self.cpus,
+                gpus: self.gpus,
+                named: BTreeMap::from_iter(self.need.iter().cloned()),
+            },
+            wait_for_resources: self.wait_for_resources,
             mem_bytes: self.mem.map(|memory| memory.bytes),
             retries: self.retries,
             max_crashes: self.max_crashes,
@@ -67,6 +87,16 @@ fn absolute(directory: &str) -> String {
 /// The current directory, if its name is UTF-8.
 pub(crate) fn current_directory() -> Option<String> {
     std::env::current_dir().ok()?.into_os_string().into_string().ok()
+}
+
+fn need(text: &str) -> Result<(String, u64), String> {
+    let (name, count) = text.split_once('=').ok_or("must be NAME=N, for example licence=1")?;
+    match (is_resource_name(name), count.parse::<u64>()) {
+        _ if ["cpus", "mem", "gpus"].contains(&name) => Err(format!("use --{name}")),
+        (false, _) => Err(format!("{name:?} is not a name of a resource")),
+        (true, Ok(count)) if count > 0 => Ok((name.into(), count)),
+        (true, _) => Err(format!("{count:?} is not a whole number greater than 0")),
+    }
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
@@ -98,6 +128,10 @@ mod tests {
                 .contains("is not set in this environment")
         );
         assert_eq!(positive_seconds("1.5m"), Ok(90.0));
+        assert_eq!(need("licence=2"), Ok(("licence".into(), 2)));
+        for bad in ["licence", "licence=0", "licence=-1", "licence=x", "=1", "gpus=1", "a b=1"] {
+            assert!(need(bad).is_err(), "{bad}");
+        }
         assert!(positive_seconds("0").is_err() && positive_seconds("soon").is_err());
     }
 }

@@ -1,4 +1,5 @@
 //! A registered engine: its facts, its assigned work, and what it has been sent.
+use super::nodes::{NodeIndex, Share};
 use crate::model::engine::{EngineFacts, EngineState, EngineStatus};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use std::collections::{HashMap, HashSet};
@@ -50,6 +51,11 @@ pub(crate) struct Engine {
     /// When one of its replies was last forwarded to a client.
     last_reply: Option<Duration>,
     turn: u64,
+    node: NodeIndex,
+    /// What of its node its tasks have.
+    share: Option<Share>,
+    /// It has held a task of the share's map.
+    share_in_use: bool,
 }
 
 /// The kind of work that an engine may take.
@@ -60,7 +66,7 @@ pub(super) enum Eligibility {
 }
 
 impl Engine {
-    pub(super) fn new(id: EngineId, facts: EngineFacts, registered: UnixTime, now: Duration) -> Engine {
+    pub(super) fn new(id: EngineId, facts: EngineFacts, node: NodeIndex, registered: UnixTime, now: Duration) -> Engine {
         Engine {
             id,
             native: facts.is_native(),
@@ -86,6 +92,9 @@ impl Engine {
             unavailable: None,
             last_reply: None,
             turn: 0,
+            node,
+            share: None,
+            share_in_use: false,
         }
     }
 
@@ -119,6 +128,7 @@ impl Engine {
             assigned: self.load(),
             finished: self.finished,
             registered: self.registered,
+            uses: self.share.as_ref().map(|share| share.request().clone()),
         }
     }
 
@@ -187,6 +197,35 @@ impl Engine {
         self.last_reply = Some(now);
     }
 
+    // ---- resources
+
+    pub(super) fn node(&self) -> NodeIndex {
+        self.node
+    }
+    pub(super) fn share(&self) -> Option<&Share> {
+        self.share.as_ref()
+    }
+    pub(super) fn set_share(&mut self, share: Share) {
+        self.share = Some(share);
+        self.share_in_use = false;
+    }
+    /// The share is not new: without tasks of its map it is given back.
+    pub(super) fn note_share_in_use(&mut self) {
+        self.share_in_use = true;
+    }
+    /// Takes its share if no task needs it any more.
+    pub(super) fn take_unused_share(&mut self) -> Option<Share> {
+        let map = self.share.as_ref()?.map;
+        let holds_any = self.tasks.keys().any(|task| task.map == map);
+        let is_unused = self.share_in_use && !holds_any;
+        self.share_in_use |= holds_any;
+        self.share.take_if(|_| is_unused)
+    }
+    /// It holds tasks and has no share for them: it uses one processor.
+    pub(super) fn uses_one_cpu(&self) -> bool {
+        self.share.is_none() && self.load() > 0
+    }
+
     // ---- work
 
     pub(crate) fn load(&self) -> u32 {
@@ -205,6 +244,14 @@ impl Engine {
             (false, _) => None,
             (true, None) => Some(Eligibility::Any),
             (true, Some(_)) => Some(Eligibility::CommandsOnly),
+        }
+    }
+    /// Whether it may take a task: a command, or one that needs Python.
+    pub(crate) fn may_take(&self, is_command: bool) -> bool {
+        match self.eligibility() {
+            Some(Eligibility::Any) => self.native,
+            Some(Eligibility::CommandsOnly) => self.native && is_command,
+            None => false,
         }
     }
     /// True unless a task with this timeout could outlast the engine's job.

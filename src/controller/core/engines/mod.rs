@@ -4,15 +4,18 @@
 //! gone (not in this table). Every change keeps the load order up to date, so that no task requires a scan.
 mod departures;
 mod engine;
+mod nodes;
 
 pub(super) use departures::{ANNOUNCE_AGAIN, Departures, ORPHAN_GRACE, announce};
 pub(crate) use engine::Engine;
 
 use super::outbox::{Outbox, Timer};
 use crate::model::engine::EngineFacts;
+use crate::model::resources::{Allocation, Request};
 use crate::model::{EngineId, EngineUuid, MapId, UnixTime};
 use crate::wire::content::engine as wire;
 use engine::Eligibility;
+use nodes::Nodes;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
@@ -37,6 +40,9 @@ pub(crate) struct Engines {
     /// An engine's load decreased, or it may take work again.
     freed: bool,
     next_id: u32,
+    nodes: Nodes,
+    /// Engines with a share of their node, by the map that it is for.
+    shared: BTreeMap<MapId, BTreeSet<EngineUuid>>,
     /// `ipengine`s that requested registration and have not answered a ping yet.
     incoming: HashMap<EngineUuid, EngineId>,
     /// Engines that violated the protocol, with the reason: they are not registered again.
@@ -71,8 +77,17 @@ impl Engines {
     /// Changes an engine and updates the load order.
     pub(crate) fn change<T>(&mut self, uuid: &EngineUuid, change: impl FnOnce(&mut Engine) -> T) -> Option<T> {
         let engine = self.by_uuid.get_mut(uuid)?;
-        let (load, turn, order) = (engine.load(), engine.turn(), engine.eligibility());
+        let (load, turn, order, was_busy) = (engine.load(), engine.turn(), engine.eligibility(), engine.uses_one_cpu());
         let result = change(engine);
+        if let Some(share) = engine.take_unused_share() {
+            self.nodes.give_back(engine.node(), &share);
+            remove_from(&mut self.shared, share.map, uuid);
+            self.freed = true;
+        }
+        let is_busy = engine.uses_one_cpu();
+        if is_busy != was_busy {
+            self.nodes.set_busy(engine.node(), is_busy);
+        }
         let (new_load, new_order) = (engine.load(), engine.eligibility());
         if (new_load, new_order) != (load, order) {
             let (was_free, is_free) = (order == Some(Eligibility::Any), new_order == Some(Eligibility::Any));
@@ -208,7 +223,8 @@ impl Engines {
     pub(crate) fn add(&mut self, id: EngineId, facts: EngineFacts, registered: UnixTime, now: Duration) {
         let uuid = facts.uuid.clone();
         self.turns += 1;
-        let mut engine = Engine::new(id, facts, registered, now);
+        let node = self.nodes.join(&facts);
+        let mut engine = Engine::new(id, facts, node, registered, now);
         engine.set_turn(self.turns);
         self.by_load.insert((0, engine.turn(), uuid.clone()));
         self.native_free += u32::from(engine.is_native());
@@ -224,6 +240,14 @@ impl Engines {
         }
         self.commands_only.remove(&key);
         self.by_id.remove(&engine.id());
+        if engine.uses_one_cpu() {
+            self.nodes.set_busy(engine.node(), false);
+        }
+        if let Some(share) = engine.share() {
+            self.nodes.give_back(engine.node(), share);
+            remove_from(&mut self.shared, share.map, uuid);
+        }
+        self.nodes.leave(engine.node(), uuid);
         Some(engine)
     }
 
@@ -237,18 +261,104 @@ impl Engines {
         self.by_load.iter().filter_map(|(_, _, uuid)| Some((uuid, self.by_uuid.get(uuid)?)))
     }
 
-    /// The least loaded pcluster engine that may take a task: a command, or one that needs Python.
-    pub(crate) fn least_loaded(&self, is_command: bool) -> Option<(&EngineUuid, &Engine)> {
-        self.least_loaded_of(is_command, |_| true)
+    /// The least loaded pcluster engine that may take a task of this map: a command, or one that needs Python. Engines that
+    /// have a share of their node, for another map, are not among them.
+    pub(crate) fn least_loaded(&self, map: MapId, is_command: bool) -> Option<(&EngineUuid, &Engine)> {
+        self.least_loaded_of(map, is_command, |_| true)
     }
 
     /// The same among the engines that `may` accept.
-    pub(crate) fn least_loaded_of(&self, is_command: bool, may: impl Fn(&Engine) -> bool) -> Option<(&EngineUuid, &Engine)> {
+    pub(crate) fn least_loaded_of(&self, map: MapId, is_command: bool, may: impl Fn(&Engine) -> bool) -> Option<(&EngineUuid, &Engine)> {
+        let may = |e: &Engine| self.admits(e, Some(map)) && may(e);
         let any = self.by_load().find(|(_, e)| e.is_native() && may(e));
         let limited = self.commands_only.iter().filter(|_| is_command);
         let mut limited = limited.filter_map(|(_, _, uuid)| Some((uuid, self.by_uuid.get(uuid)?)));
         let limited = limited.find(|(_, e)| may(e));
         any.into_iter().chain(limited).min_by_key(|(_, e)| (e.load(), e.turn()))
+    }
+
+    /// Whether the engine may take a task that needs one processor: of this map, or None for a request.
+    pub(crate) fn admits(&self, engine: &Engine, map: Option<MapId>) -> bool {
+        engine.share().is_none() && self.nodes.admits(engine.node(), engine.load() == 0, map)
+    }
+
+    /// An engine for tasks that ask for more than one processor, with what it gives them. First idle ones, which get a share of
+    /// their node; then, if `refill` finds room, those that have one for this map.
+    pub(crate) fn place(
+        &mut self,
+        map: MapId,
+        request: &Request,
+        may: impl Fn(&Engine) -> bool,
+        refill: impl Fn(&Engine) -> bool,
+    ) -> Option<EngineUuid> {
+        let idle = |uuid: &&EngineUuid| {
+            self.by_uuid
+                .get(*uuid)
+                .is_some_and(|e| e.load() == 0 && e.share().is_none() && may(e))
+        };
+        let mut roomy = self
+            .nodes
+            .with_room(request)
+            .filter(|(node, _)| !self.nodes.is_reserved(*node, Some(map)));
+        let chosen = roomy.find_map(|(node, engines)| Some((node, engines.iter().find(idle)?.clone())));
+        drop(roomy);
+        if let Some((node, uuid)) = chosen {
+            let share = self.nodes.take(node, map, request)?;
+            self.by_uuid.get_mut(&uuid)?.set_share(share);
+            self.shared.entry(map).or_default().insert(uuid.clone());
+            return Some(uuid);
+        }
+        let own = self.shared.get(&map)?.iter().filter_map(|uuid| self.by_uuid.get_key_value(uuid));
+        let roomy = own.filter(|(_, e)| may(e) && refill(e));
+        roomy.min_by_key(|(_, e)| e.load()).map(|(uuid, _)| uuid.clone())
+    }
+
+    /// What this engine gives to tasks of this map; None for one processor.
+    pub(crate) fn allocation(&self, uuid: &EngineUuid, map: MapId) -> Option<Allocation> {
+        let engine = self.by_uuid.get(uuid)?;
+        let share = engine.share().filter(|share| share.map == map)?;
+        Some(self.nodes.allocation(engine.node(), share))
+    }
+
+    /// After a restart: the engine holds tasks of a map that has resources, and will report which.
+    pub(crate) fn await_share(&mut self, uuid: &EngineUuid) {
+        if let Some(engine) = self.by_uuid.get(uuid) {
+            self.nodes.await_share(engine.node(), uuid);
+        }
+    }
+
+    /// Notes the share that a reconnected engine reports for a map whose tasks it holds.
+    pub(crate) fn restore_share(&mut self, uuid: &EngineUuid, held: Option<(MapId, &Request, &Allocation)>) {
+        let Some(engine) = self.by_uuid.get_mut(uuid) else { return };
+        self.nodes.end_wait(engine.node(), uuid);
+        let Some((map, request, allocation)) = held.filter(|_| engine.share().is_none()) else {
+            return;
+        };
+        let was_busy = engine.uses_one_cpu();
+        if let Some(share) = self.nodes.take_again(engine.node(), map, request, allocation) {
+            engine.set_share(share);
+            engine.note_share_in_use();
+            self.shared.entry(map).or_default().insert(uuid.clone());
+            if was_busy {
+                self.nodes.set_busy(engine.node(), false);
+            }
+        }
+        // Without a task of that map it is not needed any more.
+        self.change(uuid, |_| ());
+    }
+
+    /// Begins a round of dispatching, in which maps come in their order.
+    pub(crate) fn begin_round(&mut self) {
+        self.nodes.begin_round();
+    }
+
+    /// Lets a node run empty for a map that waits: later maps of this round leave it alone.
+    pub(crate) fn reserve(&mut self, map: MapId, request: &Request) {
+        self.nodes.reserve(map, request);
+    }
+
+    pub(crate) fn nodes(&self) -> &Nodes {
+        &self.nodes
     }
 
     /// The number of pcluster engines that may take such a task.
@@ -273,7 +383,23 @@ impl Engines {
                 "{uuid} among those for commands"
             );
         }
+        for (uuid, engine) in &self.by_uuid {
+            let is_shared = engine
+                .share()
+                .map(|share| self.shared.get(&share.map).is_some_and(|engines| engines.contains(uuid)));
+            assert!(is_shared != Some(false), "{uuid} is listed with its share");
+        }
+        self.nodes.check(self.by_uuid.values());
         assert!(self.by_load.len() + self.commands_only.len() <= self.by_uuid.len());
         assert_eq!(self.native_free as usize, self.by_load().filter(|(_, e)| e.is_native()).count());
+    }
+}
+
+fn remove_from(shared: &mut BTreeMap<MapId, BTreeSet<EngineUuid>>, map: MapId, uuid: &EngineUuid) {
+    if let Some(engines) = shared.get_mut(&map) {
+        engines.remove(uuid);
+        if engines.is_empty() {
+            shared.remove(&map);
+        }
     }
 }

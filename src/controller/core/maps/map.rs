@@ -4,6 +4,7 @@ use super::super::event::FoundTask;
 use super::super::prefetch::MeanTime;
 use crate::model::definition::{MapDefinition, MapOptions, Work};
 use crate::model::output::{Output, Stream, Written};
+use crate::model::resources::Request;
 use crate::model::task::{Counts, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId};
 use bytes::Bytes;
@@ -139,6 +140,8 @@ pub(crate) struct Watch {
 #[derive(Debug)]
 pub(crate) struct Map {
     definition: Arc<MapDefinition>,
+    /// What its tasks need of their node; None if an engine is enough.
+    request: Option<Request>,
     key: String,
     /// Waits for another map.
     waiting_for: Option<MapId>,
@@ -170,6 +173,7 @@ pub(crate) struct Map {
 impl Map {
     pub(crate) fn new(definition: MapDefinition, key: String, targets: Option<Vec<EngineUuid>>) -> Map {
         Map {
+            request: definition.options.request(),
             definition: Arc::new(definition),
             key,
             waiting_for: None,
@@ -213,6 +217,9 @@ impl Map {
     }
     pub(crate) fn definition(&self) -> &Arc<MapDefinition> {
         &self.definition
+    }
+    pub(crate) fn request(&self) -> Option<&Request> {
+        self.request.as_ref()
     }
     pub(crate) fn options(&self) -> &MapOptions {
         &self.definition.options

@@ -49,6 +49,11 @@ impl Serving {
         self.queue.iter().chain(&self.replies).map(id_of).collect()
     }
 
+    /// Whether it holds a request that the scheduler placed here.
+    pub(super) fn has_balanced(&self) -> bool {
+        self.queue.iter().any(|request| request.channel == Channel::Task)
+    }
+
     pub(super) fn forget(&mut self, msg_ids: &[String]) {
         self.replies.retain(|reply| !msg_ids.contains(&id_of(reply)));
     }

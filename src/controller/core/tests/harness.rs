@@ -7,7 +7,9 @@ use super::fake_requests::Serving;
 use crate::model::change::{Change, Purge, Reply, Request};
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use crate::model::engine::EngineFacts;
+use crate::model::node::NodeFacts;
 use crate::model::output::Output;
+use crate::model::resources::Allocation;
 use crate::model::task::{Counts, INPUTS_MISSING, Outcome, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use crate::profile::config::ControllerConfig;
@@ -385,6 +387,14 @@ impl Ledger {
     }
 }
 
+/// Two engines share a node.
+fn host_of(engine: &str) -> &'static str {
+    match engine {
+        "a" | "b" => "node1",
+        _ => "node",
+    }
+}
+
 /// A fake engine with its unanswered tasks.
 #[derive(Default)]
 pub(super) struct FakeEngine {
@@ -405,6 +415,8 @@ pub(super) struct FakeEngine {
     cancelled: Vec<Held>,
     /// The acknowledged output bytes.
     pub output_recorded: HashMap<Held, u64>,
+    /// What it was given for its tasks of each map.
+    allocations: HashMap<MapId, Allocation>,
     pub fake_requests: Serving,
 }
 
@@ -429,6 +441,8 @@ pub(super) struct Harness {
     given: Vec<TaskId>,
     /// The connections of ipyparallel clients; none where a test plays their part and that of the engines.
     pub connected: Option<HashSet<(ClientChannel, Bytes)>>,
+    /// What the nodes of engines have.
+    pub node: NodeFacts,
     /// Messages to engines that the harness does not simulate.
     pub received: Vec<(String, Message)>,
     /// Events to handle after all effects of an event are carried out.
@@ -464,6 +478,7 @@ impl Harness {
             answers: Vec::new(),
             given: Vec::new(),
             connected: None,
+            node: NodeFacts::default(),
             received: Vec::new(),
             next: VecDeque::new(),
             now: Duration::ZERO,
@@ -644,11 +659,22 @@ impl Harness {
                     "the definition of {} comes before its tasks",
                     tasks.map
                 );
+                let map = tasks.map;
+                let is_new = engine.allocations.get(&map) != tasks.allocation.as_ref();
+                assert!(
+                    !is_new || !engine.queue.iter().any(|held| held.map == map),
+                    "the allocation of {map} changes while {name} holds its tasks"
+                );
+                match tasks.allocation {
+                    Some(allocation) => engine.allocations.insert(map, allocation),
+                    None => engine.allocations.remove(&map),
+                };
                 engine.queue.extend(tasks.tasks.iter().map(|t| Held {
-                    map: tasks.map,
+                    map,
                     index: t.index,
                     run: t.run,
                 }));
+                self.check_resources(name);
             }
             engine::REPLIES_RECORDED => {
                 let reported: engine::RepliesRecorded = message.content().unwrap();
@@ -670,6 +696,59 @@ impl Harness {
             engine::GIVE_BACK => engine.gave_back = message.content::<engine::GiveBack>().unwrap().at_most,
             _ => {}
         }
+    }
+
+    /// Whether the controller has not given up this engine, whose lease may have expired.
+    fn is_known(&self, name: &str) -> bool {
+        self.ledger.engines.values().any(|facts| &*facts.uuid.0 == name)
+    }
+
+    /// Nothing of this engine's node is promised twice, according to what its engines hold and were given.
+    fn check_resources(&self, name: &str) {
+        let host = host_of(name);
+        let here = || {
+            self.engines
+                .iter()
+                .filter(|(name, e)| host_of(name) == host && !e.cut && self.is_known(name))
+        };
+        let (mut cpus, mut mem, mut named) = (0, 0, 0);
+        let mut gpus: HashMap<&str, u32> = HashMap::new();
+        for (name, engine) in here() {
+            let maps: BTreeSet<MapId> = engine.queue.iter().map(|held| held.map).collect();
+            for map in &maps {
+                let wants = self.ledger.maps[map].definition.options.request().is_some();
+                assert_eq!(engine.allocations.contains_key(map), wants, "{name} has a share for {map}");
+            }
+            let with_share: Vec<MapId> = maps.iter().copied().filter(|map| engine.allocations.contains_key(map)).collect();
+            assert!(with_share.len() <= 1, "{name} has shares for {with_share:?}");
+            let Some(map) = with_share.first() else {
+                cpus += u32::from(
+                    !engine.queue.is_empty() || (engine.fake_requests.has_balanced() && self.core.has_load(&name.as_str().into())),
+                );
+                continue;
+            };
+            let (options, allocation) = (&self.ledger.maps[map].definition.options, &engine.allocations[map]);
+            let wanted = &options.resources;
+            assert_eq!(allocation.cpus, wanted.cpus);
+            assert_eq!(
+                allocation.gpus.len(),
+                wanted.gpus.thousandths.div_ceil(1000) as usize,
+                "{name}: {allocation:?}"
+            );
+            cpus += allocation.cpus;
+            mem += options.mem_bytes.unwrap_or_default();
+            named += wanted.named.get("licence").copied().unwrap_or_default();
+            for gpu in &allocation.gpus {
+                *gpus.entry(&gpu.name).or_default() += wanted.gpus.thousandths.min(1000);
+            }
+        }
+        let node = &self.node;
+        assert!(gpus.values().all(|used| *used <= 1000), "gpus of {host}: {gpus:?}");
+        assert!(
+            mem <= node.mem_bytes && named <= node.named.get("licence").copied().unwrap_or_default(),
+            "{host}: {mem}, {named}"
+        );
+        assert!(cpus <= node.cpus.max(here().count() as u32), "{host}: {cpus} cpus in use");
     }
 
     /// Lets time pass, with every reminder on its way.
@@ -718,7 +797,7 @@ impl Harness {
         let requests = engine.fake_requests.held();
         let facts = EngineFacts {
             uuid: name.into(),
-            host: "node".into(),
+            host: host_of(name).into(),
             pid: 2,
             version: "0".into(),
             python: String::new(),
@@ -729,12 +808,16 @@ impl Harness {
             },
             job: String::new(),
             ends: None,
-            node: Default::default(),
+            node: self.node.clone(),
         };
         let register = engine::Register {
             protocol: crate::model::PROTOCOL_VERSION,
             facts,
             id: None,
+            allocations: holds
+                .iter()
+                .filter_map(|held| Some((held.map, engine.allocations.get(&held.map)?.clone())))
+                .collect(),
             holds,
             requests,
             returned: engine.fake_requests.returned.clone(),

@@ -5,13 +5,15 @@ use super::super::Event;
 use super::clients::TestClient;
 use super::harness::*;
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
+use crate::model::node::{Gpu, GpuVendor, NodeFacts};
 use crate::model::output::Stream;
+use crate::model::resources::TaskResources;
 use crate::model::task::TaskState;
 use crate::model::{MapId, TaskId};
 use crate::wire::content::client;
 use crate::wire::content::engine;
 use bytes::Bytes;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 /// xorshift64*: small, seeded, the same everywhere.
@@ -96,6 +98,33 @@ impl Wish {
     }
 }
 
+/// What each node of a life has.
+fn node() -> NodeFacts {
+    let gpu = |name: &str| Gpu {
+        vendor: GpuVendor::Nvidia,
+        name: name.into(),
+        model: String::new(),
+    };
+    NodeFacts {
+        cpus: 4,
+        mem_bytes: 8 << 30,
+        gpus: vec![gpu("0"), gpu("1")],
+        named: BTreeMap::from([("licence".into(), 2)]),
+    }
+}
+
+fn resources(rng: &mut Rng) -> TaskResources {
+    let mut resources = TaskResources::default();
+    if rng.roll(2) == 0 {
+        resources.cpus = 1 + rng.roll(4) as u32;
+        resources.gpus.thousandths = [0, 0, 300, 500, 1000, 2000][rng.roll(6) as usize];
+        if rng.roll(4) == 0 {
+            resources.named.insert("licence".into(), 1 + rng.roll(2));
+        }
+    }
+    resources
+}
+
 pub(super) const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 fn live(seed: u64) {
@@ -103,6 +132,7 @@ fn live(seed: u64) {
     let mut w = Harness::new();
     w.ledger.all_write = true;
     w.check_every = 16;
+    w.node = node();
     w.connected = Some(HashSet::new());
     let mut clients = TestClient::three();
     let mut wishes: Vec<Wish> = Vec::new();
@@ -118,6 +148,9 @@ fn live(seed: u64) {
                 let options = MapOptions {
                     retries: rng.roll(3) as u32,
                     max_crashes: rng.roll(3) as u32,
+                    resources: resources(&mut rng),
+                    mem_bytes: (rng.roll(8) == 0).then(|| (1 + rng.roll(8)) << 30),
+                    wait_for_resources: true,
                     after: done.last().copied().filter(|_| rng.roll(4) == 0),
                     ..MapOptions::default()
                 };

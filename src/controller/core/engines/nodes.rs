@@ -1,0 +1,396 @@
+//! Nodes: what their engines share, and what of it is in use.
+//!
+//! An engine that holds tasks takes one processor of its node. For tasks that ask for more, an engine gets an allocation: it
+//! belongs to one map, and lasts for as long as the engine holds tasks of that map. Processors that a node lacks are never
+//! missed by tasks that ask for one: a node has at least as many as engines.
+use super::Engine;
+use crate::model::engine::EngineFacts;
+use crate::model::memory::Memory;
+use crate::model::node::{Gpu, NodeFacts};
+use crate::model::resources::{Allocation, Request, WHOLE_GPU};
+use crate::model::{EngineUuid, MapId};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Index of a node. A node without engines keeps its index.
+pub(super) type NodeIndex = usize;
+
+#[derive(Debug, Default)]
+pub(crate) struct Nodes {
+    nodes: Vec<Node>,
+    /// By host and job.
+    by_name: HashMap<(String, String), NodeIndex>,
+    /// The node that a waiting map needs as it empties: later maps leave it alone.
+    reserved: Option<(NodeIndex, MapId)>,
+    last_reserved: Option<(NodeIndex, MapId)>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Node {
+    has: NodeFacts,
+    engines: BTreeSet<EngineUuid>,
+    /// Engines that hold tasks and have no allocation.
+    busy: u32,
+    /// Engines that hold tasks with a share which this controller, after a restart, does not know yet.
+    awaited: BTreeSet<EngineUuid>,
+    cpus: u32,
+    mem_bytes: u64,
+    /// In use of each GPU, in thousandths.
+    gpus: Vec<u32>,
+    named: BTreeMap<String, u64>,
+}
+
+/// An engine's share of its node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub map: MapId,
+    request: Request,
+    /// Index of each GPU, and what is in use of it.
+    gpus: Vec<(usize, u32)>,
+}
+
+impl Share {
+    pub(super) fn request(&self) -> &Request {
+        &self.request
+    }
+}
+
+/// Why a node has no room for a task now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    /// It never has: it lacks resources altogether.
+    TooSmall,
+    /// After a restart, an engine with a share has not registered again.
+    Awaited,
+    Cpus {
+        free: u32,
+    },
+    Memory {
+        free: u64,
+    },
+    Gpus {
+        free: u32,
+    },
+    Named {
+        name: String,
+        free: u64,
+    },
+}
+
+impl Node {
+    fn cpus_in_total(&self) -> u32 {
+        self.has.cpus.max(self.engines.len() as u32)
+    }
+
+    /// Why such a task cannot start now. One of the node's engines, which takes no other tasks meanwhile, would run it.
+    fn obstacle(&self, request: &Request) -> Option<Obstacle> {
+        if !request.fits(&self.has, self.engines.len() as u32) {
+            return Some(Obstacle::TooSmall);
+        }
+        if !self.awaited.is_empty() {
+            return Some(Obstacle::Awaited);
+        }
+        let free = self.cpus_in_total().saturating_sub(self.cpus + self.busy);
+        if request.resources.cpus > free {
+            return Some(Obstacle::Cpus { free });
+        }
+        let free = self.has.mem_bytes.saturating_sub(self.mem_bytes);
+        if request.mem_bytes > free && self.has.mem_bytes > 0 {
+            return Some(Obstacle::Memory { free });
+        }
+        if self.choose_gpus(request).is_none() {
+            let free = self.gpus.iter().filter(|used| **used == 0).count() as u32;
+            return Some(Obstacle::Gpus { free });
+        }
+        request.resources.named.iter().find_map(|(name, count)| {
+            let has = self.has.named.get(name).copied().unwrap_or_default();
+            let free = has.saturating_sub(self.named.get(name).copied().unwrap_or_default());
+            (*count > free).then(|| Obstacle::Named { name: name.clone(), free })
+        })
+    }
+
+    /// Whole GPUs are unused ones; a fraction goes to the fullest GPU on which it fits.
+    fn choose_gpus(&self, request: &Request) -> Option<Vec<(usize, u32)>> {
+        let wanted = request.resources.gpus.thousandths;
+        if wanted.is_multiple_of(WHOLE_GPU) {
+            let count = (wanted / WHOLE_GPU) as usize;
+            let unused = self.gpus.iter().enumerate().filter(|(_, used)| **used == 0);
+            let chosen: Vec<(usize, u32)> = unused.map(|(index, _)| (index, WHOLE_GPU)).take(count).collect();
+            return (chosen.len() == count).then_some(chosen);
+        }
+        let fits = self.gpus.iter().enumerate().filter(|(_, used)| **used + wanted <= WHOLE_GPU);
+        fits.max_by_key(|(index, used)| (**used, std::cmp::Reverse(*index)))
+            .map(|(index, _)| vec![(index, wanted)])
+    }
+
+    fn could_run(&self, request: &Request) -> bool {
+        !self.engines.is_empty() && request.fits(&self.has, self.engines.len() as u32)
+    }
+
+    fn take(&mut self, map: MapId, request: &Request) -> Option<Share> {
+        let gpus = self.choose_gpus(request)?;
+        let share = Share {
+            map,
+            request: request.clone(),
+            gpus,
+        };
+        self.add(&share);
+        Some(share)
+    }
+
+    fn add(&mut self, share: &Share) {
+        self.cpus += share.request.resources.cpus;
+        self.mem_bytes += share.request.mem_bytes;
+        for (index, used) in &share.gpus {
+            self.gpus[*index] += used;
+        }
+        for (name, count) in &share.request.resources.named {
+            *self.named.entry(name.clone()).or_default() += count;
+        }
+    }
+
+    fn give_back(&mut self, share: &Share) {
+        self.cpus = self.cpus.saturating_sub(share.request.resources.cpus);
+        self.mem_bytes = self.mem_bytes.saturating_sub(share.request.mem_bytes);
+        for (index, used) in &share.gpus {
+            if let Some(in_use) = self.gpus.get_mut(*index) {
+                *in_use = in_use.saturating_sub(*used);
+            }
+        }
+        for (name, count) in &share.request.resources.named {
+            if let Some(in_use) = self.named.get_mut(name) {
+                *in_use = in_use.saturating_sub(*count);
+            }
+        }
+    }
+}
+
+impl Nodes {
+    /// Adds an engine to its node. All engines of a node report the same; the last one counts, unless GPUs are in use.
+    pub(super) fn join(&mut self, facts: &EngineFacts) -> NodeIndex {
+        let name = (facts.host.clone(), facts.job.clone());
+        let nodes = &mut self.nodes;
+        let index = *self.by_name.entry(name).or_insert_with(|| {
+            nodes.push(Node::default());
+            nodes.len() - 1
+        });
+        let node = &mut self.nodes[index];
+        node.engines.insert(facts.uuid.clone());
+        let gpus = match node.gpus.iter().all(|used| *used == 0) {
+            true => facts.node.gpus.clone(),
+            false => std::mem::take(&mut node.has.gpus),
+        };
+        node.gpus.resize(gpus.len(), 0);
+        node.has = NodeFacts {
+            gpus,
+            ..facts.node.clone()
+        };
+        index
+    }
+
+    pub(super) fn leave(&mut self, index: NodeIndex, engine: &EngineUuid) {
+        if let Some(node) = self.nodes.get_mut(index) {
+            node.engines.remove(engine);
+            node.awaited.remove(engine);
+        }
+    }
+
+    pub(super) fn set_busy(&mut self, index: NodeIndex, is_busy: bool) {
+        if let Some(node) = self.nodes.get_mut(index) {
+            node.busy = if is_busy { node.busy + 1 } else { node.busy.saturating_sub(1) };
+        }
+    }
+
+    pub(super) fn take(&mut self, index: NodeIndex, map: MapId, request: &Request) -> Option<Share> {
+        let node = self.nodes.get_mut(index).filter(|node| node.obstacle(request).is_none())?;
+        node.take(map, request)
+    }
+
+    /// The node gives nothing until this engine has reported its share, or left.
+    pub(super) fn await_share(&mut self, index: NodeIndex, engine: &EngineUuid) {
+        if let Some(node) = self.nodes.get_mut(index) {
+            node.awaited.insert(engine.clone());
+        }
+    }
+
+    pub(super) fn end_wait(&mut self, index: NodeIndex, engine: &EngineUuid) {
+        if let Some(node) = self.nodes.get_mut(index) {
+            node.awaited.remove(engine);
+        }
+    }
+
+    /// Notes the share that an engine has had since before this controller started.
+    pub(super) fn take_again(&mut self, index: NodeIndex, map: MapId, request: &Request, allocation: &Allocation) -> Option<Share> {
+        let node = self.nodes.get_mut(index)?;
+        let named = |gpu: &Gpu| {
+            node.has
+                .gpus
+                .iter()
+                .position(|known| known.name == gpu.name && known.vendor == gpu.vendor)
+        };
+        let each = request.resources.gpus.thousandths.min(WHOLE_GPU);
+        let gpus = allocation.gpus.iter().filter_map(named).map(|index| (index, each));
+        let share = Share {
+            map,
+            request: request.clone(),
+            gpus: gpus.collect(),
+        };
+        node.add(&share);
+        Some(share)
+    }
+
+    pub(super) fn give_back(&mut self, index: NodeIndex, share: &Share) {
+        if let Some(node) = self.nodes.get_mut(index) {
+            node.give_back(share);
+        }
+    }
+
+    /// Whether an engine of this node may take tasks that need one processor each: it holds some already, or one is free.
+    pub(super) fn admits(&self, index: NodeIndex, is_idle: bool, map: Option<MapId>) -> bool {
+        let Some(node) = self.nodes.get(index) else { return true };
+        // Direct requests may have taken more than there is.
+        let is_free = node.cpus == 0 || node.cpus + node.busy + u32::from(is_idle) <= node.cpus_in_total();
+        is_free && node.awaited.is_empty() && !self.is_reserved(index, map)
+    }
+
+    /// What the tasks of this share may use.
+    pub(super) fn allocation(&self, index: NodeIndex, share: &Share) -> Allocation {
+        let gpus = self.nodes.get(index).map_or(&[][..], |node| &node.has.gpus);
+        Allocation {
+            cpus: share.request.resources.cpus,
+            gpus: share.gpus.iter().filter_map(|(gpu, _)| gpus.get(*gpu).cloned()).collect(),
+        }
+    }
+
+    /// Nodes with room for such a task, and their engines.
+    pub(super) fn with_room(&self, request: &Request) -> impl Iterator<Item = (NodeIndex, &BTreeSet<EngineUuid>)> {
+        let nodes = self.nodes.iter().enumerate();
+        let roomy = nodes.filter(|(_, node)| !node.engines.is_empty() && node.obstacle(request).is_none());
+        roomy.map(|(index, node)| (index, &node.engines))
+    }
+
+    /// Whether an earlier map than this one waits for the node to empty.
+    pub(super) fn is_reserved(&self, index: NodeIndex, map: Option<MapId>) -> bool {
+        self.reserved
+            .is_some_and(|(reserved, holder)| reserved == index && map.is_none_or(|map| holder < map))
+    }
+
+    /// Why no node has room for such a task now: `2 of 3 nodes have too few free cpus (at most 1), 1 is too small`.
+    pub(crate) fn explain(&self, request: &Request) -> Option<String> {
+        let obstacles: Vec<Obstacle> = self
+            .nodes
+            .iter()
+            .filter(|node| !node.engines.is_empty())
+            .map(|node| node.obstacle(request))
+            .collect::<Option<_>>()?;
+        let mut parts = Vec::new();
+        let mut count = |what: &str, most: Option<String>, n: usize| {
+            if n > 0 {
+                let most = most.map(|most| format!(" (at most {most})")).unwrap_or_default();
+                parts.push(format!("{n} {what}{most}"));
+            }
+        };
+        let of = |wanted: fn(&Obstacle) -> Option<u64>| {
+            let free: Vec<u64> = obstacles.iter().filter_map(wanted).collect();
+            (free.iter().max().copied().unwrap_or_default(), free.len())
+        };
+        let (free, n) = of(|o| match o {
+            Obstacle::Cpus { free } => Some(u64::from(*free)),
+            _ => None,
+        });
+        count("with too few free cpus", Some(free.to_string()), n);
+        let (bytes, n) = of(|o| match o {
+            Obstacle::Memory { free } => Some(*free),
+            _ => None,
+        });
+        count("with too little free memory", Some(Memory { bytes }.rounded()), n);
+        let (free, n) = of(|o| match o {
+            Obstacle::Gpus { free } => Some(u64::from(*free)),
+            _ => None,
+        });
+        count("with too few free gpus", Some(free.to_string()), n);
+        let named = obstacles.iter().filter(|o| matches!(o, Obstacle::Named { .. })).count();
+        count("where other resources are in use", None, named);
+        let awaited = obstacles.iter().filter(|o| **o == Obstacle::Awaited).count();
+        count("whose engines have not reconnected to the restarted controller", None, awaited);
+        let small = obstacles.iter().filter(|o| **o == Obstacle::TooSmall).count();
+        count("too small", None, small);
+        let nodes = obstacles.len();
+        match nodes {
+            0 => Some("there are no engines".into()),
+            _ => Some(format!(
+                "none of {nodes} node{} has {request} free: {}",
+                if nodes == 1 { "" } else { "s" },
+                parts.join(", ")
+            )),
+        }
+    }
+
+    /// Begins a round of dispatching: the earliest map that has to wait reserves a node.
+    pub(super) fn begin_round(&mut self) {
+        self.last_reserved = self.reserved.take();
+    }
+
+    /// Reserves a node for a map that waits, unless an earlier map has a reservation: the same as in the last round, else the
+    /// one with most processors free.
+    pub(super) fn reserve(&mut self, map: MapId, request: &Request) {
+        if self.reserved.is_some() {
+            return;
+        }
+        let could = |index: NodeIndex| self.nodes.get(index).is_some_and(|node| node.could_run(request));
+        let last = self.last_reserved.filter(|(index, holder)| *holder == map && could(*index));
+        let free = |index: &NodeIndex| {
+            let node = &self.nodes[*index];
+            node.cpus_in_total().saturating_sub(node.cpus + node.busy)
+        };
+        let best = || {
+            (0..self.nodes.len())
+                .filter(|index| could(*index))
+                .max_by_key(|index| (free(index), std::cmp::Reverse(*index)))
+        };
+        self.reserved = last.or_else(|| Some((best()?, map)));
+    }
+
+    /// Whether any node could ever run such a task; true without engines.
+    pub(crate) fn could_run(&self, request: &Request) -> bool {
+        let mut nodes = self.nodes.iter().filter(|node| !node.engines.is_empty()).peekable();
+        nodes.peek().is_none() || nodes.any(|node| node.could_run(request))
+    }
+
+    /// The node with most processors, then memory: its host and what it has.
+    pub(crate) fn largest(&self) -> Option<(&str, &NodeFacts)> {
+        let named = self.by_name.iter().map(|((host, _), index)| (host.as_str(), &self.nodes[*index]));
+        let largest = named
+            .filter(|(_, node)| !node.engines.is_empty())
+            .max_by_key(|(host, node)| (node.has.gpus.len(), node.has.cpus, node.has.mem_bytes, std::cmp::Reverse(*host)));
+        largest.map(|(host, node)| (host, &node.has))
+    }
+
+    /// Checks that the sums are those of the engines; for tests and debug builds.
+    pub(super) fn check<'a>(&self, engines: impl Iterator<Item = &'a Engine>) {
+        let mut sums: Vec<Node> = self
+            .nodes
+            .iter()
+            .map(|node| Node {
+                gpus: vec![0; node.gpus.len()],
+                ..Node::default()
+            })
+            .collect();
+        for engine in engines {
+            let sum = &mut sums[engine.node()];
+            sum.busy += u32::from(engine.uses_one_cpu());
+            if let Some(share) = engine.share() {
+                sum.add(share);
+            }
+        }
+        for (node, sum) in self.nodes.iter().zip(sums) {
+            assert_eq!(
+                (node.busy, node.cpus, node.mem_bytes, &node.gpus),
+                (sum.busy, sum.cpus, sum.mem_bytes, &sum.gpus)
+            );
+            assert!(node.gpus.iter().all(|used| *used <= WHOLE_GPU), "{node:?}");
+            for (name, used) in &node.named {
+                assert_eq!(*used, sum.named.get(name).copied().unwrap_or_default());
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Tasks get the processors, memory, GPUs and other resources that they ask for, and never more than their node has.
+use super::support::{Cluster, Home, signal, wait_until};
+use nix::sys::signal::Signal::SIGKILL;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::fs;
+
+const WORK: &str = r#"
+import os, time
+
+def hold(x):
+    start = time.time()
+    time.sleep(0.2)
+    names = ["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "OMP_NUM_THREADS", "MKL_NUM_THREADS"]
+    return [start, time.time(), os.getpid()] + [os.environ.get(name) for name in names]
+
+def wait(x):
+    open("started-%d" % x, "w").close()
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+"#;
+
+/// Four engines on a node with 4 processors, 2 GPUs, and one licence.
+fn cluster() -> Cluster {
+    let home = Home::new();
+    home.file("work.py", WORK);
+    let settings = ["cpus=4", "gpus=[GPU-a, MIG-b]", "licence=1", "mem=8G"].map(|setting| format!("engine.resources.{setting}"));
+    let options: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+    Cluster::start_in(home, 4, &options)
+}
+
+/// Runs `hold` and returns its values.
+fn held(cluster: &Cluster, options: &[&str]) -> Vec<Vec<Value>> {
+    let printed = cluster.ok(&[&["map", "work.py:hold", "--range", "0..8"], options].concat());
+    printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The maximum number of values that overlap in time, for each word at this position.
+fn overlap(values: &[Vec<Value>], position: usize) -> HashMap<String, usize> {
+    let mut most = HashMap::new();
+    for value in values {
+        let start = value[0].as_f64().unwrap();
+        let same = values.iter().filter(|other| other[position] == value[position]);
+        let at_once = same
+            .filter(|other| other[0].as_f64().unwrap() <= start && start < other[1].as_f64().unwrap())
+            .count();
+        let entry = most.entry(value[position].to_string()).or_default();
+        *entry = at_once.max(*entry);
+    }
+    most
+}
+
+#[test]
+fn a_gpu_belongs_to_one_task_or_to_those_that_share_it() {
+    let cluster = cluster();
+    let whole = held(&cluster, &["--gpus", "1"]);
+    assert_eq!(whole.len(), 8);
+    let gpus = overlap(&whole, 3);
+    assert!(gpus.len() == 2 && gpus.values().all(|at_once| *at_once == 1), "{gpus:?}");
+    assert!(gpus.contains_key("\"GPU-a\"") && gpus.contains_key("\"MIG-b\""), "{gpus:?}");
+    assert!(whole.iter().all(|value| value[4] == "PCI_BUS_ID" && value[5] == "1"), "{whole:?}");
+    // A process never sees two sets of GPUs.
+    let mut of_process: HashMap<String, Value> = HashMap::new();
+    for value in &whole {
+        let first = of_process.entry(value[2].to_string()).or_insert_with(|| value[3].clone());
+        assert_eq!(*first, value[3]);
+    }
+    let shared = overlap(&held(&cluster, &["--gpus", "0.5"]), 3);
+    assert!(shared.values().all(|at_once| *at_once <= 2), "{shared:?}");
+    let both = held(&cluster, &["--gpus", "2"]);
+    assert!(both.iter().all(|value| value[3] == "GPU-a,MIG-b"), "{both:?}");
+    assert_eq!(overlap(&both, 3).values().max(), Some(&1));
+    let none = held(&cluster, &[]);
+    assert!(none.iter().all(|value| value[3].is_null() && value[5].is_null()), "{none:?}");
+}
+
+#[test]
+fn processors_memory_and_named_resources_limit_how_many_run_at_once() {
+    let cluster = cluster();
+    for (options, most, threads) in [
+        (&["--cpus", "2", "--env", "MKL_NUM_THREADS=7"][..], 2, "2"),
+        (&["--cpus", "3"], 1, "3"),
+        (&["--mem", "4G"], 2, "1"),
+        (&["--need", "licence=1"], 1, "1"),
+    ] {
+        let values = held(&cluster, options);
+        let at_once = overlap(&values, 3);
+        assert!(
+            values.len() == 8 && at_once.values().all(|at_once| *at_once <= most),
+            "{options:?}: {at_once:?}"
+        );
+        assert!(values.iter().all(|value| value[5] == threads), "{options:?}: {values:?}");
+        if options.contains(&"--env") {
+            assert!(values.iter().all(|value| value[6] == "7"), "what the user set stays: {values:?}");
+        }
+    }
+    let printed = cluster.ok(&[
+        "map",
+        "--range",
+        "0..2",
+        "--gpus",
+        "1",
+        "--",
+        "sh",
+        "-c",
+        "echo $CUDA_VISIBLE_DEVICES {}",
+    ]);
+    let first: Vec<&str> = printed.lines().map(|line| line.split(' ').next().unwrap()).collect();
+    assert!(first.iter().all(|gpu| ["GPU-a", "MIG-b"].contains(gpu)), "{printed}");
+}
+
+#[test]
+fn more_than_any_node_has_is_refused_and_why_a_map_waits_is_shown() {
+    let cluster = cluster();
+    for (options, what) in [
+        (["--gpus", "3"], "3 gpus"),
+        (["--cpus", "5"], "5 cpus"),
+        (["--mem", "9G"], "9G"),
+        (["--need", "hammer=1"], "1 hammer"),
+    ] {
+        let refused = cluster.run(&[&["map", "work.py:hold", "--range", "0..2"], &options[..]].concat());
+        refused.fails(4, &["no node has", what, "4 cpus, 8G, 2 gpus, 1 licence", "--wait-for-resources"]);
+    }
+    for bad in [
+        ["--gpus", "1.5"],
+        ["--cpus", "0"],
+        ["--cpus", "1.5"],
+        ["--mem", "500"],
+        ["--need", "licence"],
+        ["--gpus", "many"],
+    ] {
+        cluster
+            .run(&[&["map", "work.py:hold", "--range", "0..2"], &bad[..]].concat())
+            .fails(2, &[bad[0]]);
+    }
+    let refused = cluster.run(&["map", "work.py:hold", "--range", "0..4", "--targets", "all", "--gpus", "1"]);
+    refused.fails(4, &["cannot reserve resources"]);
+
+    cluster.ok(&[
+        "map",
+        "work.py:hold",
+        "--range",
+        "0..1",
+        "--gpus",
+        "3",
+        "--wait-for-resources",
+        "--detach",
+    ]);
+    let status = cluster.run(&["status"]).stderr;
+    assert!(
+        status.contains("waits: none of 1 node has 1 cpu, 3 gpus free: 1 too small"),
+        "{status}"
+    );
+    cluster.ok(&["cancel", "1"]);
+}
+
+#[test]
+fn a_node_keeps_its_gpus_for_their_tasks_when_the_controller_is_killed() {
+    let cluster = cluster();
+    cluster.ok(&["map", "work.py:wait", "--range", "0..2", "--gpus", "1", "--detach"]);
+    let started = |n: u32| cluster.path().join(format!("started-{n}")).exists();
+    wait_until("both tasks run", || (started(0) && started(1)).then_some(()));
+    signal(cluster.controller_pid(), SIGKILL);
+    cluster.ok(&["map", "work.py:wait", "--range", "2..3", "--gpus", "1", "--detach"]);
+    let used = || (cluster.json(&["engines"])["nodes"][0]["used"]["gpus"] == 2.0).then_some(());
+    wait_until("the engines have reported their GPUs", used);
+    assert!(!started(2), "a third task has started on two GPUs");
+    fs::write(cluster.path().join("go"), "").unwrap();
+    cluster.ok(&["wait", "1", "2"]);
+    let rows = cluster.json(&["results", "1"])["tasks"].clone();
+    let gpu = |task: &str| rows.as_array().unwrap().iter().find(|row| row["task"] == task).unwrap()["value"].clone();
+    assert_ne!(gpu("1.0"), gpu("1.1"));
+    let used = cluster.json(&["engines"])["nodes"][0]["used"].clone();
+    assert_eq!(
+        (&used["gpus"], &used["cpus"]),
+        (&Value::from(0.0), &Value::from(0)),
+        "nothing is in use at the end"
+    );
+}
