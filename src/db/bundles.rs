@@ -4,7 +4,7 @@ use super::{DbError, schema};
 use crate::model::bundle::Bundle;
 use crate::model::definition::{BundleRef, MapDefinition};
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::OptionalExtension;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -49,14 +49,4 @@ impl Reader {
             .map(Option::unwrap_or_default)
             .map_err(|cause| self.bad_query(OPERATION, cause))
     }
-}
-
-/// Removes those bundles that no map refers to.
-pub(super) fn remove_unused(connection: &Connection, hashes: &[String]) -> rusqlite::Result<()> {
-    let sql = "DELETE FROM bundle WHERE hash = ?1 AND NOT EXISTS (SELECT 1 FROM map WHERE bundle = ?1) \
-               AND NOT EXISTS (SELECT 1 FROM earlier_code WHERE bundle = ?1)";
-    for hash in hashes {
-        connection.prepare_cached(sql)?.execute([hash])?;
-    }
-    Ok(())
 }

@@ -1,5 +1,4 @@
 //! Database errors, with hints for the user.
-use super::outputs::FileError;
 use crate::model::shell;
 use std::path::{Path, PathBuf};
 
@@ -42,6 +41,14 @@ pub(crate) struct DbError {
     pub operation: &'static str,
     pub path: PathBuf,
     pub cause: String,
+}
+
+/// A file that could not be read or written, inside an error of SQLite.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {error}", path.display())]
+pub(super) struct FileError {
+    pub path: PathBuf,
+    pub error: std::io::Error,
 }
 
 impl DbError {

@@ -21,6 +21,7 @@ mod schema;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod transaction;
 mod values;
 mod writer;
 

@@ -3,13 +3,13 @@
 //! A short output that is UTF-8 is a TEXT. Anything else is a BLOB whose first byte is its type: bytes; or the size of a long
 //! output, the run that its file belongs to, and its beginning. A file's name is `<task.id>-<run>-<stream>`; bytes beyond the
 //! recorded size belong to a failed commit, and are overwritten.
+use super::error::FileError;
 use super::{Durability, file};
 use crate::model::TaskId;
 use crate::model::output::{HEAD, Output, Stream, Written};
 use bytes::{Buf, BufMut, Bytes};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row};
-use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -162,21 +162,6 @@ pub(super) fn written(connection: &Connection, task: i64) -> rusqlite::Result<Wr
     }
     Ok(written)
 }
-
-/// A file that could not be read or written.
-#[derive(Debug)]
-pub(super) struct FileError {
-    pub path: PathBuf,
-    pub error: io::Error,
-}
-
-impl fmt::Display for FileError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path.display(), self.error)
-    }
-}
-
-impl std::error::Error for FileError {}
 
 /// The files beside one database.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 use super::large::Large;
 use super::outputs::{self, Outputs, Stored};
 use super::rows::{self, MAP_COLUMNS};
-use super::writer::{in_transaction, lock};
+use super::transaction::{in_transaction, lock};
 use super::{DbError, DbErrorKind, file, schema, tasks};
 use crate::model::definition::MapDefinition;
 use crate::model::output::Stream;

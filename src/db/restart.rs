@@ -1,7 +1,8 @@
 //! The state that a controller restores from the file of a previous controller, also after a crash.
-use super::batch::{row_range, state_of};
+use super::batch::row_range;
 use super::large::Large;
 use super::requests::queue_of;
+use super::rows::state_of;
 use super::{DbError, Reader, outputs, rows};
 use crate::model::change::Request;
 use crate::model::definition::MapDefinition;

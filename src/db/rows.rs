@@ -1,10 +1,9 @@
 //! Converts rows of the database to those of the model.
-use super::batch::state_of;
 use super::outputs;
 use crate::model::definition::MapDefinition;
 use crate::model::output::Stream;
 use crate::model::pickled::Pickled;
-use crate::model::task::{AttemptRow, Counts, MapRow, Outcome, TaskError, TaskRow};
+use crate::model::task::{AttemptRow, Counts, MapRow, Outcome, TaskError, TaskRow, TaskState};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -29,6 +28,12 @@ pub(super) fn task_columns(version: i32, brief: bool, msg_id: &str, label: &str)
         "t.id, t.state, t.engine, t.host, t.attempts, t.submitted, t.started, t.completed, t.exit_code, t.input, t.ename, t.evalue, \
          t.repr, {long}, {msg_id}, {label}, t.run"
     )
+}
+
+pub(super) fn state_of(state: &str) -> rusqlite::Result<TaskState> {
+    state
+        .parse()
+        .map_err(|error: String| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into()))
 }
 
 pub(super) fn task_row(row: &Row) -> rusqlite::Result<TaskRow> {

@@ -1,7 +1,8 @@
 //! The writer: applies changes in transactions.
-use super::batch::{Batch, Known, tidy};
+use super::batch::{Batch, WriterState, tidy};
 use super::large::Large;
 use super::outputs::Outputs;
+use super::transaction::{in_transaction, lock};
 use super::{DbError, Durability, Reader, file};
 use crate::model::TaskId;
 use crate::model::buffer_file::BufferFile;
@@ -12,7 +13,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionBehavior};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) struct Writer {
     connection: Arc<Mutex<Connection>>,
@@ -21,15 +22,10 @@ pub(crate) struct Writer {
     identity: Option<(u64, u64)>,
     /// No other connection can be opened: readers share this one.
     exclusive: bool,
-    known: Known,
+    known: WriterState,
     large: Large,
     outputs: Outputs,
     durability: Durability,
-}
-
-/// After a panic in another thread the connection remains usable: it is between two statements.
-pub(super) fn lock(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
-    connection.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Writer {
@@ -43,7 +39,7 @@ impl Writer {
         let connection = file::open_for_writing(path, durability, exclusive)?;
         let (large, outputs) = (Large::beside(path), Outputs::beside(path));
         let swept = || large.sweep(&connection).and_then(|()| outputs.sweep(&connection));
-        let known = Known::load(&connection).and_then(|known| swept().map(|()| known));
+        let known = WriterState::load(&connection).and_then(|known| swept().map(|()| known));
         let known = known.map_err(|error| DbError::sqlite("read", path, &error))?;
         Ok(Writer {
             connection: Arc::new(Mutex::new(connection)),
@@ -235,7 +231,7 @@ fn buffers_of(change: &Change) -> (&[Bytes], Option<&BufferFile>) {
 /// `stored`: for each change the name of its buffers' file, if they are not in the row. Returns the outputs to delete.
 fn apply(
     connection: &Connection,
-    known: &mut Known,
+    known: &mut WriterState,
     outputs: (&Outputs, Durability),
     changes: &[Change],
     stored: Vec<Option<String>>,
@@ -247,26 +243,4 @@ fn apply(
         }
         batch.finish()
     })
-}
-
-/// Like [`Connection::transaction`], with cached statements.
-pub(super) fn in_transaction<T>(
-    connection: &Connection,
-    begin: &str,
-    work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-) -> rusqlite::Result<T> {
-    connection.prepare_cached(begin)?.execute([])?;
-    // Also ends it after a panic.
-    struct Open<'a>(&'a Connection);
-    impl Drop for Open<'_> {
-        fn drop(&mut self) {
-            if !self.0.is_autocommit() {
-                let _ = self.0.execute_batch("ROLLBACK");
-            }
-        }
-    }
-    let _open = Open(connection);
-    let result = work(connection)?;
-    connection.prepare_cached("COMMIT")?.execute([])?;
-    Ok(result)
 }

@@ -1,18 +1,10 @@
 //! Maps and their counters.
-use super::Batch;
+use super::{Batch, Counted};
 use crate::db::rows;
 use crate::model::definition::MapDefinition;
 use crate::model::task::{Counts, TaskState};
 use crate::model::{MapId, TaskId, UnixTime};
 use rusqlite::{OptionalExtension, params};
-
-pub(super) struct Counted {
-    pub counts: Counts,
-    /// As recorded in the database.
-    written: Counts,
-    /// Its tasks are requests of an ipyparallel client.
-    pub is_client: bool,
-}
 
 /// The first and the last row id that a map's tasks can have.
 pub(crate) fn row_range(map: MapId) -> (i64, i64) {

@@ -13,20 +13,34 @@ use super::Durability;
 use super::outputs::Outputs;
 use crate::model::change::Change;
 use crate::model::output::Stream;
+use crate::model::task::Counts;
 use crate::model::{MapId, TaskId};
-pub(super) use engines::Known;
-use maps::Counted;
+pub(super) use engines::WriterState;
 pub(super) use maps::row_range;
 pub(super) use purge::tidy;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, ToSql};
 use std::borrow::Cow;
 use std::collections::HashMap;
-pub(super) use tasks::state_of;
+
+const ADD: &str = "INSERT OR IGNORE INTO task (id, state, submitted, input) VALUES (?1, ?2, ?3, ?4)";
+const LOOK: &str = "SELECT state, run, attempts, engine FROM task WHERE id = ?1";
+const END: &str = "UPDATE task SET state = ?2, run = ?3, attempts = ?4, engine = ?5, host = ?6, started = ?7, completed = ?8, \
+                       exit_code = ?9, value = ?10, ename = ?11, evalue = ?12, type = ?13, stdout = ?14, stderr = ?15, \
+                       traceback = ?16, pickled = ?17 WHERE id = ?1";
+
+/// A map in this batch.
+struct Counted {
+    counts: Counts,
+    /// As recorded in the database.
+    written: Counts,
+    /// Its tasks are requests of an ipyparallel client.
+    is_client: bool,
+}
 
 pub(super) struct Batch<'a> {
     connection: &'a Connection,
-    known: &'a mut Known,
+    known: &'a mut WriterState,
     outputs: &'a Outputs,
     durability: Durability,
     /// Files that are unused once this is committed.
@@ -44,7 +58,7 @@ pub(super) struct Batch<'a> {
 impl<'a> Batch<'a> {
     pub(super) fn new(
         connection: &'a Connection,
-        known: &'a mut Known,
+        known: &'a mut WriterState,
         (outputs, durability): (&'a Outputs, Durability),
     ) -> rusqlite::Result<Batch<'a>> {
         Ok(Batch {
@@ -55,9 +69,9 @@ impl<'a> Batch<'a> {
             dropped: Vec::new(),
             maps: HashMap::new(),
             stored: None,
-            add: connection.prepare_cached(tasks::ADD)?,
-            look: connection.prepare_cached(tasks::LOOK)?,
-            end: connection.prepare_cached(tasks::END)?,
+            add: connection.prepare_cached(ADD)?,
+            look: connection.prepare_cached(LOOK)?,
+            end: connection.prepare_cached(END)?,
         })
     }
 

@@ -1,7 +1,6 @@
 //! Deletion of finished maps and requests.
 use super::Batch;
 use super::maps::row_range;
-use crate::db::bundles;
 use crate::model::change::Purge;
 use crate::model::{MapId, TaskId};
 use rusqlite::{Connection, ToSql, params};
@@ -78,7 +77,7 @@ impl Batch<'_> {
         for sql in ["DELETE FROM map WHERE id = ?1", "DELETE FROM earlier_code WHERE map = ?1"] {
             self.connection.prepare_cached(sql)?.execute([map.0])?;
         }
-        bundles::remove_unused(self.connection, &bundles)?;
+        remove_unused_bundles(self.connection, &bundles)?;
         self.maps.insert(map, None);
         self.known.untidy = true;
         match in_one_step {
@@ -93,7 +92,16 @@ impl Batch<'_> {
     }
 }
 
-/// The condition for these rows.
+/// Removes those bundles that no map refers to.
+fn remove_unused_bundles(connection: &Connection, hashes: &[String]) -> rusqlite::Result<()> {
+    let sql = "DELETE FROM bundle WHERE hash = ?1 AND NOT EXISTS (SELECT 1 FROM map WHERE bundle = ?1) \
+               AND NOT EXISTS (SELECT 1 FROM earlier_code WHERE bundle = ?1)";
+    for hash in hashes {
+        connection.prepare_cached(sql)?.execute([hash])?;
+    }
+    Ok(())
+}
+
 fn delete_tasks(connection: &Connection, (first, last): (i64, i64)) -> rusqlite::Result<()> {
     for sql in [
         "DELETE FROM request WHERE task BETWEEN ?1 AND ?2",

@@ -2,6 +2,7 @@
 use super::maps::row_range;
 use super::outputs::Before;
 use super::{Batch, Text, some_text};
+use crate::db::rows::state_of;
 use crate::model::change::Attempt;
 use crate::model::output::Stream;
 use crate::model::task::{Outcome, TaskState};
@@ -9,12 +10,6 @@ use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use bytes::Bytes;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{OptionalExtension, params};
-
-pub(super) const ADD: &str = "INSERT OR IGNORE INTO task (id, state, submitted, input) VALUES (?1, ?2, ?3, ?4)";
-pub(super) const LOOK: &str = "SELECT state, run, attempts, engine FROM task WHERE id = ?1";
-pub(super) const END: &str = "UPDATE task SET state = ?2, run = ?3, attempts = ?4, engine = ?5, host = ?6, started = ?7, completed = ?8, \
-                       exit_code = ?9, value = ?10, ename = ?11, evalue = ?12, type = ?13, stdout = ?14, stderr = ?15, \
-                       traceback = ?16, pickled = ?17 WHERE id = ?1";
 
 /// A task before a change.
 pub(super) struct Prior {
@@ -338,10 +333,4 @@ fn value_columns<'a>(outcome: &'a Outcome, long: &'a Option<[Option<Vec<u8>>; 2]
         pickled.or(bytes).map_or(ValueRef::Null, ValueRef::Blob),
     ]
     .map(ToSqlOutput::Borrowed)
-}
-
-pub(crate) fn state_of(state: &str) -> rusqlite::Result<TaskState> {
-    state
-        .parse()
-        .map_err(|error: String| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into()))
 }

@@ -1,122 +1,60 @@
-//! Handles code and values of maps that this host cannot store. That is the engine's fault: it returns the tasks without counting an
-//! attempt, reports that it is unavailable, and retries.
-use super::Core;
-use super::event::{Effect, Now};
-use super::unit::worker_of;
-use super::workers::retry_delay;
-use crate::model::MapId;
+//! Whether this host can store the code and the values of maps.
+use super::event::Now;
+use super::outage::{Outage, retry_delay};
 use std::time::Instant;
 
 #[derive(Debug, Default)]
 pub(super) struct Code {
-    failure: Option<CodeFailure>,
+    outage: Option<Outage>,
     /// Number of consecutive failures, and the bundle whose arrival resets it.
     failures: u32,
     hash: String,
 }
 
-#[derive(Debug)]
-struct CodeFailure {
-    reason: String,
-    /// None during a retry.
-    retry_at: Option<Instant>,
-}
-
 impl Code {
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.failure.as_ref()?.retry_at
+        self.outage.as_ref()?.retry_at
     }
 
     pub(super) fn why_unusable(&self) -> Option<&str> {
-        self.failure.as_ref().map(|failure| failure.reason.as_str())
-    }
-}
-
-impl Core {
-    /// The bundle that a map needs.
-    pub fn bundle_of(&self, map: MapId) -> Option<&str> {
-        Some(&self.maps.get(&map)?.definition.bundle()?.hash)
+        self.outage.as_ref().map(|outage| outage.reason.as_str())
     }
 
-    /// This bundle is not on this host; None: no bundle can be stored yet.
-    pub(super) fn code_failed(&mut self, now: Now, hash: Option<String>, reason: String) {
+    /// `hash`: of the bundle that could not be stored.
+    pub(super) fn failed(&mut self, now: Now, hash: Option<String>, reason: String) {
         if let Some(hash) = hash {
-            for state in self.maps.values_mut() {
-                // The worker's path to it is no longer valid.
-                state.in_worker &= state.definition.bundle().is_none_or(|named| named.hash != hash);
-            }
-            self.code.hash = hash;
+            self.hash = hash;
         }
-        self.storage_failed(now, format!("the code of maps cannot be stored: {reason}"));
-    }
-
-    pub(super) fn storage_failed(&mut self, now: Now, reason: String) {
-        let retry_at = self.code.deadline().unwrap_or_else(|| {
-            let delay = retry_delay(self.code.failures);
-            self.code.failures += 1;
+        let retry_at = self.deadline().unwrap_or_else(|| {
+            let delay = retry_delay(self.failures);
+            self.failures += 1;
             now.instant + delay
         });
-        self.code.failure = Some(CodeFailure {
+        self.outage = Some(Outage {
             reason,
             retry_at: Some(retry_at),
         });
     }
 
     /// Values were stored, which resets the backoff unless a bundle could not be.
-    pub(super) fn storage_works(&mut self) {
-        if self.code.hash.is_empty() {
-            self.code.failures = 0;
+    pub(super) fn values_written(&mut self) {
+        self.written("");
+    }
+
+    pub(super) fn written(&mut self, hash: &str) {
+        if self.hash == hash {
+            self.failures = 0;
         }
     }
 
-    pub(super) fn code_written(&mut self, hash: &str) {
-        if self.code.hash == hash {
-            self.code.failures = 0;
-        }
+    /// Returns whether there was an outage.
+    pub(super) fn recovered(&mut self) -> bool {
+        self.outage.take().is_some()
     }
 
-    /// Code can be stored again. Registering makes the controller send everything that is missing again.
-    pub(super) fn code_usable(&mut self, effects: &mut Vec<Effect>) {
-        if self.code.failure.take().is_some() {
-            effects.push(Effect::Register { holds: self.holds() });
-        }
-    }
-
-    pub(super) fn check_code(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        if self.registered
-            && self.leaving.is_none()
-            && let Some(failure) = &mut self.code.failure
-            && failure.retry_at.is_some_and(|at| now.instant >= at)
-        {
-            failure.retry_at = None;
-            effects.push(Effect::RetryCodeStorage);
-        }
-    }
-
-    /// Returns tasks whose code is not available, to run on other engines. Tasks that only this engine may run fail with the reason.
-    pub(super) fn reject_code_units(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        let Some(reason) = self.code.why_unusable().map(String::from) else {
-            return;
-        };
-        let (mut returned, mut failed) = (Vec::new(), Vec::new());
-        for unit in std::mem::take(&mut self.queue) {
-            let map = unit.held().map(|held| held.map);
-            let definition = map.and_then(|map| Some((map, &self.maps.get(&map)?.definition)));
-            match definition {
-                Some((map, definition)) if definition.bundle().is_some() && worker_of(map, definition).is_some() => {
-                    match definition.options.targets.is_some() {
-                        true => failed.push(unit),
-                        false => returned.push(unit),
-                    }
-                }
-                _ => self.queue.push_back(unit),
-            }
-        }
-        for unit in failed {
-            self.fail(now, unit, "CodeUnavailable", reason.clone(), effects);
-        }
-        if !returned.is_empty() {
-            self.return_units(returned, effects);
-        }
+    /// Returns whether the time for a retry has come, once.
+    pub(super) fn is_retry_due(&mut self, now: Now) -> bool {
+        let outage = self.outage.as_mut();
+        outage.is_some_and(|outage| outage.retry_at.take_if(|at| now.instant >= *at).is_some())
     }
 }

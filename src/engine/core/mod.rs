@@ -7,16 +7,23 @@
 //! The core can recall a unit from the worker until it starts: each unit needs a token, and the core can take back tokens
 //! that the worker has not read ([`Effect::TakeBackTokens`]).
 //!
-//! Parts: [`event`], [`unit`], [`output`], [`outbox`]; `workers` and `code` (requirements of Python tasks), `values` (inputs
-//! of reductions), `report` (output and progress), `dispatch` (sends units to workers), `finish` (units that end), `stop` (cancelling, timeouts, leaving).
+//! The state and its types: here, [`unit`], [`output`], [`outbox`], `code` (whether code can be stored), `values` (inputs of
+//! reductions), `stop`, `workers`. What happens to them: `dispatch` (sends units to workers), `fetch` (values), `finish` (units that
+//! end), `report` (output and progress), `recall` (returning, cancelling), `leave` (stopping, timeouts, leaving), `storage` (code and
+//! values that this host cannot store).
 mod code;
 mod dispatch;
 pub(crate) mod event;
+mod fetch;
 mod finish;
+mod leave;
+mod outage;
 pub(crate) mod outbox;
 pub(crate) mod output;
+mod recall;
 mod report;
 mod stop;
+mod storage;
 #[cfg(test)]
 mod tests;
 pub(crate) mod unit;
@@ -35,8 +42,7 @@ use crate::model::{MapId, UnixTime};
 use crate::wire::content::engine::{Held, Returned};
 use code::Code;
 use outbox::Outbox;
-use output::{Streams, TextBuffer, WINDOW};
-use report::unclaimed;
+use output::{Streams, TextBuffer, WINDOW, unclaimed};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -249,7 +255,7 @@ impl Core {
             Event::AbortRequested { msg_ids } => self.recall_then(now, AfterRecall::Abort(msg_ids), effects),
 
             Event::CodeFailed { hash, reason } => self.code_failed(now, hash, reason),
-            Event::CodeWritten { hash } => self.code_written(&hash),
+            Event::CodeWritten { hash } => self.code.written(&hash),
             Event::CodeUsable => self.code_usable(effects),
 
             Event::WorkerReady => self.spare_is_ready(effects),

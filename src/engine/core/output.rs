@@ -3,8 +3,10 @@
 //!
 //! A short output is sent with the task's result. A longer one, or one that is read while the task runs, is sent ahead in
 //! parts. The buffer is bounded ([`WINDOW`]): readers of pipes and files check the limit before they read more.
+use super::event::{Effect, Parent, Published};
 use crate::model::output::{INLINE, Output, Stream, Written};
 use crate::wire::content::engine::Part;
+use crate::wire::message::to_json;
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 
@@ -195,6 +197,26 @@ fn whole_characters(bytes: &[u8]) -> usize {
         return if length > back { at } else { bytes.len() };
     }
     bytes.len()
+}
+
+/// Publishes output that belongs to no unit, without a parent request.
+pub(super) fn unclaimed(output: [Bytes; 2], effects: &mut Vec<Effect>) {
+    for (name, bytes) in ["stdout", "stderr"].into_iter().zip(output) {
+        let mut text = TextBuffer::default();
+        text.push(&bytes);
+        let text = text.finish();
+        if !text.is_empty() {
+            let published = Published {
+                parent: Parent::None,
+                kind: "stream".into(),
+                topic: name.into(),
+                metadata: Default::default(),
+                content: to_json(&serde_json::json!({ "name": name, "text": text })),
+                buffers: Vec::new(),
+            };
+            effects.push(Effect::Publish { parent: None, published });
+        }
+    }
 }
 
 #[cfg(test)]

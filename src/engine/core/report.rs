@@ -1,11 +1,10 @@
 //! Reports what units produce while they run: their start, their output, what requests publish.
 use super::event::{Effect, Now, Parent, Published};
-use super::output::TextBuffer;
+use super::output::unclaimed;
 use super::stop::StopReason;
 use super::{Core, Unit, UnitOutput, WorkerKey};
 use crate::model::UnixTime;
 use crate::wire::content::engine::{Held, OutputRecorded, Part, Progress};
-use crate::wire::message::to_json;
 use bytes::Bytes;
 
 /// Maximum number of output parts in one message.
@@ -169,24 +168,4 @@ fn progress(task: Held, started: UnixTime, parts: Vec<(Part, Bytes)>) -> Effect 
     let (parts, bytes) = parts.into_iter().unzip();
     let started = started.0;
     Effect::SendProgress(Progress { task, started, parts }, bytes)
-}
-
-/// Publishes output that belongs to no unit, without a parent request.
-pub(super) fn unclaimed(output: [Bytes; 2], effects: &mut Vec<Effect>) {
-    for (name, bytes) in ["stdout", "stderr"].into_iter().zip(output) {
-        let mut text = TextBuffer::default();
-        text.push(&bytes);
-        let text = text.finish();
-        if !text.is_empty() {
-            let published = Published {
-                parent: Parent::None,
-                kind: "stream".into(),
-                topic: name.into(),
-                metadata: Default::default(),
-                content: to_json(&serde_json::json!({ "name": name, "text": text })),
-                buffers: Vec::new(),
-            };
-            effects.push(Effect::Publish { parent: None, published });
-        }
-    }
 }

@@ -1,16 +1,13 @@
 //! Manages the workers: a spare that has run no user code, the interactive one, and one for each map of a Python function.
 use super::Core;
 use super::event::{Effect, Now, StopStep};
+use super::outage::{Outage, retry_delay};
 use super::unit::WorkerKey;
 use crate::model::MapId;
 use crate::model::resources::Allocation;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// First delay before retrying after Python was unavailable; doubles with each further failure,
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// ... up to this delay.
-const MAX_RETRY: Duration = Duration::from_secs(60);
 /// A spare that is not ready after this time is killed.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// Maximum number of idle map workers; beyond it the least recently used one is ended.
@@ -22,23 +19,11 @@ const MAX_IDLE_DEATHS: u32 = 3;
 /// The same for killed workers: the cause may lie elsewhere (the system is out of memory) and says little about Python.
 const MAX_IDLE_KILLS: u32 = 10;
 
-/// The delay after this many consecutive earlier failures.
-pub(super) fn retry_delay(failures: u32) -> Duration {
-    FIRST_RETRY.saturating_mul(1 << failures.min(10)).min(MAX_RETRY)
-}
-
 #[derive(Debug)]
 enum Spare {
     Absent,
     Starting { until: Instant, has_shell: bool },
     Ready,
-}
-
-#[derive(Debug)]
-struct Unavailable {
-    reason: String,
-    /// None while a spare is being tried.
-    retry_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -48,7 +33,7 @@ pub(super) struct Workers {
     wants_spare: bool,
     /// The latest time to start the next spare.
     spare_due: Option<Instant>,
-    unavailable: Option<Unavailable>,
+    unavailable: Option<Outage>,
     /// Number of consecutive failures.
     failures: u32,
     /// A spare has been ready at least once: Python works on this host.
@@ -213,7 +198,7 @@ impl Core {
     fn worker_failed(&mut self, now: Now, reason: String) {
         let delay = retry_delay(self.workers.failures);
         self.workers.failures += 1;
-        self.workers.unavailable = Some(Unavailable {
+        self.workers.unavailable = Some(Outage {
             reason,
             retry_at: Some(now.instant + delay),
         });

@@ -1,14 +1,16 @@
 //! Connects the core to its environment: sockets, worker processes, commands, signals, clocks.
 //!
-//! Parts: `incoming` (from the controller), `pool` (the workers), `pump` (their output), `reports` (from workers and from commands),
-//! `outgoing` (effects), `signals`, `walltime` (time limit of a batch job).
+//! Parts: `incoming` (from the controller), `outgoing` (effects), `workers` (starts and ends them) and `pool` (their table), `pump` (their
+//! output), `reports` (from workers and from commands), `leave` (`signals`, and `walltime`, the time limit of a batch job).
 mod incoming;
+mod leave;
 mod outgoing;
 mod pool;
 mod pump;
 mod reports;
 mod signals;
 mod walltime;
+mod workers;
 
 use crate::engine::bundles::BundleStore;
 use crate::engine::code_directory;
@@ -26,8 +28,7 @@ use crate::model::job::LeaveReason;
 use crate::model::{EngineUuid, PROTOCOL_VERSION};
 use crate::wire::Message;
 use crate::wire::content::engine::*;
-use pool::WorkerPool;
-use reports::WorkerReport;
+use pool::{WorkerPool, WorkerReport};
 use signals::EngineSignals;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -326,26 +327,6 @@ impl Driver {
         }
         self.link = Some(link);
         self.receive_native(answer).await;
-    }
-
-    pub(super) async fn leave_on_signal(&mut self, signal: &str) {
-        self.leave_with_notice(LeaveReason::Signal(signal.into()), Warning::Terminate).await;
-    }
-
-    /// Leaves; the running unit may continue for the grace period.
-    async fn leave_with_notice(&mut self, reason: LeaveReason, warning: Warning) {
-        let (reason, grace_period_ms) = (reason.to_string(), self.grace_after(warning));
-        tracing::info!(
-            "{reason}: returning tasks and leaving; the running task has {:.1} s",
-            grace_period_ms as f64 / 1000.0
-        );
-        self.send(LEAVING, &Leaving { reason: reason.clone() });
-        let event = Event::ShutdownRequested {
-            drain: true,
-            reason,
-            grace_period_ms: Some(grace_period_ms),
-        };
-        self.handle(event).await;
     }
 
     /// Waits until the worker has reported its Python version or has failed.

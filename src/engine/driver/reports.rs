@@ -1,4 +1,5 @@
 //! Converts reports of workers and commands into events.
+use super::pool::WorkerReport;
 use super::{Driver, now};
 use crate::engine::command::CommandEvent;
 use crate::engine::core::event::{Parent, Published};
@@ -12,14 +13,6 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
-
-/// A report of a worker, queued until the output before it has been read.
-#[derive(Debug)]
-pub(super) enum WorkerReport {
-    Record(Record),
-    OutputSynced,
-    Exited(WorkerExit),
-}
 
 impl Driver {
     pub(super) async fn receive_worker_event(&mut self, number: u64, event: WorkerEvent) {

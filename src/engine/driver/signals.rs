@@ -1,8 +1,5 @@
-//! Handles signals to the engine's process: signals that end it, and signals for user code.
-use super::Driver;
-use super::walltime::Warning;
-use crate::model::job::LeaveReason;
-use std::io::{self, IsTerminal};
+//! Signals to the engine's process.
+use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub(super) struct EngineSignals {
@@ -36,31 +33,6 @@ impl UserSignals {
         tokio::select! {
             _ = self.first.recv() => nix::libc::SIGUSR1,
             _ = self.second.recv() => nix::libc::SIGUSR2,
-        }
-    }
-}
-
-impl Driver {
-    /// In a batch job the signal warns that the job is about to reach its time limit or to be deleted (qsub -notify,
-    /// sbatch --signal); outside of one it is passed to user code.
-    pub(super) async fn user_signal(&mut self, signal: i32) {
-        match self.facts.job.is_empty() {
-            true => self.signal_user_code(signal),
-            false => {
-                let name = if signal == nix::libc::SIGUSR1 { "SIGUSR1" } else { "SIGUSR2" };
-                self.leave_with_notice(LeaveReason::Warned(name.into()), Warning::User).await;
-            }
-        }
-    }
-
-    /// SIGINT interrupts the running unit, as in ipengine. An idle engine exits if its terminal sent it (Ctrl-C).
-    pub(super) async fn interrupted(&mut self) {
-        if self.core.is_busy() {
-            self.signal_user_code(nix::libc::SIGINT);
-        } else if io::stdin().is_terminal() {
-            self.leave_on_signal("SIGINT").await;
-        } else {
-            tracing::info!("ignored SIGINT: no unit is running (send SIGTERM to stop the engine)");
         }
     }
 }

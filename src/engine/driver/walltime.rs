@@ -1,9 +1,5 @@
-//! Handles the time limit of a batch job. The engine leaves before the limit, so that tasks can run to completion on other
-//! engines. After a warning of the batch system the running task may continue for the known remaining time.
-use super::Driver;
-use crate::engine::link::unix_now;
+//! How long before the time limit of a batch job an engine leaves, and for how long its running task may continue.
 use crate::engine::settings::BatchJob;
-use std::time::{Duration, Instant};
 
 /// An engine leaves when this fraction of its job's time is left,
 const FRACTION: f64 = 0.1;
@@ -16,7 +12,7 @@ const RESERVE_S: f64 = 2.0;
 const DEFAULT_GRACE_MS: u64 = 5000;
 
 /// How many seconds before the end an engine leaves that has `left_s` seconds.
-fn margin(left_s: f64) -> f64 {
+pub(super) fn margin(left_s: f64) -> f64 {
     (left_s * FRACTION).clamp(LATEST_S, EARLIEST_S)
 }
 
@@ -32,7 +28,7 @@ pub(super) enum Warning {
 }
 
 /// Number of seconds left, if known. `ends_s`: seconds until the job's time limit.
-fn seconds_left(warning: Warning, ends_s: Option<f64>, job: &BatchJob) -> Option<f64> {
+pub(super) fn seconds_left(warning: Warning, ends_s: Option<f64>, job: &BatchJob) -> Option<f64> {
     match warning {
         Warning::Clock => ends_s,
         // SIGTERM may arrive long before the time limit (cancelled or preempted job) or at the limit.
@@ -46,7 +42,7 @@ fn seconds_left(warning: Warning, ends_s: Option<f64>, job: &BatchJob) -> Option
 
 /// Grace period of the running task in milliseconds: the time left minus the time to stop it (`to_stop_s`) and to report that,
 /// limited by the setting.
-fn grace_period_ms(left_s: Option<f64>, to_stop_s: f64, setting_ms: Option<u64>) -> u64 {
+pub(super) fn grace_period_ms(left_s: Option<f64>, to_stop_s: f64, setting_ms: Option<u64>) -> u64 {
     let Some(seconds_left) = left_s else {
         return setting_ms.unwrap_or(DEFAULT_GRACE_MS);
     };
@@ -55,25 +51,6 @@ fn grace_period_ms(left_s: Option<f64>, to_stop_s: f64, setting_ms: Option<u64>)
     // If there is too little time left, stop the task early rather than not at all.
     let grace = ((seconds_left - to_stop_s).max(seconds_left / 2.0) * 1000.0) as u64;
     grace.min(setting_ms.unwrap_or(u64::MAX))
-}
-
-impl Driver {
-    /// When to leave; None if the job has no known end.
-    pub(super) fn leave_at(&self) -> Option<Instant> {
-        let seconds_left = self.facts.ends?.0 - unix_now().0;
-        let until = (seconds_left - margin(seconds_left)).max(0.0);
-        Some(Instant::now() + Duration::try_from_secs_f64(until).ok()?)
-    }
-
-    pub(super) fn grace_after(&self, warning: Warning) -> u64 {
-        let ends_s = self.facts.ends.map(|ends| ends.0 - unix_now().0);
-        let to_stop_s = (self.settings.interrupt_timeout_ms + self.settings.terminate_timeout_ms) as f64 / 1000.0;
-        grace_period_ms(
-            seconds_left(warning, ends_s, &self.settings.batch),
-            to_stop_s,
-            self.settings.grace_period_ms,
-        )
-    }
 }
 
 #[cfg(test)]

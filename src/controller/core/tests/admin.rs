@@ -33,7 +33,7 @@ fn controls(w: &mut Harness) -> Vec<(String, Value)> {
 }
 
 #[test]
-fn a_signal_goes_to_whom_it_is_meant_for_in_each_ones_words() {
+fn a_signal_is_sent_to_its_targets_in_each_engines_protocol() {
     let mut w = Harness::new();
     w.register("a");
     w.register("b");
@@ -66,7 +66,7 @@ fn reported_jobs_are_recorded_before_the_query_and_not_broadcast() {
         }
         other => panic!("{other:?}"),
     }
-    // Only asked for, nothing is recorded; and what is malformed is answered.
+    // A query records nothing, and a malformed one is answered.
     w.ask(client::JOBS, &json!({"list": true}), Vec::new());
     assert!(matches!(&w.other[..], [Effect::Query(query)] if matches!(query.kind, QueryKind::Jobs { list: true, gone_since: None })));
     assert_eq!(w.ledger.jobs.len(), 1);

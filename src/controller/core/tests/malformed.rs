@@ -1,5 +1,4 @@
-//! Engines that send what no engine of ours sends: well signed, and wrong. Nothing panics, every task ends once, and only by the word of the
-//! engine that has it.
+//! Engines that send correctly signed but malformed messages. Nothing panics; every task ends once, and only by a report of its engine.
 use super::super::effect::Effect;
 use super::super::event::Event;
 use super::harness::*;
@@ -35,7 +34,7 @@ fn facts(name: &str) -> Value {
 
 /// The last reply to this engine's registration.
 fn registered(w: &mut Harness, name: &str) -> Option<Value> {
-    // The world passes on what is for engines that it plays; this one it does not.
+    // The harness delivers messages only to its fake engines, and this engine is not one of them.
     w.received
         .iter()
         .rev()
@@ -44,7 +43,7 @@ fn registered(w: &mut Harness, name: &str) -> Option<Value> {
 }
 
 #[test]
-fn a_result_that_is_no_end_is_refused_and_charged_to_the_engine() {
+fn a_result_without_a_final_state_is_rejected_and_counted_against_the_engine() {
     for wrong in [
         json!({"status": "running", "started": 1, "ended": 2}),
         json!({"status": "ready", "started": 1, "ended": 2}),
@@ -76,7 +75,7 @@ fn a_result_that_is_no_end_is_refused_and_charged_to_the_engine() {
         );
         let reply = registered(&mut w, "m").unwrap();
         assert_eq!(reply["status"], "error", "{reply}");
-        // It is not taken back under this name.
+        // Its next registration under this name is rejected.
         native(&mut w, "m", engine::REGISTER, &facts("m"));
         assert_eq!(w.state(map, 0), TaskState::Ready);
         w.register("a");
@@ -87,7 +86,7 @@ fn a_result_that_is_no_end_is_refused_and_charged_to_the_engine() {
 }
 
 #[test]
-fn a_registration_that_cannot_be_read_is_answered() {
+fn a_malformed_registration_is_answered() {
     let mut w = Harness::new();
     for (field, value) in [
         ("pid", json!(-1)),
@@ -109,7 +108,7 @@ fn a_registration_that_cannot_be_read_is_answered() {
     assert_eq!(w.core.engines.count(), 0);
 }
 
-/// A message of an engine, more or less.
+/// A random, mostly malformed message of an engine.
 fn malformed_message(w: &Harness, rng: &mut Rng, name: &str) -> (&'static str, Bytes) {
     let held = |rng: &mut Rng| json!({"map": rng.roll(5), "index": rng.roll(25), "run": rng.roll(4)});
     let number = |rng: &mut Rng| match rng.roll(6) {
@@ -222,7 +221,7 @@ fn live(seed: u64) {
         w.other.clear();
         w.received.clear();
     }
-    // They fall silent; the sound engine does what is left.
+    // They send nothing more; the well-behaved engine runs the remaining tasks.
     for _ in 0..200 {
         w.register("a");
         let outcome = w.ok();
@@ -236,7 +235,7 @@ fn live(seed: u64) {
 }
 
 #[test]
-fn whatever_an_engine_sends_no_task_is_lost() {
+fn arbitrary_messages_of_an_engine_lose_no_task() {
     for seed in 0..150 {
         if let Err(panic) = std::panic::catch_unwind(|| live(seed)) {
             eprintln!("this was seed {seed}");

@@ -1,4 +1,4 @@
-//! What is forgotten unasked, and what is not.
+//! Which records expire, and which are kept.
 use super::super::ClientChannel;
 use super::super::effect::{Effect, QueryKind};
 use super::super::event::{Event, Expired};
@@ -105,7 +105,7 @@ fn records_in_use_are_kept() {
     assert_eq!(w.ledger.purged, [Purge::Map(over)]);
     for _ in 0..20 {
         w.pass(Duration::from_millis(30_050));
-        // Its client lives.
+        // Its client is connected.
         w.inputs(open, 0, 0, false);
     }
     found(&mut w, &[followed, read]);
@@ -121,7 +121,7 @@ fn without_the_setting_nothing_expires() {
 }
 
 #[test]
-fn a_client_whose_submission_is_forgotten_gets_another() {
+fn a_client_whose_submission_expired_gets_a_new_one() {
     let mut w = Harness::with(ControllerConfig {
         retention_days: Some(1.0),
         ..config()
@@ -146,7 +146,7 @@ fn a_client_whose_submission_is_forgotten_gets_another() {
 }
 
 #[test]
-fn jumps_of_the_clock_age_nothing() {
+fn clock_jumps_expire_no_records() {
     const YEARS: f64 = 10.0 * 365.0 * 86_400.0;
     let mut w = harness();
     run(&mut w, MapOptions::default());
@@ -170,7 +170,7 @@ fn jumps_of_the_clock_age_nothing() {
     found(&mut w, &[]);
     let later = asked(&mut w, 20_000.0, 1e9 + YEARS).unwrap();
     assert!(later - first < 20_000.0, "ten years have not passed, but {} s", later - first);
-    // A controller that is started then goes on from there.
+    // A controller that is started then continues from that state.
     let mut restored = w.ledger.restored();
     restored.retention_clock = Some(crate::model::UnixTime(1e9 + 20_000.0));
     let mut other = Harness::with(crate::profile::config::ControllerConfig {
