@@ -112,7 +112,7 @@ def compared(text):
         line = re.sub(r"\bTIME( ago)?\b", "TIME", line)
         line = re.sub(r"(process|port|job|slurm) \d+(\.\d+)?|(engines-)\d+", r"\1\3N", line)
         line = re.sub(r"failed on \d+|engine( +)\d+ on", "engine N", line)
-        line = re.sub(r"\b\d+ cpus?, [\d.]+[MGT](, \d+ gpus?)?", "NODE", line)
+        line = re.sub(r"\d+/\d+ cpus, \S+/\S+", "NODE", line)
         lines.append(line)
     return "\n".join(lines).strip()
 

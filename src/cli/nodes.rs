@@ -3,7 +3,7 @@ use crate::cli::output::table::{Cell, Table};
 use crate::model::engine::EngineStatus;
 use crate::model::memory::Memory;
 use crate::model::node::{Gpu, NodeFacts};
-use crate::model::resources::WHOLE_GPU;
+use crate::model::resources::GpuAmount;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -26,7 +26,8 @@ pub(crate) struct NodeView<'a> {
 struct Used {
     cpus: u32,
     mem_bytes: u64,
-    gpus: f64,
+    /// Of all GPUs together.
+    gpus: GpuAmount,
     named: BTreeMap<String, u64>,
 }
 
@@ -73,30 +74,49 @@ impl<'a> NodeView<'a> {
         };
         used.cpus = used.cpus.saturating_add(uses.resources.cpus);
         used.mem_bytes = used.mem_bytes.saturating_add(uses.mem_bytes);
-        used.gpus += f64::from(uses.resources.gpus.thousandths) / f64::from(WHOLE_GPU);
+        used.gpus.thousandths = used.gpus.thousandths.saturating_add(uses.resources.gpus.thousandths);
         for (name, count) in &uses.resources.named {
             *used.named.entry(name.clone()).or_default() += count;
         }
     }
 }
 
-/// `2 (together 20 cpus, 94.1G, 2 gpus)`; empty without nodes.
+/// `2, in use: 3/20 cpus, 8G/94.1G, 1/2 gpus`; empty without nodes.
 pub(crate) fn summary(nodes: &[NodeView]) -> String {
-    let mut total = NodeFacts::default();
-    for node in nodes {
-        total.cpus = total.cpus.saturating_add(node.cpus.unwrap_or_default());
-        total.mem_bytes = total.mem_bytes.saturating_add(node.mem_bytes.unwrap_or_default());
-        total.gpus.extend_from_slice(node.gpus);
-        for (name, count) in node.named {
-            let sum = total.named.entry(name.clone()).or_default();
+    let (mut has, mut used) = (NodeFacts::default(), Used::default());
+    let add = |sums: &mut BTreeMap<String, u64>, more: &BTreeMap<String, u64>| {
+        for (name, count) in more {
+            let sum = sums.entry(name.clone()).or_default();
             *sum = sum.saturating_add(*count);
         }
+    };
+    for node in nodes {
+        has.cpus = has.cpus.saturating_add(node.cpus.unwrap_or_default());
+        has.mem_bytes = has.mem_bytes.saturating_add(node.mem_bytes.unwrap_or_default());
+        has.gpus.extend_from_slice(node.gpus);
+        used.cpus = used.cpus.saturating_add(node.used.cpus);
+        used.mem_bytes = used.mem_bytes.saturating_add(node.used.mem_bytes);
+        used.gpus.thousandths = used.gpus.thousandths.saturating_add(node.used.gpus.thousandths);
+        add(&mut has.named, node.named);
+        add(&mut used.named, &node.used.named);
     }
-    match nodes.len() {
-        0 => String::new(),
-        1 => format!("1 ({total})"),
-        count => format!("{count} (together {total})"),
+    if nodes.is_empty() {
+        return String::new();
     }
+    let size = |bytes| Memory { bytes }.rounded();
+    let mut parts = vec![
+        format!("{}/{} cpus", used.cpus, has.cpus),
+        match used.mem_bytes {
+            0 => format!("0/{}", size(has.mem_bytes)),
+            in_use => format!("{}/{}", size(in_use), size(has.mem_bytes)),
+        },
+    ];
+    if !has.gpus.is_empty() {
+        parts.push(format!("{}/{} gpus", used.gpus, has.gpus.len()));
+    }
+    let of = |name: &str| used.named.get(name).copied().unwrap_or_default();
+    parts.extend(has.named.iter().map(|(name, count)| format!("{}/{count} {name}", of(name))));
+    format!("{}, in use: {}", nodes.len(), parts.join(", "))
 }
 
 pub(crate) fn table(nodes: &[NodeView]) -> Table {
@@ -118,7 +138,7 @@ pub(crate) fn table(nodes: &[NodeView]) -> Table {
             .collect();
         let size = |bytes| Memory { bytes }.rounded();
         let memory = |bytes| match used.mem_bytes {
-            0 => size(bytes),
+            0 => format!("0/{}", size(bytes)),
             in_use => format!("{}/{}", size(in_use), size(bytes)),
         };
         table.row(vec![
@@ -178,7 +198,7 @@ mod tests {
             serde_json::from_value(json!({"resources": {"cpus": 4, "gpus": 500, "named": {"licence": 1}}, "mem_bytes": 4u64 << 30}))
                 .unwrap();
         engines[2].assigned = 1;
-        assert_eq!(summary(&nodes(&engines)), "3 (together 21 cpus, 62.7G, 2 gpus, 2 licence)");
+        assert_eq!(summary(&nodes(&engines)), "3, in use: 5/21 cpus, 4G/62.7G, 0.5/2 gpus, 1/2 licence");
         insta::assert_snapshot!(table(&nodes(&engines)).render(&Terminal::NONE), @r"
         NODE  JOB   ENGINES  CPUS    MEMORY  GPUS               OTHER
         n1    -           2  5/16  4G/62.7G  0.5/2 NVIDIA A100  1/2 licence

@@ -49,7 +49,7 @@ impl FromStr for Memory {
         let (digits, unit) = bare.split_at(end);
         let amount: f64 = digits.parse().map_err(|_| invalid())?;
         let unit = unit.trim().to_ascii_uppercase();
-        if unit.is_empty() {
+        if unit.is_empty() && amount > 0.0 {
             return Err(format!("{text:?} has no unit: write {digits}M for MiB, or {digits}G for GiB"));
         }
         let letter = match unit.as_str() {
@@ -62,9 +62,10 @@ impl FromStr for Memory {
         };
         let shift = UNITS.iter().find(|(name, _)| Some(*name) == letter).ok_or_else(invalid)?.1;
         let bytes = (amount * (1u64 << shift) as f64).round();
-        match (1.0..MAX).contains(&bytes) {
-            true => Ok(Memory { bytes: bytes as u64 }),
-            false => Err(invalid()),
+        match bytes {
+            _ if (1.0..MAX).contains(&bytes) => Ok(Memory { bytes: bytes as u64 }),
+            _ if bytes < 1.0 => Err(format!("{text:?} must be greater than 0")),
+            _ => Err(format!("{text:?} is more than any machine has")),
         }
     }
 }

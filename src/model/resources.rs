@@ -77,7 +77,7 @@ impl fmt::Display for GpuAmount {
 }
 
 /// Everything that a task asks of its node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     pub resources: TaskResources,
     /// In bytes; 0 if unspecified.
@@ -98,7 +98,12 @@ impl Request {
     }
 
     fn cpus_fit(&self, node: &NodeFacts, engines: u32) -> bool {
-        self.resources.cpus <= node.cpus.max(engines)
+        match self.resources.cpus {
+            // An engine is enough.
+            0..=1 => true,
+            cpus if node.cpus == 0 => cpus <= engines,
+            cpus => cpus <= node.cpus,
+        }
     }
 }
 

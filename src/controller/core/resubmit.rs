@@ -100,6 +100,9 @@ impl Core {
             {
                 return self.out.answer(&context, &error);
             }
+            if let Err(error) = self.check_resources(&map.definition) {
+                return self.out.answer(&context, &error);
+            }
             maps.push(id);
             let reopened = !self.maps.is_open(id);
             if reopened && let Err(error) = self.reopen(&map) {

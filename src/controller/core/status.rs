@@ -49,8 +49,19 @@ impl Core {
     /// Describes maps whose tasks wait for resources.
     fn maps_without_resources(&self) -> Vec<String> {
         let why = |id: MapId| {
-            let request = self.maps.get(id)?.request()?;
-            Some(format!("map {id} waits: {}", self.engines.nodes().explain(request)?))
+            let map = self.maps.get(id).filter(|map| map.targets().is_none() && map.may_start() > 0)?;
+            let nodes = self.engines.nodes();
+            if let Some(why) = map.request().and_then(|request| nodes.explain(request)) {
+                return Some(format!("map {id} waits: {why}"));
+            }
+            let (holder, host) = nodes.reservation().filter(|(holder, _)| *holder != id)?;
+            let mut idle = self
+                .engines
+                .iter()
+                .filter(|(_, e)| e.load() == 0 && e.may_take(map.is_command()))
+                .peekable();
+            let waits = idle.peek().is_some() && !idle.any(|(_, e)| map.request().is_none() && self.engines.admits(e, Some(id)));
+            waits.then(|| format!("map {id} waits: {host} is reserved for map {holder}, which came first"))
         };
         self.maps.runnable().filter_map(why).collect()
     }
@@ -65,7 +76,7 @@ impl Core {
     }
 
     pub(super) fn status(&mut self, context: &RequestContext) {
-        let engines = self.engines.iter().map(|(_, e)| e.status()).collect();
+        let engines = self.engines.iter().map(|(_, e)| self.engines.status(e)).collect();
         let begun: usize = self.engines.iter().filter(|(_, e)| e.load() > 0).count();
         let in_flight: usize = self.engines.iter().map(|(_, e)| e.load() as usize).sum();
         let ready: usize = self.maps.iter().map(|(_, m)| m.ready()).sum::<usize>() + self.requests.queued();

@@ -90,7 +90,7 @@ impl Core {
     }
 
     /// Refuses a map whose tasks ask for more than any node has.
-    fn check_resources(&self, definition: &MapDefinition) -> Result<(), ErrorContent> {
+    pub(super) fn check_resources(&self, definition: &MapDefinition) -> Result<(), ErrorContent> {
         let Some(request) = definition.options.request() else {
             return Ok(());
         };

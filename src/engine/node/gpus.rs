@@ -79,6 +79,21 @@ impl Surroundings<'_> {
     }
 }
 
+/// The GPUs that the variables name, whether they exist or not.
+pub(super) fn named_by(variable: &dyn Fn(&str) -> Option<String>) -> Vec<Gpu> {
+    let of = |vendor: GpuVendor| {
+        let names = variable(vendor.variable())
+            .map(|text| visible(&text, usize::MAX))
+            .unwrap_or_default();
+        names.into_iter().map(move |name| Gpu {
+            vendor,
+            name,
+            model: String::new(),
+        })
+    };
+    of(GpuVendor::Nvidia).chain(of(GpuVendor::Amd)).collect()
+}
+
 /// The words of a variable that are valid: those before the first invalid one (CUDA C++ Programming Guide).
 fn visible(text: &str, count: usize) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();

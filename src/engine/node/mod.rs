@@ -28,6 +28,10 @@ pub(crate) struct Surroundings<'a> {
 /// The resources of this process's node, with those that the profile sets.
 pub(crate) fn resources(host: &str, set: &NodeResources) -> NodeFacts {
     let mut node = detect(host);
+    // Where the driver is not found, a number of GPUs begins with those that this process was given.
+    if node.gpus.is_empty() && set.gpus.is_some() {
+        node.gpus = gpus::named_by(&|name| std::env::var(name).ok());
+    }
     set.apply(&mut node);
     node
 }

@@ -21,11 +21,40 @@ pub struct NodeResources {
 }
 
 /// A number of GPUs, or their names for `CUDA_VISIBLE_DEVICES` (indexes or UUIDs).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Gpus {
     Count(u16),
     Names(Vec<String>),
+}
+
+impl<'de> Deserialize<'de> for Gpus {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Gpus, D::Error> {
+        let value = serde_json::Value::deserialize(from)?;
+        let invalid = || D::Error::custom("gpus: use a number, or a list of different names such as [0, 1] or [GPU-5f1…, MIG-7a2…]");
+        let name = |value: &serde_json::Value| {
+            let name = value
+                .as_u64()
+                .map(|index| index.to_string())
+                .or_else(|| value.as_str().map(String::from))?;
+            let is_valid = !name.is_empty() && name.len() <= 100 && name.chars().all(|c| c.is_ascii_graphic() && c != ',');
+            is_valid.then_some(name)
+        };
+        match &value {
+            serde_json::Value::Array(values) => {
+                let names: Vec<String> = values.iter().map(name).collect::<Option<_>>().ok_or_else(invalid)?;
+                let different: std::collections::BTreeSet<&String> = names.iter().collect();
+                match different.len() == names.len() {
+                    true => Ok(Gpus::Names(names)),
+                    false => Err(invalid()),
+                }
+            }
+            other => {
+                let count = other.as_u64().and_then(|count| u16::try_from(count).ok());
+                count.map(Gpus::Count).ok_or_else(invalid)
+            }
+        }
+    }
 }
 
 impl NodeResources {
@@ -67,6 +96,15 @@ const MISSPELT: [(&str, &str); 7] = [
     ("mib", "mem"),
 ];
 
+/// The right spelling, if this looks like a resource with a fixed name.
+pub(crate) fn misspelt(name: &str) -> Option<&'static str> {
+    let fixed = [("cpus", "cpus"), ("mem", "mem"), ("gpus", "gpus")];
+    let all = MISSPELT.iter().chain(&fixed);
+    all.into_iter()
+        .find(|(wrong, _)| name.eq_ignore_ascii_case(wrong))
+        .map(|(_, right)| *right)
+}
+
 /// Whether a user may give a resource this name.
 pub(crate) fn is_resource_name(name: &str) -> bool {
     let rest = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
@@ -75,13 +113,12 @@ pub(crate) fn is_resource_name(name: &str) -> bool {
 
 fn named<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, u64>, D::Error> {
     let named = BTreeMap::<String, serde_json::Value>::deserialize(from)?;
-    let misspelt = |name: &str| MISSPELT.iter().find(|(wrong, _)| name.eq_ignore_ascii_case(wrong));
     let one = |(name, value): (String, serde_json::Value)| match value.as_u64() {
         _ if !is_resource_name(&name) => Err(D::Error::custom(format!(
             "{name:?} is not a name of a resource: use letters, digits, '_', '-' and '.', first a letter"
         ))),
         _ if misspelt(&name).is_some() => {
-            let right = misspelt(&name).map_or("", |(_, right)| right);
+            let right = misspelt(&name).unwrap_or_default();
             Err(D::Error::custom(format!("{name:?} is not a resource: write {right}")))
         }
         None => Err(D::Error::custom(format!("resource {name}: {value} is not a whole number"))),
@@ -125,6 +162,7 @@ mod tests {
         assert_eq!((&two[0], two[1].vendor, two[1].name.as_str()), (&gpu("0"), GpuVendor::Amd, "1"));
         assert_eq!(applied("gpus: 0").gpus, []);
         assert_eq!(applied("gpus: [MIG-1, MIG-2]").gpus[1].name, "MIG-2");
+        assert_eq!(applied("gpus: [3, 4]").gpus[1].name, "4");
     }
 
     #[test]
@@ -135,6 +173,11 @@ mod tests {
             ("cpus: 1.5", "cpus"),
             ("gpu: 1", "write gpus"),
             ("RAM: 1", "write mem"),
+            ("CPUS: 4", "write cpus"),
+            ("gpus: [0, 0]", "different names"),
+            ("gpus: ['a,b']", "use a number, or a list"),
+            ("gpus: many", "use a number, or a list"),
+            ("gpus: 0.5", "use a number, or a list"),
             ("licence: -1", "not a whole number"),
             ("licence: many", "not a whole number"),
             ("'a b': 1", "not a name of a resource"),

@@ -10,7 +10,7 @@ pub(super) use departures::{ANNOUNCE_AGAIN, Departures, ORPHAN_GRACE, announce};
 pub(crate) use engine::Engine;
 
 use super::outbox::{Outbox, Timer};
-use crate::model::engine::EngineFacts;
+use crate::model::engine::{EngineFacts, EngineStatus};
 use crate::model::resources::{Allocation, Request};
 use crate::model::{EngineId, EngineUuid, MapId, UnixTime};
 use crate::wire::content::engine as wire;
@@ -299,7 +299,7 @@ impl Engines {
         let mut roomy = self
             .nodes
             .with_room(request)
-            .filter(|(node, _)| !self.nodes.is_reserved(*node, Some(map)));
+            .filter(|(node, _)| self.nodes.leaves_reserved(*node, Some(map), request));
         let chosen = roomy.find_map(|(node, engines)| Some((node, engines.iter().find(idle)?.clone())));
         drop(roomy);
         if let Some((node, uuid)) = chosen {
@@ -355,6 +355,15 @@ impl Engines {
     /// Lets a node run empty for a map that waits: later maps of this round leave it alone.
     pub(crate) fn reserve(&mut self, map: MapId, request: &Request) {
         self.nodes.reserve(map, request);
+    }
+
+    /// The engine, with what its node has by the latest report of an engine there.
+    pub(crate) fn status(&self, engine: &Engine) -> EngineStatus {
+        let mut status = engine.status();
+        if let Some(has) = self.nodes.has(engine.node()) {
+            status.facts.node = has.clone();
+        }
+        status
     }
 
     pub(crate) fn nodes(&self) -> &Nodes {

@@ -19,20 +19,30 @@ pub(crate) struct Nodes {
     nodes: Vec<Node>,
     /// By host and job.
     by_name: HashMap<(String, String), NodeIndex>,
-    /// The node that a waiting map needs as it empties: later maps leave it alone.
-    reserved: Option<(NodeIndex, MapId)>,
-    last_reserved: Option<(NodeIndex, MapId)>,
+    /// The earliest map that waits: what it needs, other maps leave it on one node.
+    reserved: Option<Reservation>,
+    last_reserved: Option<Reservation>,
+}
+
+#[derive(Clone, Debug)]
+struct Reservation {
+    node: NodeIndex,
+    map: MapId,
+    request: Request,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Node {
+    host: String,
     has: NodeFacts,
     engines: BTreeSet<EngineUuid>,
     /// Engines that hold tasks and have no allocation.
     busy: u32,
     /// Engines that hold tasks with a share which this controller, after a restart, does not know yet.
     awaited: BTreeSet<EngineUuid>,
+    /// Processors of shares, and the number of shares with more than one.
     cpus: u32,
+    wide: u32,
     mem_bytes: u64,
     /// In use of each GPU, in thousandths.
     gpus: Vec<u32>,
@@ -77,19 +87,39 @@ pub(crate) enum Obstacle {
 }
 
 impl Node {
-    fn cpus_in_total(&self) -> u32 {
-        self.has.cpus.max(self.engines.len() as u32)
+    /// How many processors may be in use: tasks that ask for no more than one may be as many as engines.
+    fn max_cpus(&self, is_wide: bool) -> u32 {
+        let engines = self.engines.len() as u32;
+        match is_wide || self.wide > 0 {
+            true if self.has.cpus > 0 => self.has.cpus,
+            _ => self.has.cpus.max(engines),
+        }
+    }
+
+    fn free_cpus(&self, is_wide: bool) -> u32 {
+        self.max_cpus(is_wide).saturating_sub(self.cpus + self.busy)
+    }
+
+    /// Whether a task that takes these resources leaves what a waiting map needs of them.
+    fn leaves(&self, taken: &Request, waiting: &Request) -> bool {
+        let wide = waiting.resources.cpus > 1;
+        let cpus = self.free_cpus(wide) >= taken.resources.cpus + waiting.resources.cpus;
+        let free = self.has.mem_bytes.saturating_sub(self.mem_bytes);
+        let mem = taken.mem_bytes == 0 || waiting.mem_bytes == 0 || free >= taken.mem_bytes + waiting.mem_bytes;
+        let gpus = taken.resources.gpus.is_zero() || waiting.resources.gpus.is_zero();
+        let named = taken.resources.named.keys().all(|name| !waiting.resources.named.contains_key(name));
+        cpus && mem && gpus && named
     }
 
     /// Why such a task cannot start now. One of the node's engines, which takes no other tasks meanwhile, would run it.
     fn obstacle(&self, request: &Request) -> Option<Obstacle> {
-        if !request.fits(&self.has, self.engines.len() as u32) {
+        if !self.could_run(request) {
             return Some(Obstacle::TooSmall);
         }
         if !self.awaited.is_empty() {
             return Some(Obstacle::Awaited);
         }
-        let free = self.cpus_in_total().saturating_sub(self.cpus + self.busy);
+        let free = self.free_cpus(request.resources.cpus > 1);
         if request.resources.cpus > free {
             return Some(Obstacle::Cpus { free });
         }
@@ -123,7 +153,7 @@ impl Node {
     }
 
     fn could_run(&self, request: &Request) -> bool {
-        !self.engines.is_empty() && request.fits(&self.has, self.engines.len() as u32)
+        !self.engines.is_empty() && !self.has.is_empty() && request.fits(&self.has, self.engines.len() as u32)
     }
 
     fn take(&mut self, map: MapId, request: &Request) -> Option<Share> {
@@ -139,6 +169,7 @@ impl Node {
 
     fn add(&mut self, share: &Share) {
         self.cpus += share.request.resources.cpus;
+        self.wide += u32::from(share.request.resources.cpus > 1);
         self.mem_bytes += share.request.mem_bytes;
         for (index, used) in &share.gpus {
             self.gpus[*index] += used;
@@ -150,6 +181,7 @@ impl Node {
 
     fn give_back(&mut self, share: &Share) {
         self.cpus = self.cpus.saturating_sub(share.request.resources.cpus);
+        self.wide = self.wide.saturating_sub(u32::from(share.request.resources.cpus > 1));
         self.mem_bytes = self.mem_bytes.saturating_sub(share.request.mem_bytes);
         for (index, used) in &share.gpus {
             if let Some(in_use) = self.gpus.get_mut(*index) {
@@ -170,7 +202,10 @@ impl Nodes {
         let name = (facts.host.clone(), facts.job.clone());
         let nodes = &mut self.nodes;
         let index = *self.by_name.entry(name).or_insert_with(|| {
-            nodes.push(Node::default());
+            nodes.push(Node {
+                host: facts.host.clone(),
+                ..Node::default()
+            });
             nodes.len() - 1
         });
         let node = &mut self.nodes[index];
@@ -248,8 +283,21 @@ impl Nodes {
     pub(super) fn admits(&self, index: NodeIndex, is_idle: bool, map: Option<MapId>) -> bool {
         let Some(node) = self.nodes.get(index) else { return true };
         // Direct requests may have taken more than there is.
-        let is_free = node.cpus == 0 || node.cpus + node.busy + u32::from(is_idle) <= node.cpus_in_total();
-        is_free && node.awaited.is_empty() && !self.is_reserved(index, map)
+        let is_free = node.cpus == 0 || node.cpus + node.busy + u32::from(is_idle) <= node.max_cpus(false);
+        let taken = || {
+            let mut taken = Request::default();
+            taken.resources.cpus = u32::from(is_idle);
+            taken
+        };
+        is_free && node.awaited.is_empty() && (self.reserved.is_none() || self.leaves_reserved(index, map, &taken()))
+    }
+
+    /// Whether tasks of this map leave enough for the map that has a reservation there.
+    pub(super) fn leaves_reserved(&self, index: NodeIndex, map: Option<MapId>, taken: &Request) -> bool {
+        let Some(reservation) = self.reserved.as_ref().filter(|r| r.node == index && map != Some(r.map)) else {
+            return true;
+        };
+        self.nodes.get(index).is_none_or(|node| node.leaves(taken, &reservation.request))
     }
 
     /// What the tasks of this share may use.
@@ -268,10 +316,10 @@ impl Nodes {
         roomy.map(|(index, node)| (index, &node.engines))
     }
 
-    /// Whether an earlier map than this one waits for the node to empty.
-    pub(super) fn is_reserved(&self, index: NodeIndex, map: Option<MapId>) -> bool {
-        self.reserved
-            .is_some_and(|(reserved, holder)| reserved == index && map != Some(holder))
+    /// The map that has a reservation, and the host of the node.
+    pub(crate) fn reservation(&self) -> Option<(MapId, &str)> {
+        let reservation = self.reserved.as_ref()?;
+        Some((reservation.map, self.nodes.get(reservation.node)?.host.as_str()))
     }
 
     /// Why no node has room for such a task now: `2 of 3 nodes have too few free cpus (at most 1), 1 is too small`.
@@ -308,8 +356,15 @@ impl Nodes {
             _ => None,
         });
         count("with too few free gpus", Some(free.to_string()), n);
-        let named = obstacles.iter().filter(|o| matches!(o, Obstacle::Named { .. })).count();
-        count("where other resources are in use", None, named);
+        for name in request.resources.named.keys() {
+            let free = obstacles.iter().filter_map(|o| match o {
+                Obstacle::Named { name: lacking, free } if lacking == name => Some(*free),
+                _ => None,
+            });
+            let free: Vec<u64> = free.collect();
+            let most = free.iter().max().copied().unwrap_or_default();
+            count(&format!("with too little free {name}"), Some(most.to_string()), free.len());
+        }
         let awaited = obstacles.iter().filter(|o| **o == Obstacle::Awaited).count();
         count("whose engines have not reconnected to the restarted controller", None, awaited);
         let small = obstacles.iter().filter(|o| **o == Obstacle::TooSmall).count();
@@ -337,17 +392,23 @@ impl Nodes {
             return;
         }
         let could = |index: NodeIndex| self.nodes.get(index).is_some_and(|node| node.could_run(request));
-        let last = self.last_reserved.filter(|(index, holder)| *holder == map && could(*index));
-        let free = |index: &NodeIndex| {
-            let node = &self.nodes[*index];
-            node.cpus_in_total().saturating_sub(node.cpus + node.busy)
-        };
+        let last = self.last_reserved.as_ref().filter(|last| last.map == map && could(last.node));
+        let free = |index: &NodeIndex| self.nodes[*index].free_cpus(true);
         let best = || {
             (0..self.nodes.len())
                 .filter(|index| could(*index))
                 .max_by_key(|index| (free(index), std::cmp::Reverse(*index)))
         };
-        self.reserved = last.or_else(|| Some((best()?, map)));
+        let node = last.map(|last| last.node).or_else(best);
+        self.reserved = node.map(|node| Reservation {
+            node,
+            map,
+            request: request.clone(),
+        });
+    }
+
+    pub(super) fn has(&self, index: NodeIndex) -> Option<&NodeFacts> {
+        self.nodes.get(index).map(|node| &node.has)
     }
 
     /// Whether any node could ever run such a task; true without engines.
@@ -358,9 +419,9 @@ impl Nodes {
 
     /// The node with most processors, then memory: its host and what it has.
     pub(crate) fn largest(&self) -> Option<(&str, &NodeFacts)> {
-        let named = self.by_name.iter().map(|((host, _), index)| (host.as_str(), &self.nodes[*index]));
+        let named = self.nodes.iter().map(|node| (node.host.as_str(), node));
         let largest = named
-            .filter(|(_, node)| !node.engines.is_empty())
+            .filter(|(_, node)| !node.engines.is_empty() && !node.has.is_empty())
             .max_by_key(|(host, node)| (node.has.gpus.len(), node.has.cpus, node.has.mem_bytes, std::cmp::Reverse(*host)));
         largest.map(|(host, node)| (host, &node.has))
     }

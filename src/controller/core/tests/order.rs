@@ -2,7 +2,7 @@
 use super::harness::*;
 use crate::model::MapId;
 use crate::model::definition::MapOptions;
-use crate::model::node::NodeFacts;
+use crate::model::node::{Gpu, GpuVendor, NodeFacts};
 use crate::model::resources::TaskResources;
 use crate::model::task::TaskState;
 use crate::wire::content::client;
@@ -116,4 +116,60 @@ fn a_large_task_gets_its_node_although_small_tasks_keep_coming() {
         finish_long(&mut w, name);
     }
     panic!("the large task has not run: {:?}", w.state(large, 0));
+}
+
+fn cpus(cpus: u32) -> MapOptions {
+    MapOptions {
+        resources: TaskResources {
+            cpus,
+            ..TaskResources::default()
+        },
+        ..MapOptions::default()
+    }
+}
+
+fn held(w: &Harness, map: MapId) -> usize {
+    w.engines.values().flat_map(|e| &e.queue).filter(|held| held.map == map).count()
+}
+
+#[test]
+fn a_node_with_more_engines_than_processors_is_full_when_its_processors_are() {
+    let mut w = Harness::new();
+    w.node.cpus = 2;
+    ["c", "d", "e", "f"].iter().for_each(|name| w.register(name));
+    let small = w.submit(4, MapOptions::default());
+    assert_eq!(w.engines.values().filter(|e| !e.queue.is_empty()).count(), 4, "as many as engines");
+    let wide = w.submit(3, cpus(2));
+    let after = w.submit(4, MapOptions::default());
+    while held(&w, small) > 0 {
+        assert_eq!(held(&w, wide), 0);
+        ["c", "d", "e", "f"].iter().for_each(|name| drop(finish_long(&mut w, name)));
+    }
+    assert_eq!((held(&w, wide), held(&w, after)), (1, 0), "two processors are in use");
+}
+
+#[test]
+fn a_map_that_waits_for_a_gpu_leaves_processors_to_others() {
+    let mut w = Harness::new();
+    w.node = NodeFacts {
+        cpus: 4,
+        gpus: vec![Gpu {
+            vendor: GpuVendor::Nvidia,
+            name: "0".into(),
+            model: String::new(),
+        }],
+        ..NodeFacts::default()
+    };
+    ["c", "d", "e", "f"].iter().for_each(|name| w.register(name));
+    let mut options = cpus(1);
+    options.resources.gpus = "1".parse().unwrap();
+    let gpu = w.submit(10, options.clone());
+    let (plain, wide) = (w.submit(2, MapOptions::default()), w.submit(1, cpus(2)));
+    assert_eq!(held(&w, gpu), 1);
+    assert_eq!(held(&w, plain), 2, "two processors do not matter to the task that waits for the GPU");
+    assert_eq!(held(&w, wide), 0, "but its own does");
+    options.resources.cpus = 5;
+    w.ask(client::STATUS, &serde_json::json!({}), vec![]);
+    let notes = w.reply()["notes"].to_string();
+    assert!(notes.contains(&format!("map {gpu} waits")) && notes.contains(&format!("map {wide} waits")), "{notes}");
 }
