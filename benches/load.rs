@@ -8,7 +8,7 @@
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pcluster::testing::model::*;
 use pcluster::testing::wire::{Session, content::engine::*};
-use pcluster::testing::{ConnectionFile, Kind, Security, Socket, client::Client};
+use pcluster::testing::{ConnectionFile, Security, Socket, SocketKind, client::Client};
 use serde::Serialize;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
@@ -130,7 +130,7 @@ impl LightEngine {
             Some(key) => Security::Client { server_key: key.clone() },
             None => Security::Plain,
         };
-        let socket = Socket::new(Kind::Dealer, Some(&uuid), &security)?.with_packing();
+        let socket = Socket::new(SocketKind::Dealer, Some(&uuid), &security)?.with_packing();
         socket.connect(&file.location, port).await?;
         let mut engine = LightEngine {
             session: Session::new(file.key.as_bytes(), uuid.clone(), "bench"),

@@ -35,7 +35,7 @@ pub mod model {
 }
 
 pub use crate::profile::{Config, ControllerConfig};
-pub use crate::transport::{Kind, Security, Socket};
+pub use crate::transport::{Security, Socket, SocketKind};
 
 pub mod wire {
     pub use crate::wire::content;

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 use targets::{TARGETS, Target};
 
 /// An input that takes longer is a failure.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 struct Arguments {
     seconds: u64,
@@ -181,9 +181,9 @@ fn watch(current: Current) {
         loop {
             std::thread::sleep(Duration::from_secs(1));
             let (began, target, input) = &*lock(&current);
-            if !target.is_empty() && began.elapsed() > PATIENCE {
+            if !target.is_empty() && began.elapsed() > TIMEOUT {
                 let kept = keep(target, input).map_or_else(|why| why, |path| path.display().to_string());
-                println!("{target}: no end after {} s: {kept}", PATIENCE.as_secs());
+                println!("{target}: no end after {} s: {kept}", TIMEOUT.as_secs());
                 // The thread that would return the code does not come back.
                 std::process::abort();
             }

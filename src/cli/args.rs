@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_help() {
+    fn help_text_of_all_commands() {
         insta::assert_snapshot!(app_at(80).term_width(80).render_help(), @r"
         Run Python functions and commands in parallel: locally, over ssh, or on a batch
         system

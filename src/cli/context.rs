@@ -79,7 +79,7 @@ impl Terminal {
 }
 
 /// What runs of a cluster whose connection file does not lead to it.
-enum Known {
+enum LiveProcesses {
     Controller(String),
     Engines(String),
     Nothing,
@@ -174,14 +174,14 @@ impl Context {
                 discover::wait(&path, CONNECT, go_on).map_err(|_| self.not_back(&profile, error))
             }
             Err(ConnectionError::Missing { path }) => Err(match self.known_to_run(&profile) {
-                Known::Controller(known) => {
+                LiveProcesses::Controller(known) => {
                     CommandError::refused(format!("{known}, but its connection file is missing: {}", path.display())).hint(format!(
                         "it may be starting; otherwise run pcluster stop{0}, then pcluster start{0}",
                         self.options()
                     ))
                 }
-                Known::Engines(known) => self.no_cluster(&path).hint(known),
-                Known::Nothing => self.no_cluster(&path),
+                LiveProcesses::Engines(known) => self.no_cluster(&path).hint(known),
+                LiveProcesses::Nothing => self.no_cluster(&path),
             }),
             Err(error @ ConnectionError::Stale { .. }) => Err(CommandError::not_found(error)
                 .hint(format!("start it again, with all its tasks: pcluster start{}", self.options()))
@@ -189,11 +189,11 @@ impl Context {
             Err(error) if error.is_damaged() => {
                 let write = format!("pcluster start{} writes a new file", self.options());
                 Err(match self.known_to_run(&profile) {
-                    Known::Controller(known) => CommandError::refused(error)
+                    LiveProcesses::Controller(known) => CommandError::refused(error)
                         .hint(known)
                         .hint(format!("after pcluster stop{}, {write}", self.options())),
-                    Known::Engines(known) => CommandError::not_found(error).hint(known).hint(write),
-                    Known::Nothing => CommandError::not_found(error).hint(format!("no process of the cluster is running; {write}")),
+                    LiveProcesses::Engines(known) => CommandError::not_found(error).hint(known).hint(write),
+                    LiveProcesses::Nothing => CommandError::not_found(error).hint(format!("no process of the cluster is running; {write}")),
                 })
             }
             other => Ok(other?),
@@ -212,9 +212,9 @@ impl Context {
     }
 
     /// What of the cluster runs, by its lock and its record.
-    fn known_to_run(&self, profile: &ProfileDir) -> Known {
+    fn known_to_run(&self, profile: &ProfileDir) -> LiveProcesses {
         let Some(cluster) = cluster::status(profile, &self.cluster_id) else {
-            return Known::Nothing;
+            return LiveProcesses::Nothing;
         };
         let holder = match lock::ask(&profile.controller_lock(&self.cluster_id)) {
             LockState::Held(holder) => holder.map(|holder| holder.process),
@@ -226,13 +226,15 @@ impl Context {
         };
         let engines = cluster.engines_alive.unwrap_or_default() as u64;
         match cluster.state {
-            Condition::Running => Known::Controller(format!("a controller is running ({process}), with {}", counted(engines, "engine"))),
+            Condition::Running => {
+                LiveProcesses::Controller(format!("a controller is running ({process}), with {}", counted(engines, "engine")))
+            }
             Condition::Remote | Condition::Foreign | Condition::Connected => {
                 let why = cluster.unseen.map(|why| format!(": {why}")).unwrap_or_default();
-                Known::Controller(format!("a controller may be running ({process}){why}"))
+                LiveProcesses::Controller(format!("a controller may be running ({process}){why}"))
             }
-            _ if engines > 0 => Known::Engines(format!("no controller is running; engines still running: {engines}")),
-            _ => Known::Nothing,
+            _ if engines > 0 => LiveProcesses::Engines(format!("no controller is running; engines still running: {engines}")),
+            _ => LiveProcesses::Nothing,
         }
     }
 

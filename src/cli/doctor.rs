@@ -113,8 +113,8 @@ fn interpreter(python: &str) -> Check {
         let advice = error.hint().unwrap_or_else(|| "choose another one with --python".into());
         return Check::fail("python", error.to_string(), advice);
     }
-    let said = Command::new(python).args(["-c", ASK]).args(PACKAGES).stdin(Stdio::null()).output();
-    let text = match said {
+    let output = Command::new(python).args(["-c", ASK]).args(PACKAGES).stdin(Stdio::null()).output();
+    let text = match output {
         Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
         Err(error) => {
             return Check::fail(
@@ -219,20 +219,20 @@ fn file_system(profile: &ProfileDir) -> Check {
             return Check::warn(name, format!("cannot query {}: {}", place.display(), e.desc()), "check it with df");
         }
     };
-    let said = format!("{} at {}, {} free", kind.map_or("local", |k| k), place.display(), size(free));
+    let finding = format!("{} at {}, {} free", kind.map_or("local", |k| k), place.display(), size(free));
     if free < 20 << 20 {
-        return Check::fail(name, said, "free some space: every task is recorded on it");
+        return Check::fail(name, finding, "free some space: every task is recorded on it");
     }
     if free < 1 << 30 {
-        return Check::warn(name, said, "free some space: every task is recorded on it");
+        return Check::warn(name, finding, "free some space: every task is recorded on it");
     }
     match kind {
         Some(_) => Check::warn(
             name,
-            said,
+            finding,
             "network file system: tasks are recorded more slowly; if this matters, put profiles on a local disk with IPYTHONDIR",
         ),
-        None => Check::ok(name, said),
+        None => Check::ok(name, finding),
     }
 }
 
@@ -322,7 +322,7 @@ fn open_files() -> Check {
 /// How many engines this host has room for, as `start` counts it.
 fn room() -> Check {
     let name = "engines";
-    let limits = capacity::Host::this().limits();
+    let limits = capacity::HostLimits::this().limits();
     let Some(first) = limits.first() else {
         return Check::warn(name, "cannot read any limit of this host", "is /proc mounted?");
     };
@@ -340,9 +340,14 @@ fn program(name: &'static str, program: &str, version: &[&str], missing: &str) -
     let Some(path) = find(program) else {
         return Check::warn(name, "not found", missing);
     };
-    let said = Command::new(&path).args(version).stdin(Stdio::null()).output();
-    let said = said.map(|o| [o.stdout, o.stderr].concat()).unwrap_or_default();
-    let first = String::from_utf8_lossy(&said).lines().next().unwrap_or_default().trim().to_string();
+    let output = Command::new(&path).args(version).stdin(Stdio::null()).output();
+    let printed = output.map(|o| [o.stdout, o.stderr].concat()).unwrap_or_default();
+    let first = String::from_utf8_lossy(&printed)
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_string();
     match first.is_empty() {
         true => Check::ok(name, path.display().to_string()),
         false => Check::ok(name, format!("{} ({first})", path.display())),
@@ -424,7 +429,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_healthy_host_is_fit() {
+    fn a_healthy_host_passes_all_checks() {
         assert_eq!(loopback().verdict, Verdict::Ok);
         let dir = tempfile::tempdir().unwrap();
         let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
@@ -469,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn network_file_systems_are_known_by_their_numbers() {
+    fn network_file_systems_are_recognized_by_magic_number() {
         assert_eq!(kind_of(0x6969), Some("NFS"));
         // As a 32-bit kernel gives SMB's number, which is negative there.
         assert_eq!(kind_of(0xffff_ffff_ff53_4d42), Some("SMB"));

@@ -357,7 +357,7 @@ mod tests {
         assert_eq!(CommandError::output(std::io::Error::other("full")).kind, ErrorKind::Environment);
     }
 
-    /// What goes wrong with a cluster, with the exit code that it gets.
+    /// Each error of a cluster, with its exit code.
     #[test]
     fn errors_of_clusters_have_their_exit_codes() {
         let cluster = || "the cluster of profile \"default\"".to_string();
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn a_typo_in_the_settings_is_shown_in_its_place() {
+    fn a_typo_in_the_settings_is_shown_with_its_position() {
         let dir = tempfile::tempdir().unwrap();
         let profile = crate::profile::ProfileDir::named("p", Some(dir.path())).unwrap();
         profile.create().unwrap();
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn colours_change_no_words() {
+    fn colours_do_not_change_the_text() {
         let error = CommandError::usage("bad").hint("do this");
         let colored = error.render(true);
         assert!(colored.contains("\x1b["));

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn tracing_goes_on_without_a_place_to_write_to() {
+    fn tracing_continues_if_its_output_fails() {
         let disk = Disk::default();
         let subscriber = tracing_subscriber::fmt()
             .with_writer(Log::new(disk.clone()))

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// The time window of the rate.
 const WINDOW: Duration = Duration::from_secs(20);
 /// Maps that finish sooner show no bar, to avoid flicker.
-const PATIENCE: Duration = Duration::from_millis(250);
+const MIN_DURATION: Duration = Duration::from_millis(250);
 
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
@@ -41,7 +41,7 @@ impl Progress {
     pub(crate) fn update(&mut self, counts: &Counts, total: Option<u64>, engines: u32) {
         let Some(bar) = &self.bar else { return };
         self.rate.add(Instant::now(), counts.done());
-        if self.began.elapsed() < PATIENCE {
+        if self.began.elapsed() < MIN_DURATION {
             return;
         }
         bar.set_length(total.unwrap_or(0).max(counts.total).max(1));
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bar_says_done_failed_running_rate_and_time_left() {
+    fn the_bar_shows_done_failed_running_rate_and_time_left() {
         let counts = Counts {
             total: 15,
             ok: 3,
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_that_of_the_last_while() {
+    fn the_rate_covers_a_recent_window() {
         let start = Instant::now();
         let mut rate = Rate::default();
         assert_eq!(rate.per_second(), None);

@@ -4,7 +4,7 @@ use super::error::{ClientError, writer_of};
 use crate::connection::ConnectionFile;
 use crate::model::{PROTOCOL_VERSION, UnixTime, VERSION};
 use crate::sys::process;
-use crate::transport::{Kind, Security, Socket};
+use crate::transport::{Security, Socket, SocketKind};
 use crate::wire::content::client::{Again, HELLO, HasRows, Hello, HelloReply};
 use crate::wire::content::error::{ErrorContent, Status};
 use crate::wire::message::to_json;
@@ -39,16 +39,16 @@ pub struct Client {
 }
 
 struct Link {
-    route: Mutex<Route>,
+    route: Mutex<SocketConnection>,
     /// Reread when the controller is silent.
     file: Option<PathBuf>,
     session: Mutex<Session>,
-    waiting: Arc<Mutex<Pending>>,
+    waiting: Arc<Mutex<PendingReplies>>,
     hello: HelloReply,
 }
 
 /// The current connection to the controller.
-struct Route {
+struct SocketConnection {
     socket: Socket,
     /// `tcp://…`, for errors.
     address: String,
@@ -56,14 +56,14 @@ struct Route {
     receiver: JoinHandle<()>,
 }
 
-impl Drop for Route {
+impl Drop for SocketConnection {
     fn drop(&mut self) {
         self.receiver.abort();
     }
 }
 
 #[derive(Default)]
-struct Pending {
+struct PendingReplies {
     /// By message id; a resent request has several ids.
     by_id: HashMap<String, mpsc::Sender<Message>>,
     last_heard: Option<Instant>,
@@ -88,9 +88,9 @@ impl Client {
     async fn connected(file: &ConnectionFile, path: Option<PathBuf>, timeout: Duration) -> Result<Client, ClientError> {
         let id = uuid::Uuid::new_v4().simple().to_string();
         let user = std::env::var("USER").unwrap_or_else(|_| "pcluster".into());
-        let waiting = Arc::new(Mutex::new(Pending::default()));
+        let waiting = Arc::new(Mutex::new(PendingReplies::default()));
         let mut link = Link {
-            route: Mutex::new(Route::open(file, &id, &waiting, timeout).await?),
+            route: Mutex::new(SocketConnection::open(file, &id, &waiting, timeout).await?),
             file: path,
             session: Mutex::new(Session::new(file.key.as_bytes(), id, user)),
             waiting,
@@ -236,9 +236,14 @@ impl Client {
     }
 }
 
-impl Route {
+impl SocketConnection {
     /// Connects to the first address that accepts, with the routing id `id`.
-    async fn open(file: &ConnectionFile, id: &str, waiting: &Arc<Mutex<Pending>>, timeout: Duration) -> Result<Route, ClientError> {
+    async fn open(
+        file: &ConnectionFile,
+        id: &str,
+        waiting: &Arc<Mutex<PendingReplies>>,
+        timeout: Duration,
+    ) -> Result<SocketConnection, ClientError> {
         let ip = reachable(file, candidates(file, &process::host())?, timeout).await?;
         let security = match &file.curve_serverkey {
             Some(server_key) => Security::Client {
@@ -246,9 +251,9 @@ impl Route {
             },
             None => Security::Plain,
         };
-        let socket = Socket::new(Kind::Dealer, Some(id), &security)?.with_adaptive_packing();
+        let socket = Socket::new(SocketKind::Dealer, Some(id), &security)?.with_adaptive_packing();
         socket.connect(&ip, file.registration).await?;
-        Ok(Route {
+        Ok(SocketConnection {
             receiver: tokio::spawn(receive(
                 socket.clone(),
                 // It only decodes messages.
@@ -277,7 +282,7 @@ impl Link {
         let moved = self.file.as_ref().and_then(|path| lock(&self.route).connection.moved(path));
         let Some(moved) = moved else { return false };
         let id = lock(&self.session).id.clone();
-        match Route::open(&moved, &id, &self.waiting, PROBE).await {
+        match SocketConnection::open(&moved, &id, &self.waiting, PROBE).await {
             Ok(mut route) => {
                 if self.hello.packs {
                     route.pack();
@@ -386,7 +391,7 @@ impl Link {
 
 /// Removes the ids of a request on drop.
 struct Registered<'a> {
-    waiting: &'a Mutex<Pending>,
+    waiting: &'a Mutex<PendingReplies>,
     ids: Vec<String>,
 }
 
@@ -399,7 +404,7 @@ impl Drop for Registered<'_> {
     }
 }
 
-async fn receive(socket: Socket, mut session: Session, waiting: Arc<Mutex<Pending>>) {
+async fn receive(socket: Socket, mut session: Session, waiting: Arc<Mutex<PendingReplies>>) {
     loop {
         let frames = match socket.receive().await {
             Ok(frames) => frames,

@@ -5,7 +5,7 @@ use crate::connection::ConnectionFile;
 use crate::model::definition::{MapDefinition, MapOptions, Work};
 use crate::model::query::TaskQuery;
 use crate::model::{MapId, PROTOCOL_VERSION, VERSION};
-use crate::transport::{KeyPair, Kind, Security, Socket};
+use crate::transport::{KeyPair, Security, Socket, SocketKind};
 use crate::wire::{Message, Session};
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ async fn controller(answer: impl FnMut(&Message) -> Option<Value> + Send + 'stat
 
 async fn controller_with_key(key: &str, mut answer: impl FnMut(&Message) -> Option<Value> + Send + 'static) -> (ConnectionFile, Asked) {
     let keys = KeyPair::generate();
-    let socket = Socket::new(Kind::Router, None, &Security::Server(keys.clone())).unwrap();
+    let socket = Socket::new(SocketKind::Router, None, &Security::Server(keys.clone())).unwrap();
     let port = socket.bind("127.0.0.1", 0).await.unwrap();
     let asked = Asked::default();
     let mut session = Session::new(key.as_bytes(), "controller", "test");
@@ -76,7 +76,7 @@ fn of_type(asked: &Asked, msg_type: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_request_has_its_reply() {
+async fn a_request_gets_its_reply() {
     let (file, asked) =
         controller(|m| (m.msg_type() == "tasks_request").then(|| json!({"status": "ok", "tasks": [], "matching": 7}))).await;
     let client = Client::connect(&file, LONG).await.unwrap();
@@ -89,7 +89,7 @@ async fn a_request_has_its_reply() {
 }
 
 #[tokio::test]
-async fn many_requests_at_once_find_their_own_replies() {
+async fn concurrent_requests_get_their_own_replies() {
     let (file, _) = controller(|m| {
         let content: Value = m.content().unwrap();
         (m.msg_type() == "tasks_request").then(|| json!({"status": "ok", "tasks": [], "matching": content["query"]["offset"]}))
@@ -114,7 +114,7 @@ async fn many_requests_at_once_find_their_own_replies() {
 }
 
 #[tokio::test]
-async fn a_lost_reply_is_asked_for_again() {
+async fn a_request_is_resent_after_a_lost_reply() {
     let mut lost = 0;
     let (file, asked) = controller(move |m| {
         if m.msg_type() != "cancel_request" {
@@ -168,7 +168,7 @@ async fn a_server_that_is_not_a_controller_times_out() {
 }
 
 #[tokio::test]
-async fn another_key_is_reported_as_the_reason() {
+async fn a_wrong_key_is_reported_as_the_reason() {
     // Its replies are signed with another key than the file's.
     let (mut file, _) = controller_with_key("", |_| None).await;
     file.key = "other".into();
@@ -177,7 +177,7 @@ async fn another_key_is_reported_as_the_reason() {
 }
 
 #[tokio::test]
-async fn a_refusal_comes_with_its_hint() {
+async fn a_rejection_comes_with_its_hint() {
     let (file, _) = controller(|m| {
         (m.msg_type() == "status_request")
             .then(|| json!({"status": "error", "ename": "NoMap", "evalue": "there is no map 7", "hint": "pcluster results"}))
@@ -212,7 +212,7 @@ async fn versions_are_compared() {
 }
 
 #[tokio::test]
-async fn ipyparallels_own_hub_is_recognised() {
+async fn ipyparallels_own_hub_is_recognized() {
     let (file, _) =
         controller(|_| Some(json!({"status": "error", "ename": "AssertionError", "evalue": "Bad Message", "traceback": []}))).await;
     let error = Client::connect(&file, LONG).await.err().unwrap();
@@ -225,7 +225,7 @@ async fn ipyparallels_own_hub_is_recognised() {
 }
 
 #[tokio::test]
-async fn a_reply_of_another_shape_is_an_error() {
+async fn a_malformed_reply_is_an_error() {
     let (file, _) = controller(|m| (m.msg_type() == "status_request").then(|| json!({"status": "ok"}))).await;
     let client = Client::connect(&file, LONG).await.unwrap();
     assert!(matches!(client.status().await.unwrap_err(), ClientError::BadReply { request, .. } if request == "status_request"));
@@ -263,7 +263,7 @@ fn taking_inputs(taken: Arc<Mutex<Vec<String>>>, drops: usize) -> impl FnMut(&Me
 }
 
 #[tokio::test]
-async fn inputs_arrive_once_and_in_order_though_messages_are_lost() {
+async fn inputs_arrive_once_and_in_order_despite_lost_messages() {
     let taken = Arc::default();
     let (file, asked) = controller(taking_inputs(Arc::clone(&taken), 2)).await;
     let client = Client::connect(&file, LONG).await.unwrap().with_timeout(Duration::from_secs(6));
@@ -291,7 +291,7 @@ async fn batches_are_bounded_by_bytes() {
 }
 
 #[tokio::test]
-async fn a_slow_stream_is_sent_as_it_comes() {
+async fn inputs_of_a_slow_stream_are_sent_immediately() {
     let taken: Arc<Mutex<Vec<String>>> = Arc::default();
     let (file, _) = controller(taking_inputs(Arc::clone(&taken), 0)).await;
     let client = Client::connect(&file, LONG).await.unwrap();
@@ -343,7 +343,7 @@ fn task(index: u64) -> Value {
 }
 
 #[tokio::test]
-async fn a_watch_brings_each_result_once_in_order() {
+async fn a_watch_delivers_each_result_once_in_order() {
     let mut calls = 0;
     let (file, _) = controller(move |m| {
         let content: Value = m.content().unwrap();

@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn it_follows_the_state_and_names_what_this_host_runs() {
+    fn the_file_follows_the_state_and_lists_local_processes() {
         let dir = tempfile::tempdir().unwrap();
         let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
         profile.create().unwrap();

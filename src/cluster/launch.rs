@@ -87,7 +87,7 @@ impl EngineSpec {
     pub(super) fn check_room(&self, n: u32) -> Result<(), ClusterError> {
         let is_here = self.config.launcher.engines == "local";
         if is_here && self.config.launcher.check_limits {
-            launchers::capacity::Host::this().check(n)?;
+            launchers::capacity::HostLimits::this().check(n)?;
         }
         Ok(())
     }

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_command_waits_for_the_keeper_and_for_nobody_else() {
+    async fn a_command_waits_only_for_the_walltime_monitor() {
         let dir = tempfile::tempdir().unwrap();
         let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
         profile.create().unwrap();

@@ -27,8 +27,8 @@ pub(crate) use engines::{AddOptions, add_engines};
 pub(crate) use error::ClusterError;
 pub(crate) use list::{ClusterSummary, Condition, controller_problem, is_supervised, list, list_profile, status};
 pub(crate) use progress::{StartProgress, Wait};
-pub(crate) use scale::{Removed, Scaled, Which, remove_engines, scale};
-pub(crate) use start::{StartOptions, Started, start};
+pub(crate) use scale::{EngineSelection, Removed, Scaled, remove_engines, scale};
+pub(crate) use start::{StartOptions, StartReport, start};
 pub(crate) use state_file::ClusterState;
 pub(crate) use stop::{StopProgress, Stopped, clean, stop};
 

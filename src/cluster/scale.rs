@@ -15,7 +15,7 @@ use std::time::Duration;
 
 /// Selects the engines to remove.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Which {
+pub(crate) enum EngineSelection {
     /// This many, those with the least work first.
     Count(u32),
     /// These.
@@ -52,7 +52,7 @@ pub(crate) async fn scale(options: AddOptions, progress: &mut dyn FnMut(StartPro
     match wanted {
         n if n == now => Ok(Scaled::Unchanged { n: options.n }),
         n if n < now => {
-            let which = Which::Count((now - n) as u32);
+            let which = EngineSelection::Count((now - n) as u32);
             let removed = remove_engines(&options.profile, &options.cluster_id, which, true).await?;
             Ok(Scaled::Removed(removed))
         }
@@ -65,7 +65,12 @@ pub(crate) async fn scale(options: AddOptions, progress: &mut dyn FnMut(StartPro
 }
 
 /// Removes engines. With `drain`, running tasks finish first; otherwise they run again on other engines. Does not wait.
-pub(crate) async fn remove_engines(profile: &ProfileDir, cluster_id: &str, which: Which, drain: bool) -> Result<Removed, ClusterError> {
+pub(crate) async fn remove_engines(
+    profile: &ProfileDir,
+    cluster_id: &str,
+    which: EngineSelection,
+    drain: bool,
+) -> Result<Removed, ClusterError> {
     if !profile.exists() {
         return Err(super::not_running(profile, cluster_id));
     }
@@ -73,12 +78,12 @@ pub(crate) async fn remove_engines(profile: &ProfileDir, cluster_id: &str, which
     let mut snapshot = Snapshot::of(profile, cluster_id).await?;
     let mut removed = Removed::default();
     let mut leaving: Vec<EngineStatus> = match &which {
-        Which::All => {
+        EngineSelection::All => {
             removed.cancelled = snapshot.cancel(usize::MAX, profile).await?;
             snapshot.staying().cloned().collect()
         }
-        Which::Ids(ids) => snapshot.status.engines.iter().filter(|e| ids.contains(&e.id)).cloned().collect(),
-        Which::Count(n) => {
+        EngineSelection::Ids(ids) => snapshot.status.engines.iter().filter(|e| ids.contains(&e.id)).cloned().collect(),
+        EngineSelection::Count(n) => {
             removed.cancelled = snapshot.cancel(*n as usize, profile).await?;
             let mut engines: Vec<EngineStatus> = snapshot.staying().cloned().collect();
             engines.sort_by_key(|engine| (engine.assigned, Reverse(engine.id)));
@@ -110,7 +115,7 @@ pub(crate) async fn remove_engines(profile: &ProfileDir, cluster_id: &str, which
 }
 
 /// A member whose engines have not all registered.
-struct Pending {
+struct UnregisteredMember {
     launch: usize,
     place: usize,
     engines: usize,
@@ -161,7 +166,7 @@ impl Snapshot {
     }
 
     /// Job elements whose engines have not all registered.
-    fn pending(&self) -> Vec<Pending> {
+    fn pending(&self) -> Vec<UnregisteredMember> {
         let mut pending = Vec::new();
         let launches = self.state.iter().flat_map(|s| &s.engines).zip(&self.states).enumerate();
         for (launch, (launched, states)) in launches {
@@ -177,7 +182,7 @@ impl Snapshot {
                 let registered = self.status.engines.iter().filter(|e| is_in(e, job, element)).count();
                 let engines = (job.engines_of(element) as usize).saturating_sub(registered);
                 if engines > 0 {
-                    pending.push(Pending {
+                    pending.push(UnregisteredMember {
                         launch,
                         place,
                         engines,
@@ -192,7 +197,7 @@ impl Snapshot {
     /// Cancels job elements without registered engines, the last first, up to `at_most` engines; returns the number of engines.
     async fn cancel(&mut self, at_most: usize, profile: &ProfileDir) -> Result<usize, ClusterError> {
         let mut left = at_most;
-        let mut chosen: Vec<Pending> = Vec::new();
+        let mut chosen: Vec<UnregisteredMember> = Vec::new();
         for pending in self.pending().into_iter().rev().filter(|p| p.is_whole) {
             if pending.engines <= left {
                 left -= pending.engines;
@@ -277,7 +282,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_engine_is_found_in_its_job() {
+    fn an_engine_is_matched_to_its_job() {
         let engine = |job: &str| -> EngineStatus {
             let json =
                 serde_json::json!({"id": 0, "uuid": "a", "state": "idle", "assigned": 0, "finished": 0, "registered": 1.0, "job": job});

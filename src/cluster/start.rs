@@ -83,7 +83,7 @@ impl StartOptions {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct Started {
+pub(crate) struct StartReport {
     pub profile: ProfileDir,
     pub cluster_id: String,
     pub controller_pid: u32,
@@ -103,7 +103,7 @@ pub(crate) struct Started {
 
 /// Starts a cluster and returns when the engines have registered. If anything fails, or the future is dropped, everything that
 /// was started is stopped.
-pub(crate) async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress)) -> Result<Started, ClusterError> {
+pub(crate) async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress)) -> Result<StartReport, ClusterError> {
     let begin = Instant::now();
     let (profile, cluster_id) = (&options.profile, options.cluster_id.as_str());
     let plan = Plan::prepare(&options, progress)?;
@@ -170,7 +170,7 @@ pub(crate) async fn start(options: StartOptions, progress: &mut dyn FnMut(StartP
         launch::release(profile, cluster_id).await;
     }
     drop(lock);
-    Ok(Started {
+    Ok(StartReport {
         profile: profile.clone(),
         cluster_id: cluster_id.into(),
         controller_pid,

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again_and_private() {
+    fn state_files_round_trip_and_are_private() {
         let dir = tempfile::tempdir().unwrap();
         let profile = profile(dir.path());
         assert_eq!(ClusterState::read(&profile, "night").unwrap(), None);
@@ -170,7 +170,7 @@ mod tests {
 
     /// As version 0.1.0 wrote it, and with what a later one might add.
     #[test]
-    fn an_old_file_and_a_later_one_are_understood_and_nothing_is_lost() {
+    fn older_and_newer_files_are_parsed_and_keep_unknown_fields() {
         let dir = tempfile::tempdir().unwrap();
         let profile = profile(dir.path());
         let text = r#"{"version": 2, "pcluster": "0.1.0", "cluster_id": "", "host": "h", "cwd": "/", "started": 1.0, "engine_kind": "pcluster",

@@ -373,7 +373,7 @@ fn unseen_holders() -> Vec<ProcessId> {
 }
 
 #[tokio::test]
-async fn a_held_lock_counts_whatever_process_it_names() {
+async fn a_held_lock_means_running_whatever_process_it_names() {
     let fixture = TestCluster::new();
     let (command, controller) = (fixture.profile.lock_file(""), fixture.profile.controller_lock(""));
     for process in unseen_holders() {

@@ -20,10 +20,10 @@ const ENTRIES: u64 = 1 << 16;
 
 pub(super) struct Delivered {
     path: PathBuf,
-    shared: Arc<Shared>,
+    shared: Arc<DeliveryFile>,
 }
 
-struct Shared {
+struct DeliveryFile {
     /// None if the file could not be created; replies may then be delivered twice after a kill.
     file: Option<File>,
     next: AtomicU64,
@@ -44,7 +44,7 @@ impl Delivered {
         let file = create(&path, &before).map_err(|error| {
             tracing::warn!(path = %path.display(), %error, "cannot track delivered replies; after a kill they may be sent twice");
         });
-        let shared = Shared {
+        let shared = DeliveryFile {
             file: file.ok(),
             next: AtomicU64::new(before.len() as u64),
             tasks: Mutex::default(),
@@ -54,12 +54,12 @@ impl Delivered {
         (Delivered { path, shared }, before)
     }
 
-    /// Wraps the header of a reply so that its write is noted. Confirm the [`Pending`] once the socket has accepted it.
-    pub(super) fn watch(&self, header: Bytes, tasks: Vec<TaskId>) -> (Bytes, Pending) {
+    /// Wraps the header of a reply so that its write is noted. Confirm the [`PendingReceipt`] once the socket has accepted it.
+    pub(super) fn watch(&self, header: Bytes, tasks: Vec<TaskId>) -> (Bytes, PendingReceipt) {
         let shared = self.shared.clone();
         let (header, receipt) = with_receipt(header, move || shared.note(tasks));
         let shared = self.shared.clone();
-        (header, Pending { receipt, shared })
+        (header, PendingReceipt { receipt, shared })
     }
 
     /// The replies that were written since the last call.
@@ -78,19 +78,19 @@ impl Delivered {
     }
 }
 
-pub(super) struct Pending {
+pub(super) struct PendingReceipt {
     receipt: Receipt,
-    shared: Arc<Shared>,
+    shared: Arc<DeliveryFile>,
 }
 
-impl Pending {
+impl PendingReceipt {
     pub(super) fn sent(self) {
         self.shared.pending.fetch_add(1, Ordering::AcqRel);
         self.receipt.sent();
     }
 }
 
-impl Shared {
+impl DeliveryFile {
     fn note(&self, tasks: Vec<TaskId>) {
         if let Some(file) = &self.file {
             for task in &tasks {

@@ -7,7 +7,7 @@ use super::clock::{Clock, unix_now};
 use super::core::effect::UndeliveredReply;
 use super::core::{Core, Effect, Event, Facts};
 use super::dask::Dask;
-use super::delivered::{Delivered, Pending};
+use super::delivered::{Delivered, PendingReceipt};
 use super::records::{DbReply, Records};
 use super::sockets::{Arrival, PeerSocket, Ports, Sockets};
 use super::{ControllerError, ControllerSettings};
@@ -164,7 +164,7 @@ struct Driver {
     delivered_due: Option<Instant>,
     undelivered: Vec<Event>,
     /// Peers disconnected at the send queue limit, as last reported to the core.
-    cut_off: u64,
+    disconnected_peers: u64,
     /// Rejected messages by peer since it was last disconnected for them.
     suspects: HashMap<(PeerSocket, Bytes), u32>,
 }
@@ -207,7 +207,7 @@ impl Driver {
             delivered,
             delivered_due: None,
             undelivered: Vec::new(),
-            cut_off: 0,
+            disconnected_peers: 0,
             suspects: HashMap::new(),
         }
     }
@@ -228,10 +228,10 @@ impl Driver {
         loop {
             self.flush();
             self.report_replies();
-            let cut_off = self.sockets.budget.disconnected_peers();
-            if cut_off != self.cut_off {
-                self.cut_off = cut_off;
-                self.handle(Event::PeersDisconnected { total: cut_off });
+            let disconnected_peers = self.sockets.budget.disconnected_peers();
+            if disconnected_peers != self.disconnected_peers {
+                self.disconnected_peers = disconnected_peers;
+                self.handle(Event::PeersDisconnected { total: disconnected_peers });
             }
             // Under load there is always an arrival; timers must not wait for a pause.
             if self.core.next_wake().is_some_and(|at| at <= self.clock.start.elapsed()) {
@@ -374,7 +374,7 @@ impl Driver {
             self.suspects.remove(&sender);
             let (socket, peer) = sender;
             let why = format!("{MAX_BAD_MESSAGES} of its messages were rejected, the last one: {why}");
-            self.sockets.cut_off(socket, &peer, &why);
+            self.sockets.disconnect(socket, &peer, &why);
         }
     }
 
@@ -497,7 +497,7 @@ impl Driver {
     }
 
     /// Attaches a receipt that notes when this reply is written to its connection.
-    fn watched(&self, reply: &UndeliveredReply) -> (Message, Pending) {
+    fn watched(&self, reply: &UndeliveredReply) -> (Message, PendingReceipt) {
         let mut message = reply.message.clone();
         let header = std::mem::take(&mut message.header_json);
         let (header, pending) = self.delivered.watch(header, reply.tasks.clone());

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_beside_a_log_is_not_a_new_database() {
+    fn an_empty_file_with_a_log_is_not_a_new_database() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pcluster.db");
         std::fs::write(dir.path().join("pcluster.db-wal"), "records").unwrap();

@@ -3,7 +3,7 @@
 use super::core::ClientChannel;
 use crate::model::EngineUuid;
 use crate::profile::config::ControllerConfig;
-use crate::transport::{Connection, Kind, Limits, MemoryBudget, Security, Socket, TransportError};
+use crate::transport::{Connection, Limits, MemoryBudget, Security, Socket, SocketKind, TransportError};
 use crate::wire::Frames;
 use crate::wire::content::engine::Channel;
 use bytes::Bytes;
@@ -200,7 +200,7 @@ impl Sockets {
                     frames: MAX_FRAMES,
                     budget: Some(budget.clone()),
                 };
-                let socket = Socket::with_limits(Kind::$kind, None, $side, &limits)?;
+                let socket = Socket::with_limits(SocketKind::$kind, None, $side, &limits)?;
                 let watch: &dyn Fn(&Socket) = &$watch;
                 watch(&socket);
                 ports.$side.$name = match wanted.$side.$name {
@@ -294,7 +294,7 @@ impl Sockets {
     }
 
     /// Ends a peer's connection.
-    pub(super) fn cut_off(&self, socket: PeerSocket, peer: &Bytes, why: &str) {
+    pub(super) fn disconnect(&self, socket: PeerSocket, peer: &Bytes, why: &str) {
         match socket {
             PeerSocket::Client(ClientChannel::Registration) => &self.client.registration,
             PeerSocket::Client(ClientChannel::Control) => &self.client.control,

@@ -75,7 +75,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn lists_come_back(list in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 1..10)) {
+        fn lists_of_buffers_round_trip(list in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 1..10)) {
             let list: Vec<Bytes> = list.into_iter().map(Bytes::from).collect();
             let blob = Bytes::from(encode(&list).unwrap());
             prop_assert_eq!(decode(blob.clone()), Some(list.clone()));
@@ -89,7 +89,7 @@ mod tests {
             prop_assert_eq!(decode([&file[..], b"x"].concat().into()), None);
         }
         #[test]
-        fn nonsense_is_refused(mut blob in proptest::collection::vec(any::<u8>(), 0..60), count in 0u8..9) {
+        fn arbitrary_bytes_never_panic(mut blob in proptest::collection::vec(any::<u8>(), 0..60), count in 0u8..9) {
             let _ = decode(blob.clone().into());
             if let Some(number) = blob.get_mut(..8) {
                 number.copy_from_slice(&[count, 0, 0, 0, 0, 0, 0, 0x80]);

@@ -1,5 +1,5 @@
 //! The writer: applies changes in transactions.
-use super::batch::{Batch, Known, tidy};
+use super::batch::{Batch, WriterState, tidy};
 use super::large::Large;
 use super::outputs::Outputs;
 use super::transaction::{in_transaction, lock};
@@ -22,7 +22,7 @@ pub(crate) struct Writer {
     identity: Option<(u64, u64)>,
     /// No other connection can be opened: readers share this one.
     exclusive: bool,
-    known: Known,
+    known: WriterState,
     large: Large,
     outputs: Outputs,
     durability: Durability,
@@ -39,7 +39,7 @@ impl Writer {
         let connection = file::open_for_writing(path, durability, exclusive)?;
         let (large, outputs) = (Large::beside(path), Outputs::beside(path));
         let swept = || large.sweep(&connection).and_then(|()| outputs.sweep(&connection));
-        let known = Known::load(&connection).and_then(|known| swept().map(|()| known));
+        let known = WriterState::load(&connection).and_then(|known| swept().map(|()| known));
         let known = known.map_err(|error| DbError::sqlite("read", path, &error))?;
         Ok(Writer {
             connection: Arc::new(Mutex::new(connection)),
@@ -231,7 +231,7 @@ fn buffers_of(change: &Change) -> (&[Bytes], Option<&BufferFile>) {
 /// `stored`: for each change the name of its buffers' file, if they are not in the row. Returns the outputs to delete.
 fn apply(
     connection: &Connection,
-    known: &mut Known,
+    known: &mut WriterState,
     outputs: (&Outputs, Durability),
     changes: &[Change],
     stored: Vec<Option<String>>,

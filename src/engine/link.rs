@@ -3,7 +3,7 @@ use super::ssh_tunnel::SshTunnel;
 use super::{EngineError, EngineSettings};
 use crate::connection::ConnectionFile;
 use crate::model::{EngineId, EngineUuid, UnixTime};
-use crate::transport::{Connections, Kind, Security, Socket, TransportError};
+use crate::transport::{Connections, Security, Socket, SocketKind, TransportError};
 use crate::wire::content::engine::{Channel, HEARTBEAT, Heartbeat, REGISTER, REGISTERED, Register, Registered, UNKNOWN_ENGINE};
 use crate::wire::message::to_json;
 use crate::wire::{Frames, Message, Session};
@@ -191,7 +191,7 @@ impl Link {
         };
         let uuid = first.uuid.clone();
         let unusable = |e: TransportError| EngineError::BadConnectionFile(e.to_string());
-        let socket = Socket::new(Kind::Dealer, Some(&uuid.0), &security)
+        let socket = Socket::new(SocketKind::Dealer, Some(&uuid.0), &security)
             .map_err(unusable)?
             .with_packing();
         let connections = socket.connections();

@@ -31,7 +31,7 @@ pub(crate) struct Limit {
 
 /// The host's limits, each with its current usage.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Host {
+pub(crate) struct HostLimits {
     /// Threads of this user.
     pub user_tasks: Option<(u64, u64)>,
     /// Threads of a control group, and the file that defines the limit.
@@ -46,8 +46,8 @@ pub(crate) struct Host {
     pub files: Option<u64>,
 }
 
-impl Host {
-    pub(crate) fn this() -> Host {
+impl HostLimits {
+    pub(crate) fn this() -> HostLimits {
         let groups = cgroup::directories(Path::new("/"), &["pids", "memory"]);
         let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
         let all = fs::read_to_string("/proc/loadavg").ok();
@@ -55,7 +55,7 @@ impl Host {
             .as_deref()
             .and_then(|text| text.split(' ').nth(3)?.split_once('/')?.1.parse().ok());
         let maxima = [number("/proc/sys/kernel/threads-max"), number("/proc/sys/kernel/pid_max")];
-        Host {
+        HostLimits {
             user_tasks: user_tasks(),
             group_tasks: groups.iter().filter_map(|group| group_tasks(group)).collect(),
             all_tasks: maxima.into_iter().flatten().min().zip(used),
@@ -164,8 +164,8 @@ fn group_memory(group: &Path) -> Option<(u64, PathBuf)> {
 mod tests {
     use super::*;
 
-    fn roomy() -> Host {
-        Host {
+    fn roomy() -> HostLimits {
+        HostLimits {
             user_tasks: Some((60_000, 1000)),
             group_tasks: vec![(50_000, 10, "/g/pids.max".into())],
             all_tasks: Some((100_000, 1000)),
@@ -176,41 +176,41 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_that_binds_is_named_with_what_fits() {
+    fn the_effective_limit_is_named_with_the_number_that_fits() {
         assert!(roomy().check(128).is_ok());
-        let refused = |host: Host| host.check(100_000).unwrap_err().to_string();
+        let refused = |host: HostLimits| host.check(100_000).unwrap_err().to_string();
         let cases = [
             (roomy(), "817: available memory: 24576 MB (an idle engine takes about 30 MB)"),
             (
-                Host {
+                HostLimits {
                     user_tasks: Some((400, 148)),
                     ..roomy()
                 },
                 "24: processes of this user: 148 of 400 (ulimit -u; an engine takes up to 10)",
             ),
             (
-                Host {
+                HostLimits {
                     group_tasks: vec![(50, 10, "/g/pids.max".into())],
                     ..roomy()
                 },
                 "2: processes of the control group: 10 of 50 (/g/pids.max; an engine takes up to 10)",
             ),
             (
-                Host {
+                HostLimits {
                     group_memory: vec![(364 << 20, "/g/memory.max".into())],
                     ..roomy()
                 },
                 "10: memory left to the control group: 364 MB (/g/memory.max; an idle engine takes about 30 MB)",
             ),
             (
-                Host {
+                HostLimits {
                     files: Some(256),
                     ..roomy()
                 },
                 "128: open files of the controller: 256 (ulimit -Hn; one for each engine)",
             ),
             (
-                Host {
+                HostLimits {
                     memory: Some(1),
                     ..roomy()
                 },
@@ -224,12 +224,12 @@ mod tests {
                 "{error}"
             );
         }
-        assert!(Host::default().check(u32::MAX).is_ok(), "nothing is known");
+        assert!(HostLimits::default().check(u32::MAX).is_ok(), "nothing is known");
     }
 
     #[test]
-    fn this_host_says_what_it_has() {
-        let host = Host::this();
+    fn capacity_of_this_host_is_detected() {
+        let host = HostLimits::this();
         assert!(
             host.memory.is_some() && host.files.is_some() && host.all_tasks.is_some(),
             "{host:?}"

@@ -8,7 +8,7 @@ use super::batch::table::template;
 use super::batch::template::{FoundBy, Requirement, VariableValue, Variables};
 use super::batch::{
     BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobRequest, JobRow, JobStatus, JobTarget, KillWait, QueryFailure,
-    SubmitFailure, Table, TemplateError, engines, failure,
+    SubmitFailure, SystemTable, TemplateError, engines, failure,
 };
 use serde::Deserialize;
 use std::path::Path;
@@ -29,7 +29,7 @@ const FAILURES: &ErrorPatterns = failures! {
     BadScript: "\"queue\" command" => "the description needs a line `queue {{ jobs }}`";
 };
 
-static TABLE: Table = Table {
+static TABLE: SystemTable = SystemTable {
     name: "htcondor",
     title: "HTCondor",
     directive_prefix: "",
@@ -68,7 +68,7 @@ static TABLE: Table = Table {
 };
 
 impl BatchSystem for HtCondor {
-    fn table(&self) -> &'static Table {
+    fn table(&self) -> &'static SystemTable {
         &TABLE
     }
 

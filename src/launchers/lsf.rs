@@ -7,7 +7,7 @@ use super::batch::table::template;
 use super::batch::template::{VariableValue, Variables};
 use super::batch::{
     BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobRequest, JobRow, JobStatus, JobTarget, KillWait, QueryFailure,
-    SubmitFailure, Table, TemplateError, failure,
+    SubmitFailure, SystemTable, TemplateError, failure,
 };
 use crate::profile::config::resources::StartMode;
 use std::path::Path;
@@ -39,7 +39,7 @@ const FAILURES: &ErrorPatterns = failures! {
     BadScript: "bad " => "check the script's #BSUB lines and launchers.lsf.directives";
 };
 
-static TABLE: Table = Table {
+static TABLE: SystemTable = SystemTable {
     name: "lsf",
     title: "LSF",
     directive_prefix: "#BSUB",
@@ -108,7 +108,7 @@ const REASONS: &[(&str, JobStatus)] = &[
 ];
 
 impl BatchSystem for Lsf {
-    fn table(&self) -> &'static Table {
+    fn table(&self) -> &'static SystemTable {
         &TABLE
     }
 

@@ -10,7 +10,7 @@ use super::batch::table::template;
 use super::batch::template::{Requirement, VariableValue, Variables};
 use super::batch::{
     BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobRequest, JobRow, JobTarget, KillWait, QueryFailure, SubmitFailure,
-    Table, TemplateError, engines, failure, slurm_environment, squeue,
+    SystemTable, TemplateError, engines, failure, slurm_environment, squeue,
 };
 use crate::model::shell;
 use crate::profile::config::resources::StartMode;
@@ -62,7 +62,7 @@ const FAILURES: &ErrorPatterns = failures! {
     SchedulerDown: "pbs_server" => "`qstat -B` shows whether the server is up";
 };
 
-static OPENPBS_TABLE: Table = Table {
+static OPENPBS_TABLE: SystemTable = SystemTable {
     name: "pbs",
     title: "OpenPBS",
     directive_prefix: "#PBS",
@@ -89,7 +89,7 @@ static OPENPBS_TABLE: Table = Table {
     },
 };
 
-static TORQUE_TABLE: Table = Table {
+static TORQUE_TABLE: SystemTable = SystemTable {
     title: "Torque",
     job: [OPENPBS_TABLE.job[0], "$PBS_ARRAYID"],
     // Its attribute kill_delay.
@@ -100,7 +100,7 @@ static TORQUE_TABLE: Table = Table {
     ..OPENPBS_TABLE
 };
 
-static SLURM_TABLE: Table = Table {
+static SLURM_TABLE: SystemTable = SystemTable {
     title: "Slurm's qsub",
     one_job: &[StartMode::Mpiexec, StartMode::Srun],
     job: ["$SLURM_ARRAY_JOB_ID", "$SLURM_ARRAY_TASK_ID"],
@@ -111,7 +111,7 @@ static SLURM_TABLE: Table = Table {
 };
 
 impl BatchSystem for Pbs {
-    fn table(&self) -> &'static Table {
+    fn table(&self) -> &'static SystemTable {
         match self.0 {
             Dialect::OpenPbs => &OPENPBS_TABLE,
             Dialect::Torque => &TORQUE_TABLE,

@@ -6,7 +6,7 @@ use super::batch::table::template;
 use super::batch::template::{VariableValue, Variables};
 use super::batch::{
     BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobRequest, JobRow, JobStatus, JobTarget, KillWait, QueryFailure,
-    SubmitFailure, Table, TemplateError, failure, ranges, xml,
+    SubmitFailure, SystemTable, TemplateError, failure, ranges, xml,
 };
 use crate::profile::config::resources::StartMode;
 use std::path::Path;
@@ -37,7 +37,7 @@ const FAILURES: &ErrorPatterns = failures! {
         => "the Grid Engine settings are not loaded: run `. $SGE_ROOT/default/common/settings.sh`, or load the site's module";
 };
 
-static TABLE: Table = Table {
+static TABLE: SystemTable = SystemTable {
     name: "sge",
     title: "Grid Engine",
     directive_prefix: "#$",
@@ -67,7 +67,7 @@ static TABLE: Table = Table {
 };
 
 impl BatchSystem for Sge {
-    fn table(&self) -> &'static Table {
+    fn table(&self) -> &'static SystemTable {
         &TABLE
     }
 

@@ -4,7 +4,7 @@ use super::batch::render::{common, set_variables};
 use super::batch::table::template;
 use super::batch::template::{FoundBy, Requirement, VariableValue, Variables};
 use super::batch::{
-    BatchSystem, CommandLine, CommandOutput, JobId, JobRequest, JobRow, JobTarget, QueryFailure, SubmitFailure, Table, TemplateError,
+    BatchSystem, CommandLine, CommandOutput, JobId, JobRequest, JobRow, JobTarget, QueryFailure, SubmitFailure, SystemTable, TemplateError,
     engines, failure, slurm_environment, squeue,
 };
 use crate::profile::config::resources::StartMode;
@@ -12,7 +12,7 @@ use std::path::Path;
 
 pub(crate) struct Slurm;
 
-static TABLE: Table = Table {
+static TABLE: SystemTable = SystemTable {
     name: "slurm",
     title: "Slurm",
     directive_prefix: "#SBATCH",
@@ -35,7 +35,7 @@ static TABLE: Table = Table {
 };
 
 impl BatchSystem for Slurm {
-    fn table(&self) -> &'static Table {
+    fn table(&self) -> &'static SystemTable {
         &TABLE
     }
 

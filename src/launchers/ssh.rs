@@ -17,7 +17,7 @@ use super::{
 use crate::profile::config::resources::SshConfig;
 use crate::ssh::tunnel::process as tunnels;
 use crate::sys::process;
-use start::Route;
+use start::EngineRoute;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -133,9 +133,9 @@ impl Launcher for OverSsh {
                 Ok(of_host) => {
                     started.extend(of_host.engines);
                     match of_host.route {
-                        Route::Given => {}
-                        Route::Direct(_) => direct.push(host),
-                        Route::Tunnel(why) => launched
+                        EngineRoute::Given => {}
+                        EngineRoute::Direct(_) => direct.push(host),
+                        EngineRoute::Tunnel(why) => launched
                             .notes
                             .push(format!("{host}: its engines reach the controller through a reverse tunnel ({why})")),
                     }

@@ -32,18 +32,18 @@ fn is_caching() -> bool {
 pub(crate) struct Allocator;
 
 #[derive(PartialEq)]
-enum Kind {
+enum BlockKind {
     Small,
     Piece,
     Large,
 }
 
-fn kind(layout: &Layout) -> Kind {
+fn kind(layout: &Layout) -> BlockKind {
     match layout.size() {
-        _ if layout.align() > PAGE_BYTES => Kind::Small,
-        size if size > PIECE_BYTES / 2 && size <= PIECE_BYTES => Kind::Piece,
-        size if size >= MIN_LARGE_BYTES => Kind::Large,
-        _ => Kind::Small,
+        _ if layout.align() > PAGE_BYTES => BlockKind::Small,
+        size if size > PIECE_BYTES / 2 && size <= PIECE_BYTES => BlockKind::Piece,
+        size if size >= MIN_LARGE_BYTES => BlockKind::Large,
+        _ => BlockKind::Small,
     }
 }
 
@@ -62,9 +62,9 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         match kind(&layout) {
             // SAFETY: the block was allocated by this pool.
-            Kind::Small => unsafe { System.dealloc(block, layout) },
-            Kind::Piece => pieces().free(block, is_caching()),
-            Kind::Large => ranges().free(block, layout.size(), is_caching()),
+            BlockKind::Small => unsafe { System.dealloc(block, layout) },
+            BlockKind::Piece => pieces().free(block, is_caching()),
+            BlockKind::Large => ranges().free(block, layout.size(), is_caching()),
         }
     }
 
@@ -74,9 +74,9 @@ unsafe impl GlobalAlloc for Allocator {
         unsafe {
             let new = Layout::from_size_align_unchecked(size, layout.align());
             match (kind(&layout), kind(&new)) {
-                (Kind::Small, Kind::Small) => return System.realloc(block, layout, size),
-                (Kind::Piece, Kind::Piece) => return block,
-                (Kind::Large, Kind::Large) if ranges().resize(block, layout.size(), size, is_caching()) => return block,
+                (BlockKind::Small, BlockKind::Small) => return System.realloc(block, layout, size),
+                (BlockKind::Piece, BlockKind::Piece) => return block,
+                (BlockKind::Large, BlockKind::Large) if ranges().resize(block, layout.size(), size, is_caching()) => return block,
                 _ => {}
             }
             let moved = self.alloc(new);
@@ -97,10 +97,10 @@ fn allocate(layout: Layout, zeroed: bool) -> *mut u8 {
     #[expect(unsafe_code, reason = "an allocator is one")]
     unsafe {
         let (block, is_zeroed) = match kind(&layout) {
-            Kind::Small if zeroed => return System.alloc_zeroed(layout),
-            Kind::Small => return System.alloc(layout),
-            Kind::Piece => (pieces().allocate(), false),
-            Kind::Large => ranges().allocate(layout.size()),
+            BlockKind::Small if zeroed => return System.alloc_zeroed(layout),
+            BlockKind::Small => return System.alloc(layout),
+            BlockKind::Piece => (pieces().allocate(), false),
+            BlockKind::Large => ranges().allocate(layout.size()),
         };
         if zeroed && !is_zeroed && !block.is_null() {
             block.write_bytes(0, layout.size());

@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn each_word_survives_also_an_unknown_one() {
+    fn known_and_unknown_words_round_trip() {
         for (text, colour) in [
             ("\"red\"", Colour::Red),
             ("\"dark blue\"", Colour::DarkBlue),

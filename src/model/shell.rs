@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shown_is_read_by_a_shell_as_it_was() {
+    fn quoted_text_is_unchanged_by_a_shell() {
         for text in [
             "plain",
             "my cluster",

@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_of_comments_set_nothing() {
+    fn files_with_only_comments_set_nothing() {
         assert!(!sets_something("# Configuration\n\nc = get_config()  #noqa\n  # c.X.y = 1\n"));
         assert!(!sets_something("{}\n"));
         assert!(sets_something("# Configuration\nc.IPController.location = 'here'\n"));

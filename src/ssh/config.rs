@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_ssh_tells_is_read() {
+    fn output_of_ssh_g_is_parsed() {
         let text = "host login\nuser me\nhostname 10.0.0.1\ncontrolpath /h/.ssh/cm-abc\nconnecttimeout 7\nserveraliveinterval 0\nstricthostkeychecking accept-new\nsendenv LANG";
         let settings = HostConfig::parse(text);
         assert_eq!(

@@ -221,7 +221,7 @@ mod tests {
     use std::os::unix::process::CommandExt;
 
     #[test]
-    fn a_place_is_private_and_goes() {
+    fn a_control_directory_is_private_and_removed_on_drop() {
         let control_dir = ControlDir::create().unwrap();
         let path = control_dir.path().to_path_buf();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_process_left_is_cleared_away() {
+    fn directories_of_killed_processes_are_removed() {
         let mine = ControlDir::create().unwrap();
         let left = ControlDir::create().unwrap();
         let path = left.path().to_path_buf();
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_ssh_connects_through_ends_with_it() {
+    fn proxy_processes_end_with_their_ssh() {
         let control_dir = ControlDir::create().unwrap();
         // Like a process that names the control_dir, and has started one that does not and outlives it.
         let name = format!("ssh -S {}/master", control_dir.path().display());
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_ssh_goes_through_ends_with_it_though_it_has_ended_by_itself() {
+    fn proxy_processes_end_even_if_their_ssh_has_exited() {
         let control_dir = ControlDir::create().unwrap();
         // Like a process that names the control_dir, connected by pipes with one that is not its child and does not notice its end.
         let name = format!("ssh -S {}/master", control_dir.path().display());
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_usual_name_is_taken_another_one_is_made_and_a_strange_path_is_not_cleared() {
+    fn a_taken_name_gets_an_alternative_and_foreign_paths_are_kept() {
         let temporary = tempfile::Builder::new().prefix("t").rand_bytes(4).tempdir_in("/tmp").unwrap();
         let usual = temporary.path().join("pcluster-0");
         std::os::unix::fs::symlink("/tmp", &usual).unwrap();
@@ -342,7 +342,7 @@ mod tests {
 
     /// Another user has created the directory, with a record of a process of ours and a link to a file of ours.
     #[test]
-    fn what_another_user_has_put_there_is_not_believed() {
+    fn files_of_other_users_are_not_trusted() {
         let temporary = tempfile::Builder::new().prefix("t").rand_bytes(4).tempdir_in("/tmp").unwrap();
         let parent = temporary.path().join("pcluster-0");
         let connection = parent.join("0123456789ab");

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_host_is_refused() {
+    fn invalid_hosts_are_rejected() {
         for good in ["login", "me@login.cluster", "ssh://me@login:2222", "me@fd00::1"] {
             assert_eq!(Destination::parse(good).unwrap().as_str(), good);
         }

@@ -201,7 +201,7 @@ mod tests {
 
     /// The texts are those of OpenSSH 9.2.
     #[test]
-    fn what_ssh_says_is_understood() {
+    fn errors_of_ssh_are_recognized() {
         for (output, what) in [
             (
                 "ssh: Could not resolve hostname nowhere.invalid: Name or service not known",
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_key_is_said_without_the_frame() {
+    fn a_changed_host_key_is_reported_without_the_banner() {
         let output = "@@@@@@@@@@@\n@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\n@@@@@@@@@@@\nIT IS POSSIBLE THAT SOMEONE IS DOING SOMETHING NASTY!\nHost key verification failed.";
         let error = SshError::of_connecting("me@login", &openssh::Error::Connect(std::io::Error::other(output)));
         insta::assert_snapshot!(format!("{error}\nhint: {}", error.hint().unwrap()), @r"

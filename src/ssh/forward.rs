@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connections_wait_for_a_way_and_the_ports_outlive_it() {
+    async fn connections_wait_for_a_route_and_ports_survive_it() {
         let dir = tempfile::tempdir().unwrap();
         let (ports, moved) = Ports::bind(&["mux", "task"], &BTreeMap::new()).await.unwrap();
         assert!(moved.is_empty());
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_port_that_is_taken_is_replaced() {
+    async fn a_port_in_use_is_replaced() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let wanted = BTreeMap::from([("mux".to_string(), port)]);
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_who_is_closed_without_a_word_was_refused() {
+    async fn a_connection_closed_without_data_counts_as_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("closes");
         let listener = UnixListener::bind(&path).unwrap();

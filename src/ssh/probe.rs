@@ -9,7 +9,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What to look for in addition to the properties of the host.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Request {
+pub(crate) struct ProbeRequest {
     /// A pcluster to try before the usual places.
     pub program: Option<String>,
     /// A directory that should exist.
@@ -40,7 +40,7 @@ pub(crate) struct Host {
 }
 
 /// Programs run by the script must not read the rest of the script from stdin.
-fn script(request: &Request) -> String {
+fn script(request: &ProbeRequest) -> String {
     let directory = request.directory.as_ref().map_or_else(String::new, |directory| {
         format!("(cd {} 2>/dev/null && echo \"directory=$PWD\")\n", quoted(directory))
     });
@@ -74,7 +74,7 @@ done
 }
 
 impl Host {
-    pub(crate) async fn probe(ssh: &Ssh, request: &Request) -> Result<Host, SshError> {
+    pub(crate) async fn probe(ssh: &Ssh, request: &ProbeRequest) -> Result<Host, SshError> {
         let text = ssh.ask(&script(request), TIMEOUT).await?;
         let host = Host::parse(&text);
         match host.name.is_empty() || host.home.is_empty() {
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_host_is_described_as_another_one_would_be() {
+    fn a_probe_of_this_host_describes_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
         for (name, version) in [("pcluster", "pcluster 1.2.3"), ("python it's", "3.11.2")] {
@@ -135,7 +135,7 @@ mod tests {
                 .status();
             assert!(written.unwrap().success());
         }
-        let request = Request {
+        let request = ProbeRequest {
             program: Some(path("pcluster")),
             directory: Some(path("")),
             pythons: vec![path("python it's"), path("missing")],

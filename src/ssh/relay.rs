@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_ends_alone_ends_on_both_sides() {
+    async fn a_single_closed_connection_is_closed_on_both_sides() {
         let mut world = world().await;
         drop(world.far);
         world.relay.far_side_ended().await;
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_ends_with_the_ssh_connection_is_held_until_it_is_released() {
+    async fn a_connection_that_ends_with_ssh_is_held_until_released() {
         let mut world = world().await;
         drop(world.far);
         world.relay.far_side_ended().await;
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_the_controller_ends_ends_for_the_engine() {
+    async fn a_connection_closed_by_the_controller_is_closed_for_the_engine() {
         let mut world = world().await;
         drop(world.near);
         assert_eq!(world.far.read(&mut [0]).await.unwrap(), 0);

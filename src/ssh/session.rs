@@ -391,7 +391,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_long_talk_the_end_counts() {
+    fn long_output_keeps_its_end() {
         let stderr = (1..=9).map(|n| format!("line {n}\n")).collect::<String>().into_bytes();
         let output = Output {
             code: Some(1),

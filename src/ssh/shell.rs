@@ -44,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn a_greeting_is_no_output_of_the_script() {
+    fn a_login_banner_is_not_output_of_the_script() {
         let printed = format!("echo Welcome\n{}echo 'until next time'", marked("echo one\necho two"));
         assert_eq!(between_marks(&run(&printed)), Some("one\ntwo\n"));
         assert_eq!(between_marks(&run(&marked("exit 0"))), None, "it did not run to its end");
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_known_by_its_start_time() {
+    fn a_process_is_identified_by_its_start_time() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = child.id();
         let ticks = crate::sys::process::ProcessId::of(pid).ticks.unwrap();

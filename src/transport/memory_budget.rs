@@ -16,10 +16,10 @@ const PRUNE_THRESHOLD: usize = 4096;
 
 /// Shared by the sockets that it limits together.
 #[derive(Clone)]
-pub struct MemoryBudget(Arc<Shared>);
+pub struct MemoryBudget(Arc<BudgetState>);
 
 /// A [`MemoryBudget`] that may already be dropped.
-pub(super) struct WeakMemoryBudget(Weak<Shared>);
+pub(super) struct WeakMemoryBudget(Weak<BudgetState>);
 
 impl WeakMemoryBudget {
     pub(super) fn upgrade(&self) -> Option<MemoryBudget> {
@@ -27,15 +27,15 @@ impl WeakMemoryBudget {
     }
 }
 
-struct Shared {
+struct BudgetState {
     max_bytes: usize,
     bytes: AtomicUsize,
     disconnect_count: AtomicU64,
-    table: Mutex<Table>,
+    table: Mutex<PeerTable>,
 }
 
 #[derive(Default)]
-struct Table {
+struct PeerTable {
     /// Channels to the sockets; each receives the names of peers to disconnect, and the reasons.
     sockets: Vec<UnboundedSender<(Bytes, String)>>,
     peers: HashMap<(usize, Bytes), Arc<PeerUsage>>,
@@ -58,7 +58,7 @@ pub(super) struct Reservation {
 
 impl MemoryBudget {
     pub fn new(max_bytes: usize) -> MemoryBudget {
-        MemoryBudget(Arc::new(Shared {
+        MemoryBudget(Arc::new(BudgetState {
             max_bytes,
             bytes: AtomicUsize::new(0),
             disconnect_count: AtomicU64::new(0),
@@ -85,7 +85,7 @@ impl MemoryBudget {
         WeakMemoryBudget(Arc::downgrade(&self.0))
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
+    fn table(&self) -> MutexGuard<'_, PeerTable> {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

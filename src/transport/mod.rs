@@ -17,7 +17,7 @@ pub(crate) use zmq::{Connection, Connections};
 
 /// The ZeroMQ type of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum SocketKind {
     /// The first frame names the peer, in both directions.
     Router,
     Dealer,

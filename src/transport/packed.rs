@@ -61,7 +61,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frames_come_back(
+        fn packed_frames_round_trip(
             list in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..12),
             first in 0usize..3,
             long in any::<bool>(),

@@ -9,14 +9,14 @@ const SENT: u8 = 1;
 const RELEASED: u8 = 2;
 
 /// The sender's half: reports whether the socket accepted the message at all.
-pub(crate) struct Receipt(Arc<Shared>);
+pub(crate) struct Receipt(Arc<ReceiptState>);
 
-struct Shared {
+struct ReceiptState {
     state: AtomicU8,
     note: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
-impl Shared {
+impl ReceiptState {
     fn call(&self) {
         let note = self.note.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(note) = note {
@@ -29,7 +29,7 @@ impl Shared {
 /// called, in either order. With CURVE that is just before the message is written to its
 /// connection.
 pub(crate) fn with_receipt(bytes: Bytes, note: impl FnOnce() + Send + 'static) -> (Bytes, Receipt) {
-    struct Owner(Bytes, Arc<Shared>);
+    struct Owner(Bytes, Arc<ReceiptState>);
     impl AsRef<[u8]> for Owner {
         fn as_ref(&self) -> &[u8] {
             &self.0
@@ -42,7 +42,7 @@ pub(crate) fn with_receipt(bytes: Bytes, note: impl FnOnce() + Send + 'static) -
             }
         }
     }
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(ReceiptState {
         state: AtomicU8::new(UNSENT),
         note: Mutex::new(Some(Box::new(note))),
     });

@@ -3,7 +3,7 @@ use super::handshakes::Handshakes;
 use super::memory_budget::{MAX_SOCKET_BYTES, MIN_ACCOUNTED_BYTES, MemoryBudget, PeerUsage, with_reservation};
 use super::packed::{is_packed, pack, unpack};
 use super::send_queues::{QueueLimitExceeded, SendOutcome, SendQueues};
-use super::{KeyPair, Kind, Limits, Security, TransportError};
+use super::{KeyPair, Limits, Security, SocketKind, TransportError};
 use crate::wire::Frames;
 use bytes::Bytes;
 use omq_tokio::{
@@ -34,7 +34,7 @@ enum PackMode {
 #[derive(Clone)]
 pub struct Socket {
     omq: Omq,
-    kind: Kind,
+    kind: SocketKind,
     queues: Arc<Mutex<SendQueues<Message>>>,
     /// The connections of a ROUTER's peers, by routing id.
     peers: Arc<Mutex<HashMap<Bytes, u64>>>,
@@ -50,13 +50,13 @@ pub struct Socket {
 impl Socket {
     /// `identity` is the routing id that a remote ROUTER sees. The length of received messages is
     /// unlimited: for a socket that connects to a peer whose key it knows.
-    pub fn new(kind: Kind, identity: Option<&str>, security: &Security) -> Result<Socket, TransportError> {
+    pub fn new(kind: SocketKind, identity: Option<&str>, security: &Security) -> Result<Socket, TransportError> {
         Socket::with_limits(kind, identity, security, &Limits::NONE)
     }
 
     /// A peer that sends a message beyond `limits` is disconnected before memory is allocated for
     /// it.
-    pub fn with_limits(kind: Kind, identity: Option<&str>, security: &Security, limits: &Limits) -> Result<Socket, TransportError> {
+    pub fn with_limits(kind: SocketKind, identity: Option<&str>, security: &Security, limits: &Limits) -> Result<Socket, TransportError> {
         let mut options = Options::new()
             .reconnect(ReconnectPolicy::Exponential {
                 min: Duration::from_millis(50),
@@ -84,10 +84,10 @@ impl Socket {
             }
         };
         let socket_type = match kind {
-            Kind::Router => SocketType::Router,
-            Kind::Dealer => SocketType::Dealer,
-            Kind::Pub => SocketType::Pub,
-            Kind::Sub => SocketType::Sub,
+            SocketKind::Router => SocketType::Router,
+            SocketKind::Dealer => SocketType::Dealer,
+            SocketKind::Pub => SocketType::Pub,
+            SocketKind::Sub => SocketType::Sub,
         };
         let omq = Omq::try_new(socket_type, options).map_err(|e| TransportError::Other(e.to_string()))?;
         let (sender, mut to_disconnect) = tokio::sync::mpsc::unbounded_channel();
@@ -113,7 +113,7 @@ impl Socket {
                 }
             });
         }
-        if kind == Kind::Router {
+        if kind == SocketKind::Router {
             socket.track_peers(matches!(security, Security::Server(_)));
         }
         Ok(socket)
@@ -233,7 +233,7 @@ impl Socket {
     }
 
     async fn subscribe(&self) -> Result<(), TransportError> {
-        if self.kind == Kind::Sub {
+        if self.kind == SocketKind::Sub {
             self.omq
                 .subscribe(Bytes::new())
                 .await
@@ -246,7 +246,7 @@ impl Socket {
     /// [`TransportError::NoPeer`].
     pub fn send(&self, frames: Frames) -> Result<(), TransportError> {
         let (peer, first) = match self.kind {
-            Kind::Router => (frames.first().cloned().unwrap_or_default(), 1),
+            SocketKind::Router => (frames.first().cloned().unwrap_or_default(), 1),
             _ => (Bytes::new(), 0),
         };
         let packs = match self.pack_mode {
@@ -257,7 +257,7 @@ impl Socket {
         let mut frames = if packs { pack(frames, first) } else { frames };
         let size: usize = frames.iter().map(Bytes::len).sum();
         let mut load: Option<Arc<PeerUsage>> = None;
-        if size >= MIN_ACCOUNTED_BYTES && self.kind == Kind::Router {
+        if size >= MIN_ACCOUNTED_BYTES && self.kind == SocketKind::Router {
             let usage = self.budget.usage(self.number, &peer);
             if let Some(last) = frames.last_mut() {
                 *last = with_reservation(std::mem::take(last), usage.reserve(size));
@@ -379,7 +379,7 @@ impl Socket {
 
     /// A message of one frame is unpacked if it has the mark.
     fn unpack_adaptive(&self, frames: Frames) -> Option<Frames> {
-        let first = usize::from(self.kind == Kind::Router);
+        let first = usize::from(self.kind == SocketKind::Router);
         if frames.len() != first + 1 || !is_packed(&frames[first]) {
             return Some(frames);
         }
@@ -526,9 +526,9 @@ mod tests {
             true => (Security::Server(keys.clone()), Security::Client { server_key: keys.public }),
             false => (Security::Plain, Security::Plain),
         };
-        let router = Socket::new(Kind::Router, None, &server).unwrap();
+        let router = Socket::new(SocketKind::Router, None, &server).unwrap();
         let port = router.bind("127.0.0.1", 0).await.unwrap();
-        let dealer = Socket::new(Kind::Dealer, Some("me"), &client).unwrap();
+        let dealer = Socket::new(SocketKind::Dealer, Some("me"), &client).unwrap();
         dealer.connect("127.0.0.1", port).await.unwrap();
         (router, dealer)
     }
@@ -550,7 +550,9 @@ mod tests {
 
     #[tokio::test]
     async fn small_messages_are_packed_for_peers_that_pack_theirs() {
-        let router = Socket::new(Kind::Router, None, &Security::Plain).unwrap().with_adaptive_packing();
+        let router = Socket::new(SocketKind::Router, None, &Security::Plain)
+            .unwrap()
+            .with_adaptive_packing();
         let port = router.bind("127.0.0.1", 0).await.unwrap();
         let (plain, other) = (
             dealer(port, Some("plain")).await,
@@ -594,11 +596,11 @@ mod tests {
     #[tokio::test]
     async fn a_peer_is_identified_by_its_key_after_a_reconnection() {
         let keys = KeyPair::generate();
-        let router = Socket::new(Kind::Router, None, &Security::Server(keys.clone())).unwrap();
+        let router = Socket::new(SocketKind::Router, None, &Security::Server(keys.clone())).unwrap();
         let mut connections = router.connections();
         let port = router.bind("127.0.0.1", 0).await.unwrap();
         let client = Security::Client { server_key: keys.public };
-        let dealer = Socket::new(Kind::Dealer, None, &client).unwrap();
+        let dealer = Socket::new(SocketKind::Dealer, None, &client).unwrap();
         dealer.connect("127.0.0.1", port).await.unwrap();
         dealer.send(vec![Bytes::from_static(b"a")]).unwrap();
         let sender = router.receive().await.unwrap().remove(0);
@@ -624,13 +626,13 @@ mod tests {
     }
 
     async fn limited(limits: Limits) -> (Socket, u16) {
-        let router = Socket::with_limits(Kind::Router, None, &Security::Plain, &limits).unwrap();
+        let router = Socket::with_limits(SocketKind::Router, None, &Security::Plain, &limits).unwrap();
         let port = router.bind("127.0.0.1", 0).await.unwrap();
         (router, port)
     }
 
     async fn dealer(port: u16, name: Option<&str>) -> Socket {
-        let dealer = Socket::new(Kind::Dealer, name, &Security::Plain).unwrap();
+        let dealer = Socket::new(SocketKind::Dealer, name, &Security::Plain).unwrap();
         dealer.connect("127.0.0.1", port).await.unwrap();
         dealer
     }
@@ -794,7 +796,7 @@ mod tests {
         let (router, _dealer) = pair(false).await;
         let port = router.omq.last_bound_endpoint().unwrap().to_string();
         let port = port.rsplit(':').next().unwrap().parse().unwrap();
-        let other = Socket::new(Kind::Router, None, &Security::Plain).unwrap();
+        let other = Socket::new(SocketKind::Router, None, &Security::Plain).unwrap();
         let error = other.bind("127.0.0.1", port).await.unwrap_err().to_string();
         assert!(error.contains("cannot listen on"), "{error}");
     }

@@ -2,7 +2,7 @@
 use super::support::{Cluster, Home, PCLUSTER, shared, skip, wait_until};
 use pcluster::testing::wire::content::client::{HELLO, Hello};
 use pcluster::testing::wire::{Frames, Session};
-use pcluster::testing::{Kind, Security, Socket};
+use pcluster::testing::{Security, Socket, SocketKind};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
@@ -195,7 +195,7 @@ fn an_engines_file_cannot_submit() {
 /// A DEALER at the clients' registration port, with the right CURVE key.
 async fn at_registration(file: &Value) -> Socket {
     let server_key = file["curve_serverkey"].as_str().unwrap().to_string();
-    let socket = Socket::new(Kind::Dealer, Some("suspect"), &Security::Client { server_key }).unwrap();
+    let socket = Socket::new(SocketKind::Dealer, Some("suspect"), &Security::Client { server_key }).unwrap();
     let port = u16::try_from(file["registration"].as_u64().unwrap()).unwrap();
     socket.connect("127.0.0.1", port).await.unwrap();
     socket

@@ -137,8 +137,8 @@ def test_px_and_its_cells(notebook):
     assert notebook.cell("%px print('on', 6 * 7)").text.count("on 42") == 2
     assert notebook.cell("%%px --local\nwhere = 'everywhere'\nprint(where)").text.count("everywhere") == 3
     assert notebook["where"] == "everywhere"
-    shown = notebook.cell("%%px --targets 1\nprint('said')\n6 * 7")
-    assert shown.text.count("said") == 1 and "[stdout:1]" in shown.text
+    shown = notebook.cell("%%px --targets 1\nprint('printed')\n6 * 7")
+    assert shown.text.count("printed") == 1 and "[stdout:1]" in shown.text
     (output,) = shown.outputs
     assert re.sub("\x1b[^m]*m", "", output.data["text/plain"]).endswith(": 42")
     assert notebook.cell("%px 1 / 0", fails=True).text.count("ZeroDivisionError: division by zero") == 2

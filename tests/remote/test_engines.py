@@ -105,7 +105,7 @@ def test_a_host_that_does_not_see_the_profile_gets_a_copy(net, unshared):
         assert engines_on(net, host, unshared) == []
 
 
-def test_one_host_refuses_and_the_other_serves(net):
+def test_one_host_fails_and_the_other_works(net):
     net.sshd("node2", "stop")
     try:
         done = launch(net, "half", "--host", "node1:2", "--host", "node2:2")

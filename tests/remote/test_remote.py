@@ -134,7 +134,7 @@ def test_a_loopback_behind_the_login_host_is_reached_through_it(net):
     assert code == 3 and 'no cluster is running on login in profile "deep"' in err
 
 
-def test_started_from_the_laptop(net):
+def test_a_cluster_started_from_the_laptop(net):
     home = net.cluster_home
     (home / ".local/bin").mkdir(parents=True, exist_ok=True)
     # One of another version is replaced.
@@ -157,7 +157,7 @@ def test_started_from_the_laptop(net):
     assert not [c for c in net.pids("login").values() if "profile_far" in c]
 
 
-def test_another_machine_gets_no_copy(net):
+def test_no_binary_is_copied_to_another_architecture(net):
     fake = net.cluster_home / "fake"
     fake.mkdir()
     (fake / "uname").write_text('#!/bin/sh\n[ "$1" = -m ] && echo s390x || exec /usr/bin/uname "$@"\n')
@@ -176,7 +176,7 @@ def test_another_machine_gets_no_copy(net):
         rc.write_text(before)
 
 
-def test_a_short_cut_loses_nothing_and_runs_nothing_twice(net, connected):
+def test_a_short_disconnect_loses_no_task_and_repeats_none(net, connected):
     work = Recorded(net, connected, "short")
     net.link("login", "down")
     time.sleep(4)
@@ -185,7 +185,7 @@ def test_a_short_cut_loses_nothing_and_runs_nothing_twice(net, connected):
     assert net.tunnel(connected)["reconnects"] == 0, "the same connection went on"
 
 
-def test_a_long_cut_is_healed(net, connected):
+def test_a_long_disconnect_is_recovered(net, connected):
     work = Recorded(net, connected, "long", n=150)
     net.link("login", "down")
     wait_until("the tunnel to be down", lambda: net.tunnel(connected)["phase"] == "down")
@@ -220,7 +220,7 @@ def test_a_killed_controller_is_found_again(net, connected):
     work.finish()
 
 
-def test_a_controller_started_anew_behind_the_tunnel(net):
+def test_a_restarted_controller_is_found_through_the_tunnel(net):
     net.pcluster("login", "start", "-n", "1", "--profile", "again", "--python", PYTHON)
     net.pcluster("laptop", "connect", "login", "--profile", "again")
     before = json.loads(net.client_file("again").read_text())
@@ -239,7 +239,7 @@ def test_a_controller_started_anew_behind_the_tunnel(net):
     net.pcluster("login", "stop", "--profile", "again")
 
 
-def test_hosts_that_will_not_fail_in_their_own_words(net, on_node):
+def test_unreachable_hosts_are_reported_with_the_output_of_ssh(net, on_node):
     """Each with an exit code, and nothing left behind."""
     def refused(*words):
         code, err = net.fails("laptop", "connect", "--profile", "none", *words)
@@ -294,7 +294,7 @@ def test_hosts_that_will_not_fail_in_their_own_words(net, on_node):
     assert net.tunnel("none") is None and not net.client_file("none").exists()
 
 
-def test_a_killed_tunnel_comes_back_and_a_dead_one_is_not_used(net, connected):
+def test_a_killed_tunnel_is_restarted_and_a_dead_one_is_not_used(net, connected):
     file = net.client_file(connected)
     before = json.loads(file.read_text())
     os.kill(net.tunnel(connected)["pid"], signal.SIGKILL)
@@ -325,7 +325,7 @@ def test_a_killed_tunnel_comes_back_and_a_dead_one_is_not_used(net, connected):
     assert len([c for c in net.pids("laptop").values() if c.startswith("ssh")]) == 1
 
 
-def test_twenty_cycles_leave_nothing(net, on_node):
+def test_twenty_cycles_leave_no_processes_or_files(net, on_node):
     def files():
         return sorted(str(path) for path in net.laptop_home.rglob("*") if ".ssh" not in path.parts and path.suffix != ".py")
 
@@ -403,7 +403,7 @@ def test_nothing_is_readable_on_the_wire(net, connected):
     assert "argumentofmine" in found, (total, found)
 
 
-def test_files_carried_by_hand(net, on_node):
+def test_copied_connection_files(net, on_node):
     net.ok("login", "sh", "-c", "rm -f carried.json")
     output = net.run("node1", PCLUSTER, "connection", "export", "carried.json", "--profile", on_node, "--ssh", "login")
     assert output.returncode == 0, output.stderr

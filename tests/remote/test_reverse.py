@@ -151,7 +151,7 @@ class TestBehind:
         assert out.split() == ["2.0"]
 
 
-def test_a_cut_for_good_moves_the_tasks(net):
+def test_a_permanent_disconnect_moves_the_tasks(net):
     """Also that of a direct way: login's engine reaches the controller itself."""
     output = start(net, "moves", "--host", "node1:2", "--host", "login:2", "--set", "controller.lease_ms=3000", "--set", "controller.heartbeat_interval_ms=500")
     assert "login: the controller is reached directly" in output
@@ -189,7 +189,7 @@ def test_an_ipengine_behind_a_reverse_tunnel(net):
     nothing_is_left(net, "stock")
 
 
-def test_a_host_that_forwards_nothing_says_so(net):
+def test_a_host_without_forwarding_is_reported(net):
     config = net.state / "etc/closed.sshd_config"
     config.write_text((net.state / "etc/node1.sshd_config").read_text().replace("Port 22", "Port 2296\nAllowTcpForwarding no").replace("node1.sshd.pid", "closed.pid"))
     closed = net.start("node1", "/usr/sbin/sshd", "-D", "-f", config)

@@ -66,7 +66,7 @@ def test_engines_tunnel_to_the_controller_themselves(net, own):
     wait_until("both engines", lambda: engines(net) == ["node1", "node2"])
 
 
-def test_a_server_that_does_not_let_it_through_is_named(net):
+def test_an_unusable_ssh_server_is_named(net):
     net.pcluster("login", "start", "-n", "0", "--profile", "nowhere", "--set", "controller.engine_ssh=root@nowhere.invalid", "--set", "controller.registration_timeout_ms=2000")
     try:
         file = net.client_file("nowhere", net.cluster_home).with_name("ipcontroller-engine.json")

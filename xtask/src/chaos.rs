@@ -76,7 +76,7 @@ pub fn run(places: &Places, minutes: f64, seed: Option<u64>) -> Result<(), Strin
             processes::listed(&left)
         )),
     });
-    println!("{}", chaos.counts_in_words());
+    println!("{}", chaos.counts_as_text());
     match done {
         Ok(verdict) => {
             let _ = fs::remove_dir_all(&chaos.home);
@@ -346,7 +346,7 @@ impl Chaos {
         }
     }
 
-    fn counts_in_words(&self) -> String {
+    fn counts_as_text(&self) -> String {
         let lines: Vec<String> = self.counts.iter().map(|(what, count)| format!("{count:6} {what}")).collect();
         lines.join("\n")
     }

@@ -19,20 +19,20 @@ use std::path::{Path, PathBuf};
 )]
 pub(crate) struct Args {
     #[command(subcommand)]
-    action: Action,
+    action: ConnectionAction,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Action {
+enum ConnectionAction {
     /// Show a connection file without its keys, and whether its controller is running
     Show {
         #[command(flatten)]
-        which: Which,
+        which: FileSelection,
     },
     /// Write a copy for another host
     Export {
         #[command(flatten)]
-        which: Which,
+        which: FileSelection,
         /// Write to this new, private file; `-` for stdout, including the keys
         #[arg(value_name = "FILE")]
         to: PathBuf,
@@ -55,7 +55,7 @@ enum Action {
 }
 
 #[derive(Debug, clap::Args)]
-struct Which {
+struct FileSelection {
     /// Use the engines' file instead of the clients'
     #[arg(long)]
     engine: bool,
@@ -63,9 +63,9 @@ struct Which {
 
 pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     match args.action {
-        Action::Show { which } => show(&which, context),
-        Action::Export { which, to, ssh } => export(&which, &to, ssh, context),
-        Action::Import { from, engine, force } => import(&from, engine, force, context),
+        ConnectionAction::Show { which } => show(&which, context),
+        ConnectionAction::Export { which, to, ssh } => export(&which, &to, ssh, context),
+        ConnectionAction::Import { from, engine, force } => import(&from, engine, force, context),
     }?;
     Ok(Exit::Fine)
 }
@@ -90,7 +90,7 @@ fn state(file: &ConnectionFile, context: &Context) -> Result<&'static str, Comma
     })
 }
 
-fn show(which: &Which, context: &Context) -> Result<(), CommandError> {
+fn show(which: &FileSelection, context: &Context) -> Result<(), CommandError> {
     let path = path_of(which.engine, context)?;
     let file = ConnectionFile::read(&path)?;
     let state = state(&file, context)?;
@@ -145,7 +145,7 @@ fn destination(file: &ConnectionFile) -> Option<&str> {
     Some(file.pcluster.as_ref()?.tunnel.as_ref()?.destination.as_str())
 }
 
-fn export(which: &Which, to: &Path, ssh: Option<String>, context: &Context) -> Result<(), CommandError> {
+fn export(which: &FileSelection, to: &Path, ssh: Option<String>, context: &Context) -> Result<(), CommandError> {
     let path = path_of(which.engine, context)?;
     let mut file = ConnectionFile::read(&path)?;
     if let Some(destination) = destination(&file) {

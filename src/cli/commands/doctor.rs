@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_well_comes_with_advice() {
+    fn problems_are_shown_with_advice() {
         let check = |name, verdict, found: &str, advice: Option<&str>| Check {
             name,
             verdict,

@@ -7,7 +7,7 @@ use crate::cli::output::table::{Cell, Table, Tone};
 use crate::cli::output::{self, json, times};
 use crate::cli::tables::unavailable_engines;
 use crate::cli::{CommandError, Context, Exit};
-use crate::cluster::{self, AddOptions, ClusterState, Removed, Which};
+use crate::cluster::{self, AddOptions, ClusterState, EngineSelection, Removed};
 use crate::model::engine::{EngineState, EngineStatus};
 use crate::model::targets::Targets;
 use crate::model::{EngineId, UnixTime};
@@ -18,11 +18,11 @@ use serde::Serialize;
 #[command(after_help = "Examples:\n  pcluster engines\n  pcluster engines add 8 --launcher slurm\n  pcluster engines stop 0,3-5")]
 pub(crate) struct Args {
     #[command(subcommand)]
-    action: Option<Action>,
+    action: Option<EnginesAction>,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Action {
+enum EnginesAction {
     /// List the engines (the default)
     List,
     /// Start N more engines
@@ -53,7 +53,7 @@ enum Action {
 impl Args {
     /// Whether the command starts processes.
     pub(crate) fn starts_processes(&self) -> bool {
-        matches!(self.action, Some(Action::Add { .. }))
+        matches!(self.action, Some(EnginesAction::Add { .. }))
     }
 }
 
@@ -104,18 +104,18 @@ impl<'a> EngineView<'a> {
 
 pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     match args.action {
-        None | Some(Action::List) => list(context),
-        Some(Action::Add { n, how }) => add(n, *how, context),
-        Some(Action::Remove { n, now }) => {
+        None | Some(EnginesAction::List) => list(context),
+        Some(EnginesAction::Add { n, how }) => add(n, *how, context),
+        Some(EnginesAction::Remove { n, now }) => {
             let removed = context.block_on(cluster::remove_engines(
                 &context.profile_dir()?,
                 &context.cluster_id,
-                Which::Count(n),
+                EngineSelection::Count(n),
                 !now,
             ))??;
             report_removed(&removed, context)
         }
-        Some(Action::Stop { engines, now }) => stop(&engines, !now, context),
+        Some(EnginesAction::Stop { engines, now }) => stop(&engines, !now, context),
     }
 }
 
@@ -246,8 +246,8 @@ fn stop(targets: &Targets, drain: bool, context: &Context) -> Result<Exit, Comma
     };
     let profile = context.profile_dir()?;
     let which = match targets {
-        Targets::All => Which::All,
-        Targets::Some(_) => Which::Ids(engines),
+        Targets::All => EngineSelection::All,
+        Targets::Some(_) => EngineSelection::Ids(engines),
     };
     let removed = context.block_on(cluster::remove_engines(&profile, &context.cluster_id, which, drain))??;
     if context.json {

@@ -31,7 +31,7 @@ pub(crate) struct Args {
 }
 
 #[derive(Serialize)]
-struct View<'a> {
+struct ClusterRow<'a> {
     profile: &'a str,
     cluster_id: &'a str,
     state: Condition,
@@ -149,9 +149,9 @@ impl<'a> TunnelView<'a> {
     }
 }
 
-impl<'a> View<'a> {
-    fn new(cluster: &'a ClusterSummary, status: Option<&StatusReply>) -> View<'a> {
-        View {
+impl<'a> ClusterRow<'a> {
+    fn new(cluster: &'a ClusterSummary, status: Option<&StatusReply>) -> ClusterRow<'a> {
+        ClusterRow {
             profile: &cluster.profile,
             cluster_id: &cluster.cluster_id,
             state: cluster.state,
@@ -196,7 +196,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         let views: Vec<_> = clusters
             .iter()
             .zip(&statuses)
-            .map(|(c, status)| View::new(c, status.as_ref()))
+            .map(|(c, status)| ClusterRow::new(c, status.as_ref()))
             .collect();
         json::print(&serde_json::json!({"clusters": views}))?;
         return Ok(Exit::Fine);

@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_lines_and_what_follows() {
+    fn last_lines_are_shown_and_appended_lines_follow() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.log");
         std::fs::write(&path, "one\ntwo\nthree\n").unwrap();
@@ -247,8 +247,8 @@ mod tests {
         file.write_all(b"ve\n").unwrap();
         assert_eq!(read_on(&mut log).unwrap(), b"five\n");
         assert_eq!(read_on(&mut log).unwrap(), b"");
-        std::fs::write(&path, "anew\n").unwrap();
-        assert_eq!(read_on(&mut log).unwrap(), b"anew\n");
+        std::fs::write(&path, "new\n").unwrap();
+        assert_eq!(read_on(&mut log).unwrap(), b"new\n");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::model::MapId;
 use crate::model::definition::{MapDefinition, Work};
 use crate::model::targets::Targets;
 use bytes::Bytes;
-use follow::{Ended, Feed, Job, Taken};
+use follow::{Feed, Job, MapEnd, Taken};
 use interrupts::Interrupts;
 use options::TaskOptions;
 use reduce::{Reduced, Reduction};
@@ -239,8 +239,8 @@ impl Run<'_> {
             })
             .await?;
         progress.clear();
-        if ended != Ended::Complete {
-            if results.is_file() && ended == Ended::Detached {
+        if ended != MapEnd::Complete {
+            if results.is_file() && ended == MapEnd::Detached {
                 context.note("note: the output file was not written; `pcluster results` shows the results when the map has finished");
             }
             return Ok(Exit::Interrupted);

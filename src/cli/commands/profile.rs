@@ -15,11 +15,11 @@ use std::os::unix::fs::OpenOptionsExt;
 )]
 pub(crate) struct Args {
     #[command(subcommand)]
-    action: Action,
+    action: ProfileAction,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Action {
+enum ProfileAction {
     /// Create a profile directory with a commented pcluster.yaml
     Create {
         /// Name of the profile [default: that of --profile]
@@ -50,10 +50,10 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         None => context.profile_dir(),
     };
     match args.action {
-        Action::Create { name } => create(&profile(name)?, context),
-        Action::List => list(context),
-        Action::Show { name, all, settings } => show(&profile(name)?, all, &settings, context),
-        Action::Path { name } => {
+        ProfileAction::Create { name } => create(&profile(name)?, context),
+        ProfileAction::List => list(context),
+        ProfileAction::Show { name, all, settings } => show(&profile(name)?, all, &settings, context),
+        ProfileAction::Path { name } => {
             let profile = profile(name)?;
             let path = profile.path();
             match context.json {
@@ -188,7 +188,7 @@ mod tests {
     use crate::profile::Config;
 
     #[test]
-    fn what_is_created_is_valid_and_never_overwritten() {
+    fn created_profiles_are_valid_and_never_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let mut context = Context::for_tests(dir.path());
         context.quiet = true;

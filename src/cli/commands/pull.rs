@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_checked_and_members_found() {
+    fn invalid_names_are_rejected_and_members_found() {
         assert_eq!(names(&["a".into(), "b_1".into()]).unwrap(), r#"["a","b_1"]"#);
         assert!(names(&["a b".into()]).is_err());
         let object = RawValue::from_string(r#"{"a": 1.0, "b": [2]}"#.into()).unwrap();

@@ -3,7 +3,7 @@
 use super::Command;
 use crate::cli::{CommandError, Context, ErrorKind, Exit, output};
 use crate::cluster::ClusterError;
-use crate::cluster::remote::run::{self, Ended, Line};
+use crate::cluster::remote::run::{self, Line, RemoteEnd};
 use crate::cluster::remote::{self, install};
 use crate::ssh::tunnel::TunnelState;
 
@@ -82,14 +82,14 @@ async fn run_remote(destination: &str, name: &str, words: &[String], context: &C
     };
     let ended = run::pcluster(&ssh, &host, &installed.path, words, &mut line).await;
     let failed: Option<ClusterError> = match &ended {
-        Ok(Ended::ByItself(output)) if !output.ok() => Some(run::failure(&ssh, name, output)),
+        Ok(RemoteEnd::Exited(output)) if !output.ok() => Some(run::failure(&ssh, name, output)),
         _ => None,
     };
     ssh.close().await;
     match (ended?, failed) {
         (_, Some(error)) => Err(error.into()),
-        (Ended::ByItself(output), None) => Ok(Some(output.stdout_text())),
-        (Ended::Interrupted, None) => Ok(None),
+        (RemoteEnd::Exited(output), None) => Ok(Some(output.stdout_text())),
+        (RemoteEnd::Interrupted, None) => Ok(None),
     }
 }
 
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_means_this_host_stays_here() {
+    fn names_of_this_host_run_locally() {
         let line = "start --on me@login --profile=hpc -n 4 --cluster-id night --json --set engine.cwd=/x --launcher slurm --no-install";
         let words = remote_arguments(line.split(' ').map(str::to_string));
         assert_eq!(words.join(" "), "start -n 4 --set engine.cwd=/x --launcher slurm");

@@ -30,11 +30,11 @@ pub(crate) struct Args {
     failed: bool,
     /// If files have changed: run the current ones, or those last submitted [default: ask at a terminal, else submitted]
     #[arg(long, value_name = "WHICH")]
-    code: Option<Which>,
+    code: Option<CodeVersion>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Which {
+pub(crate) enum CodeVersion {
     Current,
     Submitted,
 }
@@ -118,7 +118,7 @@ fn take_map(selection: &mut Selection, map: MapId) -> Selection {
 }
 
 /// The definition with the current files, if they have changed and are to be used.
-fn current_code(client: &Client, context: &Context, which: Option<Which>, map: MapId) -> Result<Option<Replacement>, CommandError> {
+fn current_code(client: &Client, context: &Context, which: Option<CodeVersion>, map: MapId) -> Result<Option<Replacement>, CommandError> {
     let details = context.block_on(client.code(map))??;
     let Some(mut definition) = details.definition else {
         return Ok(None);
@@ -132,7 +132,7 @@ fn current_code(client: &Client, context: &Context, which: Option<Which>, map: M
     let now = match bundle_now(named, directory.as_deref()) {
         Ok(now) if now.hash == named.hash => return Ok(None),
         Ok(now) => now,
-        Err(error) if which == Some(Which::Current) => return Err(error),
+        Err(error) if which == Some(CodeVersion::Current) => return Err(error),
         Err(error) => {
             context.note(format!(
                 "cannot read the code of map {map} ({}); running it as last submitted",
@@ -146,7 +146,7 @@ fn current_code(client: &Client, context: &Context, which: Option<Which>, map: M
         differences(named, &details.files, &now)
     ));
     let current = match which {
-        Some(which) => which == Which::Current,
+        Some(which) => which == CodeVersion::Current,
         None if std::io::stdin().is_terminal() && context.terminal.stderr => ask("run the current code? [y/N] ")?,
         None => false,
     };

@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn items_stay_as_they_were_written() {
+    fn items_keep_their_exact_text() {
         let list: Vec<Box<RawValue>> = serde_json::from_str("[1.0, {\"a\":\n2}]").unwrap();
         assert_eq!(object("n", &list), "{\"n\":[1.0,{\"a\": 2}]}");
     }

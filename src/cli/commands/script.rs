@@ -1,5 +1,5 @@
 //! `pcluster script`
-use super::start::Kind;
+use super::start::EngineArg;
 use crate::cli::output::{self, json};
 use crate::cli::resources::SettingArgs;
 use crate::cli::{CommandError, Context, Exit};
@@ -30,7 +30,7 @@ pub(crate) struct Args {
     settings: SettingArgs,
     /// Start this kind of engine: pcluster's own, or ipyparallel's
     #[arg(long, value_name = "KIND", help_heading = None::<&str>)]
-    engine: Option<Kind>,
+    engine: Option<EngineArg>,
     /// Run this Python interpreter on the engines [default: the active environment's, else python3]
     #[arg(long, value_name = "PYTHON", help_heading = None::<&str>)]
     python: Option<String>,

@@ -12,7 +12,7 @@ use crate::cli::resources::ResourceArgs;
 use crate::cli::tables::unavailable_engines;
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::remote::run::ProgressLine;
-use crate::cluster::{self, StartOptions, StartProgress, Started, Wait};
+use crate::cluster::{self, StartOptions, StartProgress, StartReport, Wait};
 use crate::launchers::{self, batch};
 use crate::profile::Config;
 use crate::profile::config::EngineKind;
@@ -61,7 +61,7 @@ pub(crate) struct EngineArgs {
     pub launcher: Option<String>,
     /// Start this kind of engine: pcluster's own, or ipyparallel's
     #[arg(long, value_name = "KIND")]
-    pub engine: Option<Kind>,
+    pub engine: Option<EngineArg>,
     /// Run this Python interpreter on the engines [default: the active environment's, else python3]
     #[arg(long, value_name = "PYTHON")]
     pub python: Option<String>,
@@ -95,7 +95,7 @@ pub(crate) struct EngineArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Kind {
+pub enum EngineArg {
     Pcluster,
     Ipengine,
 }
@@ -117,11 +117,11 @@ impl Tunnel {
     }
 }
 
-impl From<Kind> for EngineKind {
-    fn from(kind: Kind) -> Self {
+impl From<EngineArg> for EngineKind {
+    fn from(kind: EngineArg) -> Self {
         match kind {
-            Kind::Pcluster => EngineKind::Pcluster,
-            Kind::Ipengine => EngineKind::Ipengine,
+            EngineArg::Pcluster => EngineKind::Pcluster,
+            EngineArg::Ipengine => EngineKind::Ipengine,
         }
     }
 }
@@ -232,7 +232,7 @@ fn print_progress(progress: &StartProgress, context: &Context) {
     }
 }
 
-fn report(started: &Started, context: &Context) -> Result<(), CommandError> {
+fn report(started: &StartReport, context: &Context) -> Result<(), CommandError> {
     if context.json {
         return json::print(&serde_json::json!({
             "profile": started.profile.name(),
@@ -270,7 +270,7 @@ fn report(started: &Started, context: &Context) -> Result<(), CommandError> {
 }
 
 /// `15 engines (slurm job 4711)`, `12 of 15 engines`
-fn describe_engines(started: &Started) -> String {
+fn describe_engines(started: &StartReport) -> String {
     let mut text = match started.engines < started.n {
         true => format!("{} of {}", started.engines, counted(u64::from(started.n), "engine")),
         false => counted(u64::from(started.engines), "engine"),

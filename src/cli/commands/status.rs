@@ -17,7 +17,7 @@ use std::path::Path;
 pub(crate) struct Args {}
 
 #[derive(Serialize)]
-struct View<'a> {
+struct StatusView<'a> {
     profile: &'a str,
     cluster_id: &'a str,
     directory: &'a Path,
@@ -54,7 +54,7 @@ pub(crate) fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> 
     });
     let monitor = state.and_then(|state| state.walltime_monitor);
     if context.json {
-        json::print(&View {
+        json::print(&StatusView {
             profile: profile.name(),
             cluster_id: &context.cluster_id,
             directory: profile.path(),
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cluster_in_five_lines() {
+    fn a_cluster_is_described_in_five_lines() {
         let status: StatusReply = serde_json::from_value(serde_json::json!({
             "status": "ok", "version": "0.1.0", "pid": 17, "host": "n1", "cluster_id": "", "started": 1000.0,
             "engines": [

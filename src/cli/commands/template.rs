@@ -17,11 +17,11 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:\n  pcluster template list\n  pcluster template show slurm\n  pcluster template copy pbs/controller")]
 pub(crate) struct Args {
     #[command(subcommand)]
-    action: Action,
+    action: TemplateAction,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Action {
+enum TemplateAction {
     /// List the templates with their sources, and the available variables
     List,
     /// Print the template that the profile uses
@@ -92,9 +92,9 @@ fn named(name: &str) -> Result<Vec<Named>, CommandError> {
 pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let profile = context.profile_dir()?;
     match args.action {
-        Action::List => list(&profile, context),
-        Action::Show { name, own } => show(&name, own, &profile, context),
-        Action::Copy { name, to } => copy(&name, to, &profile, context),
+        TemplateAction::List => list(&profile, context),
+        TemplateAction::Show { name, own } => show(&name, own, &profile, context),
+        TemplateAction::Copy { name, to } => copy(&name, to, &profile, context),
     }
 }
 
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_means_one_template_or_those_that_go_together() {
+    fn a_name_selects_one_template_or_a_pair() {
         let names = |name: &str| named(name).unwrap().iter().map(Named::full).collect::<Vec<_>>();
         assert_eq!(names("slurm"), ["slurm/engines.sh.tera"]);
         assert_eq!(names("slurm/controller"), ["slurm/controller.sh.tera"]);
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_counts_and_is_never_overwritten() {
+    fn a_copied_template_is_used_and_never_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let mut context = Context::for_tests(dir.path());
         context.quiet = true;

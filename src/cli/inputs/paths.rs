@@ -127,7 +127,7 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
 
     #[test]
-    fn names_are_those_of_a_shell_and_none_is_dropped() {
+    fn globs_match_like_in_a_shell_and_drop_no_name() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         for folder in ["sub", "other", ".hidden"] {

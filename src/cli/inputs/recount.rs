@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_is_of_all_bytes() {
+    fn a_fingerprint_covers_all_bytes() {
         let of = |text: &'static str| {
             let fingerprint = Fingerprint::default();
             io::copy(&mut fingerprint.of(text.as_bytes()), &mut io::sink()).unwrap();

@@ -151,7 +151,7 @@ fn missing_inputs_are_reported() {
 
 proptest! {
     #[test]
-    fn every_line_arrives_as_it_is(lines in proptest::collection::vec("[^\0\r\n]+", 1..20)) {
+    fn every_line_is_sent_unchanged(lines in proptest::collection::vec("[^\0\r\n]+", 1..20)) {
         prop_assume!(!lines[0].starts_with('\u{feff}'));
         let texts = found(InputArgs::default(), lines.join("\n").as_bytes(), Shape::Call).unwrap();
         let back: Vec<Vec<String>> = texts.iter().map(|t| serde_json::from_str(t).unwrap()).collect();

@@ -264,7 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_are_pythons_or_ours() {
+    fn log_levels_are_those_of_python_or_ours() {
         let all = [
             "10",
             "20",

@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_a_counterpart_becomes_a_setting() {
+    fn traits_with_a_counterpart_become_settings() {
         let words = words(&[
             "IPController.ip=0.0.0.0",
             "HubFactory.location=login1",
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_none_is_explained_or_refused() {
+    fn traits_without_a_counterpart_are_explained_or_rejected() {
         let notes = words(&["IPController.db_class=DictDB", "Hub.db=x", "Session.username=me"])
             .unwrap()
             .common

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_engine_is_told() {
+    fn traits_become_engine_options() {
         let words = words(&[
             "IPEngine.url_file=/x/engine.json",
             "EngineFactory.timeout=7.5",
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_cannot_do_is_refused() {
+    fn unsupported_traits_are_rejected() {
         for option in [
             "IPEngine.registration_url=tcp://h:1",
             "IPEngine.sshserver=h",
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rank_is_one_of_several() {
+    fn a_rank_requires_several_processes() {
         let environment =
             |pairs: &'static [(&str, &str)]| move |name: &str| pairs.iter().find(|(n, _)| *n == name).map(|(_, value)| value.to_string());
         assert_eq!(

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_read_as_traitlets_reads_them() {
+    fn values_are_parsed_like_in_traitlets() {
         let t = Trait::parse("IPController.enable_curve=False").unwrap();
         assert_eq!((t.class.as_str(), t.name.as_str()), ("IPController", "enable_curve"));
         assert_eq!(t.truth(), Ok(false));

@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shown_is_bounded_and_steers_nothing() {
+    fn displayed_text_is_bounded_and_has_no_control_characters() {
         assert_eq!(shown(&"a\tb\n".into()), ("a\tb\n".into(), 0));
         assert_eq!(shown(&Output::whole(vec![b'\x1b', b'[', 0xff, b'\r'])).0, "\\u{1b}[\\xff\\r");
         let mut long = Output::from("é".repeat(SHOWN));

@@ -96,11 +96,11 @@ mod tests {
 
     #[test]
     fn durations_read_well() {
-        let said: Vec<_> = [0.0, 0.00021, 0.0034, 0.25, 0.9996, 12.34, 59.96, 75.0, 3600.0, 7500.0, 273_600.0]
+        let formatted: Vec<_> = [0.0, 0.00021, 0.0034, 0.25, 0.9996, 12.34, 59.96, 75.0, 3600.0, 7500.0, 273_600.0]
             .map(duration)
             .into();
         assert_eq!(
-            said,
+            formatted,
             [
                 "0 s",
                 "210 µs",
@@ -120,15 +120,15 @@ mod tests {
     #[test]
     fn times_ago_read_well() {
         let now = UnixTime(1_763_669_533.0);
-        let said: Vec<_> = [0.0, 12.5, 200.0, 7300.0, 200_000.0].map(|s| ago(now, UnixTime(now.0 - s))).into();
-        assert_eq!(said, ["just now", "12 s ago", "3 min ago", "2 h ago", "2 d ago"]);
+        let formatted: Vec<_> = [0.0, 12.5, 200.0, 7300.0, 200_000.0].map(|s| ago(now, UnixTime(now.0 - s))).into();
+        assert_eq!(formatted, ["just now", "12 s ago", "3 min ago", "2 h ago", "2 d ago"]);
         assert!(ago(now, UnixTime(now.0 - 1e7)).starts_with("2025-07-"));
         // A clock that was set back.
         assert_eq!(ago(now, UnixTime(now.0 + 100.0)), "just now");
     }
 
     #[test]
-    fn since_takes_durations_and_dates() {
+    fn since_accepts_durations_and_dates() {
         let now = UnixTime(1_763_669_533.0);
         assert_eq!(parse_since("2h", now), Ok(UnixTime(now.0 - 7200.0)));
         assert_eq!(parse_since("2025-11-20T20:12:13Z", now), Ok(now));
@@ -140,7 +140,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_here_panics(seconds: f64, text in ".*") {
+        fn formatting_times_never_panics(seconds: f64, text in ".*") {
             duration(seconds);
             ago(UnixTime(seconds), UnixTime(0.0));
             local_time(UnixTime(seconds));

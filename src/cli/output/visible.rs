@@ -58,7 +58,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_steers_a_terminal_is_an_escape_and_colours_go() {
+    fn control_characters_are_escaped_and_colours_removed() {
         for (text, shown) in [
             ("plain\n\ttext é 日本\n", "plain\n\ttext é 日本\n"),
             ("\u{1b}]0;title\u{7}x", "\\u{1b}]0;title\\u{7}x"),
@@ -74,7 +74,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_steers_whatever_the_text(text in any::<String>()) {
+        fn arbitrary_text_yields_no_control_characters(text in any::<String>()) {
             prop_assert!(!visible(&text).chars().any(|c| is_steering(c) && !matches!(c, '\n' | '\t')));
             prop_assert!(!one_line(&text).chars().any(is_steering));
             if !text.chars().any(is_steering) {

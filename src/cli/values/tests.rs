@@ -136,7 +136,7 @@ fn python_reads_the_pickle() {
     std::fs::write(dir.path().join("values"), bytes).unwrap();
     std::fs::write(dir.path().join("commands"), commands).unwrap();
     let python = std::env::var("PCLUSTER_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
-    let said = std::process::Command::new(python)
+    let output = std::process::Command::new(python)
         .current_dir(dir.path())
         .args([
             "-c",
@@ -144,7 +144,7 @@ fn python_reads_the_pickle() {
         ])
         .output()
         .unwrap();
-    insta::assert_snapshot!(String::from_utf8_lossy(&said.stdout), @r"
+    insta::assert_snapshot!(String::from_utf8_lossy(&output.stdout), @r"
     [{'a': [1, 2]}, 'x\ny', None, {1, 2}, RuntimeError('task 1.4 error: ValueError: no digits')]
     [{'stdout': 'a', 'stderr': '', 'exit_code': 3}]
     ");
@@ -165,7 +165,7 @@ fn inputs_are_displayed_as_written() {
 
 proptest! {
     #[test]
-    fn each_value_is_one_line_that_reads_back(value: Vec<(String, Option<i64>)>) {
+    fn each_value_is_one_line_and_parses_back(value: Vec<(String, Option<i64>)>) {
         let value = serde_json::to_value(value).unwrap();
         let pretty = serde_json::to_string_pretty(&value).unwrap();
         let line = text(Style::Values, &[row(0, Some(&pretty))]);

@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_controller_there_is_known_by_boot_namespace_and_ticks() {
+    fn a_remote_controller_is_identified_by_boot_namespace_and_ticks() {
         let host = Host {
             name: "n".into(),
             ..Host::default()
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_read_whatever_stands_between_them() {
+    fn files_are_parsed_despite_text_between_them() {
         let file = r#"{"ssh": "", "interface": "tcp://127.0.0.1", "registration": 1, "control": 2, "mux": 3, "task": 4, "iopub": 5, "notification": 6, "broadcast": 7, "key": "abc", "curve_serverkey": null, "location": "host", "pack": "json", "unpack": "json", "signature_scheme": "hmac-sha256"}"#;
         let text = format!(
             "motd\nfile /h/u/.ipython/profile_a/security/ipcontroller-client.json\n{file}\nfile /h/u/.ipython/profile_b/security/ipcontroller-x-client.json\nbroken\n\

@@ -45,9 +45,9 @@ fn begins_error(line: &str) -> bool {
 
 /// How a remote command ended.
 #[derive(Debug)]
-pub(crate) enum Ended {
+pub(crate) enum RemoteEnd {
     /// With any exit code.
-    ByItself(Output),
+    Exited(Output),
     /// It was interrupted by Ctrl-C.
     Interrupted,
 }
@@ -67,7 +67,7 @@ pub(crate) async fn pcluster(
     program: &str,
     words: &[String],
     line: &mut impl FnMut(Line),
-) -> Result<Ended, ClusterError> {
+) -> Result<RemoteEnd, ClusterError> {
     let command: Vec<String> = std::iter::once(program)
         .chain(words.iter().map(String::as_str))
         .map(quoted)
@@ -92,10 +92,10 @@ pub(crate) async fn pcluster(
     let finish = running.finish(b"", &mut take);
     tokio::pin!(finish);
     let Ok(mut interrupts) = signal(SignalKind::interrupt()) else {
-        return Ok(Ended::ByItself(without_greeting(finish.await?)));
+        return Ok(RemoteEnd::Exited(without_greeting(finish.await?)));
     };
     tokio::select! {
-        output = &mut finish => return Ok(Ended::ByItself(without_greeting(output?))),
+        output = &mut finish => return Ok(RemoteEnd::Exited(without_greeting(output?))),
         _ = interrupts.recv() => {}
     }
     if let Ok(pid) = pids.try_recv()
@@ -104,7 +104,7 @@ pub(crate) async fn pcluster(
         ssh.run(&["kill", "-INT", &pid], b"", SIGNAL).await?;
         let _ = tokio::time::timeout(ENDS, &mut finish).await;
     }
-    Ok(Ended::Interrupted)
+    Ok(RemoteEnd::Interrupted)
 }
 
 fn without_greeting(mut output: Output) -> Output {

@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn the_one_that_is_named_else_the_only_one() {
+    fn the_named_cluster_or_the_only_one_is_chosen() {
         let named = |p: &str, i: &str| Ok((p.to_string(), i.to_string()));
         assert_eq!(chosen(&[("default", ""), ("hpc", "")], &[], false), named("hpc", ""));
         assert_eq!(chosen(&[("default", "night")], &[], false), named("default", "night"));
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_near_end_has_the_keys_and_other_ports() {
+    fn the_local_end_has_the_same_keys_and_other_ports() {
         let local = CHANNELS.iter().zip(5001..).map(|(name, port)| (name.to_string(), port)).collect();
         let near = near_end(&found("hpc", "").file, "me@login", &local);
         let keys = near.pcluster.clone().unwrap();

@@ -9,7 +9,7 @@ use crate::model::job::Departure;
 
 /// The engines known to the controller.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Known<'a> {
+pub(crate) struct KnownEngines<'a> {
     pub engines: &'a [EngineStatus],
     pub gone: &'a [Departure],
 }
@@ -41,7 +41,7 @@ impl std::fmt::Display for Why {
 }
 
 /// `states`: for each launch, the state of each member.
-pub(crate) fn due(launches: &[Launched], states: &[Vec<MemberState>], known: Known) -> Vec<Due> {
+pub(crate) fn due(launches: &[Launched], states: &[Vec<MemberState>], known: KnownEngines) -> Vec<Due> {
     let mut found = Vec::new();
     for (launched, states) in launches.iter().zip(states) {
         let most = launched.recipe.as_ref().map_or(0, |recipe| recipe.max_restarts);
@@ -62,7 +62,7 @@ pub(crate) fn due(launches: &[Launched], states: &[Vec<MemberState>], known: Kno
     found
 }
 
-fn why(job: &BatchJob, element: u32, state: &MemberState, known: Known) -> Option<Why> {
+fn why(job: &BatchJob, element: u32, state: &MemberState, known: KnownEngines) -> Option<Why> {
     let is_heard_of = |engine: &EngineStatus| engine.state != EngineState::Silent && job.is_reported_as(&engine.facts.job, element);
     if !state.has_ended() || known.engines.iter().any(is_heard_of) {
         return None;
@@ -142,15 +142,15 @@ mod tests {
     }
 
     /// The elements that are replaced, with why.
-    fn replaced(launched: Launched, states: [MemberState; 3], known: Known) -> Vec<(u32, Why)> {
+    fn replaced(launched: Launched, states: [MemberState; 3], known: KnownEngines) -> Vec<(u32, Why)> {
         let due = due(&[launched], &[states.to_vec()], known);
         due.into_iter().map(|due| (due.element, due.why)).collect()
     }
 
     #[test]
-    fn walltime_a_lost_node_and_preemption_are_replaced_and_nothing_else() {
+    fn jobs_lost_to_walltime_nodes_or_preemption_are_replaced_and_no_others() {
         use JobOutcome::*;
-        let of = |endings: [Option<JobOutcome>; 3]| replaced(launched(0, 1), endings.map(ended), Known::default());
+        let of = |endings: [Option<JobOutcome>; 3]| replaced(launched(0, 1), endings.map(ended), KnownEngines::default());
         assert_eq!(
             of([Some(TimedOut), Some(NodeFailed), Some(Preempted)]),
             [(1, Why::Walltime), (2, Why::NodeLost), (3, Why::Preempted)]
@@ -159,21 +159,21 @@ mod tests {
         assert_eq!(of([None, None, None]), [], "how they ended is unknown");
         for stage in [Stage::Queued, Stage::Running, Stage::Suspended, Stage::Unknown] {
             let states = [(); 3].map(|()| MemberState::new(stage, "", ""));
-            assert_eq!(replaced(launched(0, 1), states, Known::default()), [], "{stage:?}");
+            assert_eq!(replaced(launched(0, 1), states, KnownEngines::default()), [], "{stage:?}");
         }
     }
 
     #[test]
-    fn one_that_ended_by_itself_is_replaced_when_its_engine_left_for_the_time() {
+    fn a_job_that_exited_is_replaced_if_its_engine_left_for_the_walltime() {
         let engines = [
             gone("18.1", LeaveReason::Walltime, 1050.0),
             gone("18.2", LeaveReason::Unknown("it was asked to stop".into()), 1050.0),
             // Of a previous job that had the same number.
             gone("18.3", LeaveReason::Walltime, 900.0),
         ];
-        let known = Known {
+        let known = KnownEngines {
             gone: &engines,
-            ..Known::default()
+            ..KnownEngines::default()
         };
         let by_itself = [(); 3].map(|()| ended(Some(JobOutcome::Itself)));
         assert_eq!(replaced(launched(0, 1), by_itself, known), [(1, Why::Walltime)]);
@@ -182,21 +182,21 @@ mod tests {
     }
 
     #[test]
-    fn each_as_often_as_it_may_unless_it_mark_reported_to_leave_or_is_still_connected_engines() {
+    fn replacements_are_limited_and_skip_removed_and_connected_engines() {
         let timed_out = || [(); 3].map(|()| ended(Some(JobOutcome::TimedOut)));
-        assert_eq!(replaced(launched(1, 2), timed_out(), Known::default()).len(), 3);
-        assert_eq!(replaced(launched(2, 2), timed_out(), Known::default()), []);
-        assert_eq!(replaced(launched(0, 0), timed_out(), Known::default()), []);
+        assert_eq!(replaced(launched(1, 2), timed_out(), KnownEngines::default()).len(), 3);
+        assert_eq!(replaced(launched(2, 2), timed_out(), KnownEngines::default()), []);
+        assert_eq!(replaced(launched(0, 0), timed_out(), KnownEngines::default()), []);
         let mut some = launched(0, 1);
         some.jobs[0].leaving = vec![2];
         let engines = [engine("18.1", "busy"), engine("18.3", "silent")];
-        let known = Known {
+        let known = KnownEngines {
             engines: &engines,
-            ..Known::default()
+            ..KnownEngines::default()
         };
         assert_eq!(replaced(some, timed_out(), known), [(3, Why::Walltime)]);
         let mut by_hand = launched(0, 1);
         by_hand.recipe = None;
-        assert_eq!(replaced(by_hand, timed_out(), Known::default()), [], "it is not known how");
+        assert_eq!(replaced(by_hand, timed_out(), KnownEngines::default()), [], "it is not known how");
     }
 }

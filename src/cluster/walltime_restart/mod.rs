@@ -18,7 +18,7 @@ use crate::model::job::JobRow;
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
 use crate::sys::process::{self, ProcessId};
-use decide::{Due, Known, due};
+use decide::{Due, KnownEngines, due};
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -164,7 +164,7 @@ impl Monitor {
         let reply = client.jobs(&request).await?;
         self.mark_reported(request.jobs);
         let engines = client.status().await?.engines;
-        let known = Known {
+        let known = KnownEngines {
             engines: &engines,
             gone: &reply.gone,
         };

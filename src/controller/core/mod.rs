@@ -84,7 +84,7 @@ pub struct Core {
     heartbeats: u64,
     finished_tasks: u64,
     sent_tasks: u64,
-    cut_off: u64,
+    disconnected_peers: u64,
 }
 
 impl Core {
@@ -108,7 +108,7 @@ impl Core {
             heartbeats: 0,
             finished_tasks: 0,
             sent_tasks: 0,
-            cut_off: 0,
+            disconnected_peers: 0,
         }
     }
 
@@ -177,7 +177,7 @@ impl Core {
                 self.client_disconnected(channel, &client);
                 self.reconnects.undelivered(channel, reply, &mut self.out);
             }
-            Event::PeersDisconnected { total } => self.cut_off = total,
+            Event::PeersDisconnected { total } => self.disconnected_peers = total,
             Event::StopRequested { engines } => self.stop(engines),
         }
         self.dispatch();

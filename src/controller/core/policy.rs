@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_scheme_follows_its_definition() {
+    fn each_scheduling_scheme_follows_its_definition() {
         let engines: Vec<(EngineUuid, u32, u64)> = vec![("a".into(), 0, 30), ("b".into(), 1, 10), ("c".into(), 9, 20)];
         let mut rng = Rng::new(7);
         assert_eq!(choose("leastload", &engines, &mut rng), Some(0));

@@ -81,7 +81,7 @@ impl Core {
             queued: (ready + in_flight - begun) as u64,
             running: begun as u64,
             finished: self.finished_tasks,
-            disconnected_peers: self.cut_off,
+            disconnected_peers: self.disconnected_peers,
             notes: [self.maps_without_time(), self.maps_without_resources()]
                 .into_iter()
                 .flatten()

@@ -10,7 +10,7 @@ use std::sync::Arc;
 type Identity = (Arc<str>, Arc<str>);
 
 /// State that the writer keeps between batches.
-pub(crate) struct Known {
+pub(crate) struct WriterState {
     /// By visible id: the latest engine with that id.
     engines: HashMap<EngineId, Option<Identity>>,
     /// `output` may contain rows, which finishing tasks must merge.
@@ -21,9 +21,9 @@ pub(crate) struct Known {
     pub largest_outcome: usize,
 }
 
-impl Known {
-    pub(crate) fn load(connection: &Connection) -> rusqlite::Result<Known> {
-        Ok(Known {
+impl WriterState {
+    pub(crate) fn load(connection: &Connection) -> rusqlite::Result<WriterState> {
+        Ok(WriterState {
             engines: HashMap::new(),
             output: connection.query_row("SELECT EXISTS (SELECT 1 FROM output)", [], |row| row.get(0))?,
             untidy: connection.query_row("SELECT EXISTS (SELECT 1 FROM purging)", [], |row| row.get(0))?,

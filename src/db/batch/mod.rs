@@ -15,7 +15,7 @@ use crate::model::change::Change;
 use crate::model::output::Stream;
 use crate::model::task::Counts;
 use crate::model::{MapId, TaskId};
-pub(super) use engines::Known;
+pub(super) use engines::WriterState;
 pub(super) use maps::row_range;
 pub(super) use purge::tidy;
 use rusqlite::types::{ToSqlOutput, ValueRef};
@@ -40,7 +40,7 @@ struct Counted {
 
 pub(super) struct Batch<'a> {
     connection: &'a Connection,
-    known: &'a mut Known,
+    known: &'a mut WriterState,
     outputs: &'a Outputs,
     durability: Durability,
     /// Files that are unused once this is committed.
@@ -58,7 +58,7 @@ pub(super) struct Batch<'a> {
 impl<'a> Batch<'a> {
     pub(super) fn new(
         connection: &'a Connection,
-        known: &'a mut Known,
+        known: &'a mut WriterState,
         (outputs, durability): (&'a Outputs, Durability),
     ) -> rusqlite::Result<Batch<'a>> {
         Ok(Batch {

@@ -42,7 +42,7 @@ fn the_file_is_private_and_has_our_application_id() {
 }
 
 #[test]
-fn there_is_none() {
+fn missing_files_and_directories_are_reported() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("t.db");
     refused(Reader::open(&path), DbErrorKind::Missing, "there is no database yet");
@@ -89,7 +89,7 @@ fn a_newer_schema_is_rejected_unchanged() {
 }
 
 #[test]
-fn a_newer_schema_that_is_still_in_the_log() {
+fn a_newer_schema_in_the_log_is_rejected() {
     let db = Db::new();
     let connection = Connection::open(db.path()).unwrap();
     connection.pragma_update(None, "user_version", 99).unwrap();
@@ -197,7 +197,7 @@ fn set_mode(path: &Path, mode: u32) {
 }
 
 #[test]
-fn a_directory_that_is_read_only() {
+fn a_read_only_directory_is_reported() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("50% #1?.db");
     let mut writer = Writer::open(&path, Durability::Normal).unwrap();

@@ -25,7 +25,7 @@ fn record(db: &mut Db, jobs: Vec<JobRow>) -> Vec<JobRow> {
 }
 
 #[test]
-fn a_job_has_its_latest_state_and_the_time_when_that_was_first_seen() {
+fn a_job_has_its_latest_state_and_the_time_it_was_first_seen() {
     let mut db = Db::new();
     assert_eq!(db.reader().jobs().unwrap(), []);
     let (first, second) = (seen(1, "queued", false, 1001.0), seen(2, "queued", false, 1001.0));

@@ -44,7 +44,7 @@ fn files(db: &Db) -> Vec<PathBuf> {
 }
 
 #[test]
-fn large_buffers_come_back_and_the_same_ones_are_kept_once() {
+fn large_buffers_round_trip_and_duplicates_are_stored_once() {
     let mut db = pushed();
     let record = requests::one(&db, "a");
     assert_eq!((record.buffers, record.result_buffers), (array(1), array(2)));

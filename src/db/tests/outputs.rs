@@ -51,7 +51,7 @@ fn files(db: &Db) -> Vec<String> {
 }
 
 #[test]
-fn short_outputs_stay_in_their_row_whatever_they_are() {
+fn short_outputs_of_any_content_stay_in_their_row() {
     let mut db = running();
     for (index, written) in [&b"text \xc3\xa9\n"[..], &b"\xff\x00\x01bytes"[..]].into_iter().enumerate() {
         db.apply(&[finished(1, index as u32, 1, 0, with_stdout(ok("1"), written.to_vec()))]);
@@ -296,7 +296,7 @@ fn the_file_of_a_superseded_value_is_removed() {
 }
 
 #[test]
-fn values_are_read_in_order_in_parts_and_those_that_are_missing_are_named() {
+fn values_are_read_in_order_in_parts_and_missing_ones_are_named() {
     let mut db = Db::new();
     db.apply(&[engine(0)]);
     db.add_map(1, 6);

@@ -213,7 +213,7 @@ fn conditions() {
 }
 
 #[test]
-fn a_number_is_not_compared_with_words() {
+fn numbers_are_not_compared_with_text() {
     let db = sample();
     let query = TaskQuery {
         conditions: vec![Condition {
@@ -260,7 +260,7 @@ fn matching_tasks_are_counted_beyond_the_limit() {
 }
 
 #[test]
-fn listings_leave_long_texts_out() {
+fn listings_omit_long_texts() {
     let db = sample();
     let query = TaskQuery {
         brief: true,
@@ -276,7 +276,7 @@ fn listings_leave_long_texts_out() {
 }
 
 #[test]
-fn maps_newest_last() {
+fn maps_are_ordered_oldest_first() {
     let db = sample();
     let reader = db.reader();
     let ids = |query: MapQuery| reader.maps(&query).unwrap().iter().map(|map| map.map.0).collect::<Vec<_>>();
@@ -345,7 +345,7 @@ fn finished_tasks_in_order_up_to_a_gap() {
 }
 
 #[test]
-fn one_answer_holds_about_16_mib() {
+fn one_reply_holds_about_16_mib() {
     let mut db = Db::new();
     db.add_map(1, 5);
     for index in 0..5 {

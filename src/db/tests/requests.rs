@@ -198,7 +198,7 @@ fn output_before_and_after_the_reply() {
 }
 
 #[test]
-fn history_and_what_is_pending_by_time_of_submission() {
+fn history_and_pending_requests_are_in_order_of_submission() {
     let db = clients();
     let reader = db.reader();
     assert_eq!(reader.request_history().unwrap(), ["c", "a", "b", "d"]);
@@ -232,7 +232,7 @@ fn records_as_json() {
 }
 
 #[test]
-fn records_are_found_as_the_hub_finds_them() {
+fn queries_match_like_in_ipyparallels_hub() {
     let db = clients();
     let reader = db.reader();
     for (query, expected) in [

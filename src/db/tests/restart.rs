@@ -22,7 +22,7 @@ fn an_empty_database_begins_at_map_1_and_engine_0() {
 }
 
 #[test]
-fn open_maps_their_unfinished_tasks_and_the_engines() {
+fn open_maps_unfinished_tasks_and_engines_are_restored() {
     let mut db = Db::new();
     let crash = || {
         let mut crash = failed(TaskState::Lost, "EngineLost", "");
@@ -123,7 +123,7 @@ fn output_of_a_running_task_survives() {
 }
 
 #[test]
-fn a_clients_key_may_become_known_later() {
+fn a_clients_key_may_be_recorded_later() {
     let db = requests::clients();
     let directory = tempfile::tempdir().unwrap();
     let copy = killed(&db, directory.path());
@@ -139,7 +139,7 @@ fn a_clients_key_may_become_known_later() {
 }
 
 #[test]
-fn unfinished_requests_with_their_frames() {
+fn unfinished_requests_are_restored_with_their_frames() {
     let db = requests::clients();
     let directory = tempfile::tempdir().unwrap();
     let copy = killed(&db, directory.path());

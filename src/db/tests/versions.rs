@@ -19,7 +19,7 @@ fn kept(name: &str) -> (tempfile::TempDir, PathBuf) {
 }
 
 #[test]
-fn version_1() {
+fn version_1_is_readable_and_upgraded() {
     let (_directory, path) = kept("v1.db");
     let reader = Reader::open(&path).unwrap();
     let maps = reader.maps(&MapQuery::default()).unwrap();
@@ -87,7 +87,7 @@ fn version_1() {
 
 /// What version 2 added: attempts that were cancelled while they were with an engine.
 #[test]
-fn version_2() {
+fn version_2_keeps_cancelled_attempts() {
     let (_directory, path) = kept("v2.db");
     Writer::open(&path, Durability::Normal).unwrap().close().unwrap();
     let mut cancelled = Vec::new();
@@ -100,7 +100,7 @@ fn version_2() {
 
 /// What version 3 added: maps whose tasks are still to be deleted.
 #[test]
-fn version_3() {
+fn version_3_keeps_maps_being_purged() {
     let (_directory, path) = kept("v3.db");
     let tasks = |reader: Reader| reader.tasks(&TaskQuery::default()).unwrap().1;
     assert_eq!(tasks(Reader::open(&path).unwrap()), 7);
@@ -116,7 +116,7 @@ fn version_3() {
 /// The version before 11: outputs that are not text, code that maps run, code that one had before, an exact value, and a task that ran at the end. The
 /// file is of a cluster that was killed.
 #[test]
-fn version_10() {
+fn version_10_is_readable_and_upgraded() {
     let (_directory, path) = kept("v10.db");
     let before = Reader::open(&path).unwrap();
     let read = |reader: &Reader| {
@@ -267,7 +267,7 @@ fn the_examples_run() {
 
 /// The views are for people: dates to be read, the error in one column, the output of a running task.
 #[test]
-fn the_views_read_well() {
+fn views_are_formatted_for_people() {
     let (_directory, path) = kept("v1.db");
     let connection = Connection::open(path).unwrap();
     let line = |sql: &str| -> String {

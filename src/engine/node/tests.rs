@@ -2,34 +2,34 @@ use super::*;
 use std::collections::HashMap;
 
 /// A host with 8 processors and 64 GiB, in a file system of its own.
-struct Host {
+struct FakeHost {
     root: tempfile::TempDir,
     variables: HashMap<String, String>,
 }
 
-impl Host {
-    fn new() -> Host {
-        let host = Host {
+impl FakeHost {
+    fn new() -> FakeHost {
+        let host = FakeHost {
             root: tempfile::tempdir().unwrap(),
             variables: HashMap::new(),
         };
         host.with("proc/meminfo", "MemTotal:       67108864 kB\nMemFree:  1 kB\n")
     }
 
-    fn with(self, path: &str, text: &str) -> Host {
+    fn with(self, path: &str, text: &str) -> FakeHost {
         let path = self.root.path().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
         self
     }
 
-    fn set(mut self, variables: &[(&str, &str)]) -> Host {
+    fn set(mut self, variables: &[(&str, &str)]) -> FakeHost {
         self.variables
             .extend(variables.iter().map(|(name, value)| (name.to_string(), value.to_string())));
         self
     }
 
-    fn nvidia(self, count: usize) -> Host {
+    fn nvidia(self, count: usize) -> FakeHost {
         (0..count).fold(self, |host, n| {
             // Minor numbers are not in the order of addresses.
             let minor = count - 1 - n;
@@ -61,12 +61,12 @@ impl Host {
 
 #[test]
 fn without_limits_the_host_counts() {
-    assert_eq!(Host::new().shown(), "8 cpus, 64G");
+    assert_eq!(FakeHost::new().shown(), "8 cpus, 64G");
 }
 
 #[test]
 fn control_groups_of_both_versions_limit() {
-    let second = || Host::new().with("proc/self/cgroup", "0::/user/job\n");
+    let second = || FakeHost::new().with("proc/self/cgroup", "0::/user/job\n");
     let host = second()
         .with("sys/fs/cgroup/user/job/cpu.max", "max 100000\n")
         .with("sys/fs/cgroup/user/cpu.max", "350000 100000\n")
@@ -75,7 +75,7 @@ fn control_groups_of_both_versions_limit() {
     assert_eq!(host.shown(), "3 cpus, 2G");
     let small = second().with("sys/fs/cgroup/user/job/cpu.max", "50000 100000\n");
     assert_eq!(small.shown(), "1 cpu, 64G");
-    let first = Host::new()
+    let first = FakeHost::new()
         .with("proc/self/cgroup", "5:memory:/job\n4:cpu,cpuacct:/job\n1:name=systemd:/x\n")
         .with("sys/fs/cgroup/memory/job/memory.limit_in_bytes", "1073741824\n")
         .with("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n")
@@ -86,8 +86,8 @@ fn control_groups_of_both_versions_limit() {
 }
 
 #[test]
-fn a_job_has_the_share_that_its_batch_system_gave_it() {
-    let job = |variables: &[(&str, &str)]| Host::new().set(variables);
+fn a_job_has_the_share_that_its_batch_system_assigned() {
+    let job = |variables: &[(&str, &str)]| FakeHost::new().set(variables);
     let slurm = job(&[("SLURM_JOB_ID", "7"), ("SLURM_CPUS_ON_NODE", "4"), ("SLURM_MEM_PER_CPU", "1024")]);
     assert_eq!(slurm.shown(), "4 cpus, 4G");
     let whole = job(&[("SLURM_JOB_ID", "7"), ("SLURM_CPUS_ON_NODE", "40"), ("SLURM_MEM_PER_NODE", "0")]);
@@ -115,8 +115,8 @@ fn a_job_has_the_share_that_its_batch_system_gave_it() {
 }
 
 #[test]
-fn gpus_are_those_that_this_process_may_use() {
-    let host = || Host::new().nvidia(3);
+fn only_gpus_that_this_process_may_use_count() {
+    let host = || FakeHost::new().nvidia(3);
     assert_eq!(host().gpu_names(), ["0", "1", "2"]);
     assert_eq!(host().node().gpus[0].model, "NVIDIA A100");
     let given = |value: &str| host().set(&[("CUDA_VISIBLE_DEVICES", value)]).gpu_names();
@@ -130,7 +130,7 @@ fn gpus_are_those_that_this_process_may_use() {
     assert_eq!(slurm.gpu_names(), [""; 0]);
     assert_eq!(slurm.set(&[("CUDA_VISIBLE_DEVICES", "1")]).gpu_names(), ["1"]);
     // Without the driver the variable means nothing; without its device file a GPU belongs to another container.
-    assert_eq!(Host::new().set(&[("CUDA_VISIBLE_DEVICES", "0")]).gpu_names(), [""; 0]);
+    assert_eq!(FakeHost::new().set(&[("CUDA_VISIBLE_DEVICES", "0")]).gpu_names(), [""; 0]);
     let container = host();
     fs::remove_file(container.root.path().join("dev/nvidia0")).unwrap();
     assert_eq!(container.gpu_names(), ["0", "1"]);
@@ -139,7 +139,7 @@ fn gpus_are_those_that_this_process_may_use() {
 #[test]
 fn gpus_of_amd_have_a_variable_of_their_own() {
     let node = |number: u32| format!("sys/class/kfd/kfd/topology/nodes/{number}");
-    let host = Host::new()
+    let host = FakeHost::new()
         .with(&format!("{}/properties", node(0)), "cpu_cores_count 64\nsimd_count 0\n")
         .with(&format!("{}/properties", node(1)), "simd_count 440\ndrm_render_minor 128\n")
         .with(&format!("{}/name", node(1)), "aldebaran\n")

@@ -13,7 +13,7 @@ use crate::connection::file::{BroadcastPorts, PclusterKeys};
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use crate::model::task::TaskState;
 use crate::model::{EngineId, MapId};
-use crate::transport::{KeyPair, Kind, Security, Socket};
+use crate::transport::{KeyPair, Security, Socket, SocketKind};
 use crate::wire::content::engine::*;
 use crate::wire::{Message, Session};
 use bytes::Bytes;
@@ -68,7 +68,7 @@ impl TestController {
 
     pub(super) async fn with_answer(change: impl FnOnce(&mut EngineSettings), welcome: bool) -> TestController {
         let keys = KeyPair::generate();
-        let socket = Socket::new(Kind::Router, None, &Security::Server(keys.clone()))
+        let socket = Socket::new(SocketKind::Router, None, &Security::Server(keys.clone()))
             .unwrap()
             .with_packing();
         let port = socket.bind("127.0.0.1", 0).await.unwrap();

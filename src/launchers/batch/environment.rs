@@ -5,7 +5,7 @@
 //! no account is given). It loses variables that would override the script or change what the
 //! command prints. All other commands lose every option.
 use super::CommandLine;
-use super::table::Table;
+use super::table::SystemTable;
 
 /// Names of variables; a trailing `*` matches any suffix.
 pub(crate) type Names = &'static [&'static str];
@@ -49,7 +49,7 @@ pub(crate) struct ScriptOption {
 
 /// Prepares the submission of `script`: removes variables that would override it. The locale stays,
 /// since the job may inherit the environment.
-pub(crate) fn for_submission(table: &Table, mut command: CommandLine, script: &str) -> CommandLine {
+pub(crate) fn for_submission(table: &SystemTable, mut command: CommandLine, script: &str) -> CommandLine {
     let rules = table.environment;
     let overridden = options_of(script, table.directive_prefix)
         .filter_map(|word| option(rules.options, word))
@@ -62,7 +62,7 @@ pub(crate) fn for_submission(table: &Table, mut command: CommandLine, script: &s
 }
 
 /// Prepares a query or cancellation so that the environment does not change its output.
-pub(crate) fn for_query(table: &Table, mut command: CommandLine) -> CommandLine {
+pub(crate) fn for_query(table: &SystemTable, mut command: CommandLine) -> CommandLine {
     let rule = table.environment.queries;
     command.removed_vars = names(rule.removed);
     command.in_c_locale = true;

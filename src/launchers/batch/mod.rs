@@ -31,7 +31,7 @@ pub(crate) use job::{JobId, JobRow, JobStatus, JobTarget};
 pub(crate) use render::render;
 pub(crate) use request::{JobKind, JobRequest};
 pub(crate) use systems::{SYSTEMS, by_name};
-pub(crate) use table::{KillWait, Table};
+pub(crate) use table::{KillWait, SystemTable};
 pub(crate) use template::{ScriptFile, Template, TemplateError};
 
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ use std::path::{Path, PathBuf};
 /// an array: then its rows have no element.
 pub(crate) trait BatchSystem: Send + Sync {
     /// What is fixed.
-    fn table(&self) -> &'static Table;
+    fn table(&self) -> &'static SystemTable;
     /// One of [`SYSTEMS`].
     fn name(&self) -> &'static str {
         self.table().name

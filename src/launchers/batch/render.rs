@@ -8,7 +8,7 @@
 //! ([`super::conditions`]).
 use super::conditions::{delimiters, resolve_conditions};
 use super::request::JobRequest;
-use super::table::{Table, is_set};
+use super::table::{SystemTable, is_set};
 use super::template::{FoundBy, TemplateError, VARIABLES, VariableValue, Variables};
 use super::{BatchSystem, JobKind};
 use crate::model::shell;
@@ -283,7 +283,7 @@ fn stands_in_quotes(line: &str, name: &str) -> bool {
 
 /// The variables that all batch systems share. The rows add to these and override those that they
 /// format differently. Rejects settings that the system does not support.
-pub(crate) fn common(table: &Table, request: &JobRequest) -> Result<Variables, TemplateError> {
+pub(crate) fn common(table: &SystemTable, request: &JobRequest) -> Result<Variables, TemplateError> {
     check(table, request)?;
     let resources = &request.resources;
     let modules = resources
@@ -359,8 +359,8 @@ pub(crate) fn invalid_value(system: &'static str, what: &str, value: &str, why: 
 }
 
 /// Rejects settings that this system does not support.
-fn check(table: &Table, request: &JobRequest) -> Result<(), TemplateError> {
-    let Table { name, title, .. } = table;
+fn check(table: &SystemTable, request: &JobRequest) -> Result<(), TemplateError> {
+    let SystemTable { name, title, .. } = table;
     let unsupported = |what: String, hint: String| {
         let (system, hint) = (*title, Some(hint));
         Err(TemplateError::Unsupported { system, what, hint })

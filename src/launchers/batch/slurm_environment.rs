@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_table_decides_what_both_kinds_of_submission_lose() {
+    fn both_kinds_of_submission_remove_the_listed_variables() {
         let (plain, here) = (RULES.submissions, WITHOUT_CLUSTERS.submissions);
         for name in DECIDED {
             assert!(plain.removed.contains(&name) && here.removed.contains(&name), "{name}");

@@ -7,7 +7,7 @@ use crate::profile::config::resources::{Resources, StartMode};
 
 /// The constants of a batch system, or of one of its dialects.
 #[derive(Clone, Copy)]
-pub(crate) struct Table {
+pub(crate) struct SystemTable {
     /// As on the command line and in the configuration.
     pub name: &'static str,
     /// Display name, including the dialect if there are several: `Slurm`, `OpenPBS`.
@@ -42,7 +42,7 @@ pub(crate) struct Table {
     pub kill_wait: KillWait,
 }
 
-impl Table {
+impl SystemTable {
     /// The status that a word means.
     pub(crate) fn status(&self, word: &str) -> JobStatus {
         status_in(self.states, word)

@@ -36,7 +36,7 @@ mod tests {
     }
 
     #[test]
-    fn engines_go_round_until_a_host_is_full() {
+    fn engines_are_assigned_round_robin_until_a_host_is_full() {
         let expected = vec![("a".into(), vec![10]), ("b".into(), vec![11, 12, 13])];
         assert_eq!(planned(&["a:1", "b"], 4), Ok(expected));
         assert_eq!(planned(&["a:4", "b:8"], 1), Ok(vec![("a".into(), vec![10])]));

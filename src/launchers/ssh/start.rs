@@ -10,7 +10,7 @@ use crate::model::shell::quoted;
 use crate::profile::ProfileDir;
 use crate::profile::config::resources::{SshHost, TunnelMode};
 use crate::ssh::Ssh;
-use crate::ssh::probe::{Host, Request};
+use crate::ssh::probe::{Host, ProbeRequest};
 use crate::ssh::tunnel::{TunnelError, process};
 use crate::sys::process::ProcessId;
 use std::path::{Path, PathBuf};
@@ -23,14 +23,14 @@ pub(super) const PRIVATE: &str = ".pcluster/profile_";
 
 /// The engines of one host, each with its number, and how they reach the controller.
 #[derive(Debug)]
-pub(super) struct Started {
+pub(super) struct HostEngines {
     pub engines: Vec<(u32, Process)>,
-    pub route: Route,
+    pub route: EngineRoute,
 }
 
 /// How the engines of a host reach the controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Route {
+pub(super) enum EngineRoute {
     /// As configured, without a test.
     Given,
     /// Tested, at this address.
@@ -40,15 +40,15 @@ pub(super) enum Route {
 }
 
 /// Starts the engines with these numbers. An error quotes the host.
-pub(super) async fn start(host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Started, HostError> {
+pub(super) async fn start(host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch, numbers: &[u32]) -> Result<HostEngines, HostError> {
     let ssh = Ssh::connect_to(&host.host).await?;
     let started = on(&ssh, host, mode, launch, numbers).await;
     ssh.close().await;
     started
 }
 
-async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Started, HostError> {
-    let request = Request {
+async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch, numbers: &[u32]) -> Result<HostEngines, HostError> {
+    let request = ProbeRequest {
         program: Some(launch.program.to_string_lossy().into_owned()),
         directory: Some(host.directory.clone().unwrap_or_else(|| launch.cwd.to_string_lossy().into_owned())),
         pythons: pythons(host, launch),
@@ -64,17 +64,17 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
     let path = launch.profile.engine_file(&launch.cluster_id);
     let file = ConnectionFile::read(&path)?;
     let route = match mode {
-        TunnelMode::Never => Route::Given,
-        TunnelMode::Always => Route::Tunnel("configured".into()),
+        TunnelMode::Never => EngineRoute::Given,
+        TunnelMode::Always => EngineRoute::Tunnel("configured".into()),
         TunnelMode::Auto => match reachability::probe(ssh, program, &found.name, &file).await {
-            Ok(address) => Route::Direct(address),
-            Err(why) => Route::Tunnel(why.to_string()),
+            Ok(address) => EngineRoute::Direct(address),
+            Err(why) => EngineRoute::Tunnel(why.to_string()),
         },
     };
     let id = uuid::Uuid::new_v4().simple().to_string();
     let opened = match &route {
-        Route::Tunnel(_) => Some(open_tunnel(launch, &host.host, &id, &file).await?),
-        Route::Given | Route::Direct(_) => None,
+        EngineRoute::Tunnel(_) => Some(open_tunnel(launch, &host.host, &id, &file).await?),
+        EngineRoute::Given | EngineRoute::Direct(_) => None,
     };
     let undo = EndsTunnel(opened.as_ref().map(|tunnel| tunnel.file.clone()));
     let file = match &opened {
@@ -113,7 +113,7 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
         process.tunnel = opened.as_ref().map(|tunnel| tunnel.file.clone());
     }
     undo.keep();
-    Ok(Started { engines, route })
+    Ok(HostEngines { engines, route })
 }
 
 async fn open_tunnel(launch: &EnginesLaunch, host: &str, id: &str, file: &ConnectionFile) -> Result<tunnel::Opened, HostError> {

@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn our_engine_needs_one_port_and_an_ipengine_all_the_others() {
+    fn a_native_engine_uses_one_port_and_an_ipengine_all_others() {
         let file = engine_file();
         assert_eq!(channels(EngineKind::Pcluster, &file), ["native"]);
         let stock = channels(EngineKind::Ipengine, &file);
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn the_loopback_is_another_hosts_or_the_best() {
+    fn a_local_loopback_ranks_first_and_a_remote_one_is_omitted() {
         let mut file = engine_file();
         assert_eq!(addresses(&file), ["10.0.0.7"]);
         file.pcluster.as_mut().unwrap().process.host = crate::sys::process::host();

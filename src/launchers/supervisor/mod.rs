@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_that_may_pass_ends_nothing_that_ran_before_and_delays_stay_bounded() {
+    fn a_transient_cause_never_ends_a_process_that_ran_and_delays_are_bounded() {
         let temporary = || code(i32::from(TEMPORARY));
         assert_eq!(
             RestartState {

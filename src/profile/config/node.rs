@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_replaces_what_was_detected() {
+    fn configured_resources_replace_detected_ones() {
         let gpu = |name: &str| Gpu {
             vendor: GpuVendor::Amd,
             name: name.into(),

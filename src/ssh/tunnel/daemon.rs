@@ -24,7 +24,7 @@ pub(crate) trait Tunnel: Send {
     /// Returns when something happens on the tunnel that may mean its end.
     fn disturbed(&mut self) -> impl Future<Output = ()> + Send;
     /// Checks an open tunnel whose connection is alive. An error means that the connection counts as lost.
-    fn check(&mut self, ssh: &Ssh, event: Event) -> impl Future<Output = Result<Check, TunnelError>> + Send;
+    fn check(&mut self, ssh: &Ssh, event: LinkEvent) -> impl Future<Output = Result<Check, TunnelError>> + Send;
     /// The ssh connection ends: new connections wait for another one.
     fn close(&mut self);
     /// The tunnel has no target any more.
@@ -34,7 +34,7 @@ pub(crate) trait Tunnel: Send {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Event {
+pub(crate) struct LinkEvent {
     pub disturbed: bool,
     /// This host was suspended.
     pub suspended: bool,
@@ -202,7 +202,7 @@ impl<T: Tunnel> Daemon<T> {
                 return Ok(StopReason::NotWanted);
             }
             ssh.check().await?;
-            match self.tunnel.check(ssh, Event { disturbed, suspended }).await? {
+            match self.tunnel.check(ssh, LinkEvent { disturbed, suspended }).await? {
                 Check::Fine => {}
                 Check::Moved => return Ok(StopReason::Moved),
                 Check::Orphaned => return Ok(StopReason::NotWanted),

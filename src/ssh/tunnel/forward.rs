@@ -1,5 +1,5 @@
 //! Forward tunnel: local ports are forwarded to a controller that the other host can reach.
-use super::daemon::{Check, Event, Tunnel};
+use super::daemon::{Check, LinkEvent, Tunnel};
 use super::error::TunnelError;
 use super::state::{LeadsTo, TunnelState};
 use super::target::{Endpoint, Target};
@@ -108,7 +108,7 @@ impl<T: Target> Tunnel for Forward<T> {
         self.ports.refused().await;
     }
 
-    async fn check(&mut self, ssh: &Ssh, event: Event) -> Result<Check, TunnelError> {
+    async fn check(&mut self, ssh: &Ssh, event: LinkEvent) -> Result<Check, TunnelError> {
         self.last_up = Instant::now();
         let is_due = self.checks_every.is_some_and(|every| self.checked.elapsed() >= every);
         if !(event.disturbed || event.suspended || is_due) {

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_daemon_that_ends_is_reported_with_its_last_words_and_leaves_nothing() {
+    async fn an_exited_daemon_is_reported_with_its_last_output_and_leaves_no_files() {
         let (error, is_left) = started("echo 'it is dark' >&2").await;
         let error = error.unwrap_err();
         assert!(
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_daemon_reports_is_the_error() {
+    async fn an_error_reported_by_the_daemon_is_returned() {
         let failed = r#"sed -i 's/"connecting"/"failed"/; s/"problem": null/"problem": "no such cluster"/; s/"missing": false/"missing": true/' "$5""#;
         let (error, is_left) = started(failed).await;
         let error = error.unwrap_err();
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_tunnel_is_up_when_its_daemon_says_so_and_ends_with_its_state() {
+    async fn a_tunnel_is_up_once_its_daemon_reports_it_and_ends_with_its_state_file() {
         // Like a supervisor, it records its process.
         let up = r#"
             read -r stat <"/proc/$$/stat"; set -- "$5" ${stat##*) }

@@ -1,5 +1,5 @@
 //! Reverse tunnel: ports of the other host's loopback are forwarded to a controller that this host can reach.
-use super::daemon::{Check, Event, Tunnel};
+use super::daemon::{Check, LinkEvent, Tunnel};
 use super::error::TunnelError;
 use super::state::{LeadsTo, TunnelState};
 use super::target::{Endpoint, Target};
@@ -111,7 +111,7 @@ impl<T: Target> Tunnel for Reverse<T> {
         self.relay.far_side_ended().await;
     }
 
-    async fn check(&mut self, ssh: &Ssh, event: Event) -> Result<Check, TunnelError> {
+    async fn check(&mut self, ssh: &Ssh, event: LinkEvent) -> Result<Check, TunnelError> {
         if event.disturbed {
             self.relay.confirm_alive();
         }
@@ -246,14 +246,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_are_below_those_that_are_given_out() {
+    fn ports_are_below_the_ephemeral_range() {
         for random in [0, 21_999, 22_000, u128::MAX] {
             assert!(PORTS.contains(&any_port(random)));
         }
     }
 
     #[test]
-    fn the_process_of_the_connection_before_is_ended_and_no_other() {
+    fn only_the_process_of_the_previous_connection_is_ended() {
         let run = |script: String| {
             let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
             String::from_utf8(output.stdout).unwrap()
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_does_not_greet_is_no_controller() {
+    async fn an_unreachable_address_is_not_a_controller() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         drop(taken);

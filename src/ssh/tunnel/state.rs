@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_again_and_described() {
+    fn tunnel_states_round_trip_and_are_described() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid/tunnel.json");
         assert_eq!(TunnelState::read(&file).unwrap(), None);
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cluster_that_was_found_is_the_one_that_is_meant() {
+    fn remote_names_are_those_of_the_found_cluster() {
         let mut state = TunnelState::new(Direction::Forward, "login", Path::new("/p"), "", Vec::new());
         assert_eq!(state.remote_names(), (None, None));
         state.remote_profile = Some("hpc".into());

@@ -1,5 +1,5 @@
 //! Runs one task on each of some engines and shows the answers: shared by `apply`, `exec`, `run`, `push`, `pull`, `scatter` and `gather`.
-use crate::cli::commands::map::follow::{Ended, Job, LongOutputs, Taken};
+use crate::cli::commands::map::follow::{Job, LongOutputs, MapEnd, Taken};
 use crate::cli::commands::map::interrupts::Interrupts;
 use crate::cli::commands::map::options::current_directory;
 use crate::cli::commands::positive_seconds;
@@ -84,7 +84,7 @@ pub(crate) fn run(
             })
             .await?;
         progress.clear();
-        if ended != Ended::Complete {
+        if ended != MapEnd::Complete {
             return Ok(None);
         }
         let of_engine = |row: &TaskRow| {

@@ -146,7 +146,7 @@ pub(crate) struct Feed {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub(crate) enum MapEnd {
     Complete,
     /// The map continues.
     Detached,
@@ -160,7 +160,7 @@ impl Job<'_> {
         interrupts: &mut Interrupts,
         progress: &mut Progress,
         take: &mut Take<'_>,
-    ) -> Result<(Ended, Counts), CommandError> {
+    ) -> Result<(MapEnd, Counts), CommandError> {
         let every = Duration::from_millis(if self.context.terminal.stderr { 250 } else { 1000 });
         let (sender, mut updates) = mpsc::channel(4);
         let mut watch = self.client.with_timeout(CONTROLLER_TIMEOUT).watch(self.map, every);
@@ -177,16 +177,16 @@ impl Job<'_> {
         let watcher = AbortOnDrop(watcher);
         let mut counts = Counts::default();
         let mut engines = EngineNotes::default();
-        let mut silence_said = false;
+        let mut silence_reported = false;
         let mut clock = tokio::time::interval(Duration::from_secs(1));
         loop {
             tokio::select! {
                 _ = clock.tick() => {
                     let silent = self.client.silent_for() > SILENT;
-                    if silent && !silence_said {
+                    if silent && !silence_reported {
                         progress.suspend(|| self.note_silence());
                     }
-                    silence_said = silent;
+                    silence_reported = silent;
                 }
                 update = updates.recv() => match update {
                     Some(Ok(Update { counts: now, engines: able, results, .. })) => {
@@ -215,7 +215,7 @@ impl Job<'_> {
                     None => {
                         drop(watcher);
                         self.end_of_feed().await?;
-                        return Ok((Ended::Complete, counts));
+                        return Ok((MapEnd::Complete, counts));
                     }
                 },
                 fed = fed(&mut self.feed) => self.total = Some(u64::from(self.fed(fed)?)),
@@ -227,7 +227,7 @@ impl Job<'_> {
         }
     }
 
-    async fn interrupted(&mut self, interrupts: &mut Interrupts, progress: &Progress) -> Result<Ended, CommandError> {
+    async fn interrupted(&mut self, interrupts: &mut Interrupts, progress: &Progress) -> Result<MapEnd, CommandError> {
         progress.clear();
         match self.detachable {
             true => self.detach(interrupts).await,
@@ -288,7 +288,7 @@ impl Job<'_> {
     }
 
     /// Detaches from the map; a second Ctrl-C within a short time cancels it.
-    async fn detach(&mut self, interrupts: &mut Interrupts) -> Result<Ended, CommandError> {
+    async fn detach(&mut self, interrupts: &mut Interrupts) -> Result<MapEnd, CommandError> {
         let (map, options) = (self.map, self.context.options());
         let mut stopped_feed = None;
         if let Some(feed) = &self.feed {
@@ -299,9 +299,9 @@ impl Job<'_> {
         }
         self.context
             .note(format!("\nmap {map} continues in the background; press Ctrl-C again to cancel it"));
-        let patience = tokio::time::sleep(SECOND);
+        let delay = tokio::time::sleep(SECOND);
         tokio::select! {
-            done = async { self.end_of_feed().await?; patience.await; Ok(()) } => done.map_err(|e: CommandError| e)?,
+            done = async { self.end_of_feed().await?; delay.await; Ok(()) } => done.map_err(|e: CommandError| e)?,
             () = interrupts.next_interrupt() => return self.cancel().await,
         }
         if let Some(feeding) = stopped_feed {
@@ -311,7 +311,7 @@ impl Job<'_> {
             ));
         }
         self.context.note(return_hints(map, &options));
-        Ok(Ended::Detached)
+        Ok(MapEnd::Detached)
     }
 
     /// Results can no longer be written: the map continues, with all inputs that can still be sent.
@@ -332,7 +332,7 @@ impl Job<'_> {
         error
     }
 
-    async fn cancel(&mut self) -> Result<Ended, CommandError> {
+    async fn cancel(&mut self) -> Result<MapEnd, CommandError> {
         if let Some(feed) = &self.feed {
             feed.feeding.stop();
         }
@@ -347,7 +347,7 @@ impl Job<'_> {
             .await?;
         self.context
             .note(format!("\nmap {} cancelled: {} tasks were unfinished", self.map, reply.changed));
-        Ok(Ended::Cancelled)
+        Ok(MapEnd::Cancelled)
     }
 
     /// A connection error, with the hint that the map may still be running.
@@ -391,7 +391,7 @@ impl Drop for AbortOnDrop {
 #[derive(Default)]
 struct EngineNotes {
     without_since: Option<Instant>,
-    said: bool,
+    reported: bool,
 }
 
 impl EngineNotes {
@@ -399,11 +399,11 @@ impl EngineNotes {
     fn note(&mut self, now: Instant, able: u32, pending: u64) -> Option<bool> {
         if able > 0 || pending == 0 {
             self.without_since = None;
-            return std::mem::take(&mut self.said).then_some(false).filter(|_| able > 0);
+            return std::mem::take(&mut self.reported).then_some(false).filter(|_| able > 0);
         }
         let since = *self.without_since.get_or_insert(now);
-        if !self.said && now.duration_since(since) >= NO_ENGINES {
-            self.said = true;
+        if !self.reported && now.duration_since(since) >= NO_ENGINES {
+            self.reported = true;
             return Some(true);
         }
         None
@@ -415,7 +415,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn missing_engines_are_told_of_once_and_after_a_while() {
+    fn missing_engines_are_reported_once_after_a_delay() {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         let mut notes = EngineNotes::default();

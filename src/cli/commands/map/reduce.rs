@@ -3,7 +3,7 @@
 //! Consecutive values form groups; one task folds each group from left to right; the results are folded again until one is
 //! left. This is a second map, "reduce of map N", whose inputs are sent as groups finish. The function must be associative but
 //! need not be commutative; few values (up to [`GROUP`]) are a plain left fold.
-use super::follow::{Ended, Feed, Job, LongOutputs, Taken, fetch_value};
+use super::follow::{Feed, Job, LongOutputs, MapEnd, Taken, fetch_value};
 use super::interrupts::Interrupts;
 use crate::cli::inputs::code::CodeArgs;
 use crate::cli::progress::Progress;
@@ -139,22 +139,22 @@ impl Reduction<'_> {
             .await?;
         progress.clear();
         match (ended, rounds.failed, rounds.last) {
-            (Ended::Complete, Some(error), _) => Err(CommandError::failed(format!("cannot reduce map {}: {error}", self.of))
+            (MapEnd::Complete, Some(error), _) => Err(CommandError::failed(format!("cannot reduce map {}: {error}", self.of))
                 .hint(format!(
                     "its values remain available: pcluster results{} {}",
                     self.context.options(),
                     self.of
                 ))
                 .hint(format!("details: pcluster results{} {map} --failed", self.context.options()))),
-            (Ended::Complete, None, Some(mut row)) => {
+            (MapEnd::Complete, None, Some(mut row)) => {
                 fetch_value(self.client, &mut row).await?;
                 Ok(Reduced::Value(Box::new(row)))
             }
-            (Ended::Complete, None, None) => Err(CommandError::internal(format!(
+            (MapEnd::Complete, None, None) => Err(CommandError::internal(format!(
                 "the reduction of map {} ended without a value",
                 self.of
             ))),
-            (Ended::Detached | Ended::Cancelled, _, _) => {
+            (MapEnd::Detached | MapEnd::Cancelled, _, _) => {
                 self.context.note(format!(
                     "the values of map {} remain available: pcluster results{} {0}",
                     self.of,
@@ -209,7 +209,7 @@ impl Reduction<'_> {
                 Ok(())
             })
             .await?;
-        if ended != Ended::Complete {
+        if ended != MapEnd::Complete {
             return Ok(None);
         }
         match failed {
@@ -369,13 +369,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn order_is_kept_and_it_ends(count in 1usize..300, largest in 2usize..20) {
+        fn values_are_reduced_in_order_to_one(count in 1usize..300, largest in 2usize..20) {
             let (text, tasks) = folded(count, largest);
             prop_assert_eq!(text, (0..count).map(|i| format!("{i};")).collect::<String>());
             prop_assert!(tasks <= 2 * count);
         }
         #[test]
-        fn groups_are_the_values(lengths in proptest::collection::vec(0usize..50, 0..100), largest in 2usize..10, bytes in 0usize..200) {
+        fn groups_contain_all_values_within_limits(lengths in proptest::collection::vec(0usize..50, 0..100), largest in 2usize..10, bytes in 0usize..200) {
             let values: Vec<Item> = lengths.iter().map(|n| item(0, &format!("{:?}", "x".repeat(*n)))).collect();
             let groups = groups(&values, largest, bytes);
             prop_assert_eq!(groups.concat(), values.clone());
@@ -385,13 +385,13 @@ mod tests {
     }
 
     #[test]
-    fn few_values_are_one_task() {
+    fn few_values_form_one_task() {
         assert_eq!(folded(15, GROUP).1, 1);
         assert_eq!(folded(1, GROUP).1, 1);
     }
 
     #[test]
-    fn a_failure_ends_it() {
+    fn a_failed_task_ends_the_reduction() {
         let (sender, receiver) = std::sync::mpsc::channel();
         let mut rounds = Rounds {
             largest: 2,
@@ -409,12 +409,12 @@ mod tests {
         });
         rounds.take(row(1, Some("7")));
         assert_eq!(receiver.into_iter().count(), 2, "no more groups, and the channel is closed");
-        let said = "task 1.0, with the values of tasks 7.0 to 7.1, failed: error";
-        assert_eq!(rounds.failed.as_deref(), Some(said));
+        let expected = "task 1.0, with the values of tasks 7.0 to 7.1, failed: error";
+        assert_eq!(rounds.failed.as_deref(), Some(expected));
     }
 
     #[test]
-    fn inputs_name_values_and_have_none() {
+    fn inputs_refer_to_values_without_containing_them() {
         assert_eq!(item(3, "{\"a\":1}").text(), "\"7.3\"");
         let (first, last) = (TaskId::new(MapId(7), 0), TaskId::new(MapId(7), 4));
         let item = Item::new(first, last, &a_set(0));

@@ -195,7 +195,7 @@ fn changes() -> Vec<Change> {
 }
 
 #[test]
-fn the_maps() {
+fn maps_are_listed() {
     let fixture = TestCluster::new();
     insta::assert_snapshot!(fixture.results("--label sums"), @r"
     MAP  STATE   DONE  FAILED  RUNNING  SUBMITTED                    TIME   NAME           LABEL
@@ -215,7 +215,7 @@ fn the_maps() {
 }
 
 #[test]
-fn the_tasks_of_a_map() {
+fn tasks_of_a_map_are_listed() {
     let fixture = TestCluster::new();
     insta::assert_snapshot!(fixture.results("1"), @r#"
     TASK  STATE  ENGINE  ATTEMPTS  TIME    COMPLETED                    INPUT                                                         ERROR
@@ -339,7 +339,7 @@ fn one_task_in_full() {
 }
 
 #[test]
-fn filters_choose_and_sort_sorts() {
+fn filters_select_rows_and_sort_orders_them() {
     let fixture = TestCluster::new();
     for (line, ids) in [
         ("1", "1.0 1.1 1.2 1.3"),
@@ -362,7 +362,7 @@ fn filters_choose_and_sort_sorts() {
 }
 
 #[test]
-fn portions_make_a_whole() {
+fn pages_of_rows_add_up_to_all_rows() {
     let fixture = TestCluster::new();
     let path = fixture.context.profile_dir().unwrap().database_file("");
     let mut writer = Writer::open(&path, Durability::Normal).unwrap();
@@ -390,7 +390,7 @@ fn portions_make_a_whole() {
 }
 
 #[test]
-fn what_cannot_be_answered_says_why() {
+fn unanswerable_queries_report_the_reason() {
     let fixture = TestCluster::new();
     insta::assert_snapshot!(fixture.refused("3"), @r"
     3

@@ -4,7 +4,7 @@ use crate::cli::commands::connect::connect;
 use crate::cli::commands::remote_exec::remote_arguments;
 use crate::cli::output::counted;
 use crate::cli::{CommandError, Context, ErrorKind};
-use crate::cluster::remote::run::{self, Ended, Line};
+use crate::cluster::remote::run::{self, Line, RemoteEnd};
 use crate::cluster::remote::{ConnectOptions, RemoteError, install};
 use crate::cluster::{ClusterError, StartProgress};
 use std::sync::Mutex;
@@ -44,9 +44,9 @@ pub(super) fn start(destination: &str, may_install: bool, context: &Context) -> 
                 Line::Text(text) => show(StartProgress::Note(format!("{}: {text}", host.name))),
             };
             match run::pcluster(&ssh, &host, &installed.path, &words, &mut line).await? {
-                Ended::ByItself(output) if output.ok() => Ok(Some(output.stdout_text())),
-                Ended::ByItself(output) => Err(run::failure(&ssh, "start", &output)),
-                Ended::Interrupted => Ok(None),
+                RemoteEnd::Exited(output) if output.ok() => Ok(Some(output.stdout_text())),
+                RemoteEnd::Exited(output) => Err(run::failure(&ssh, "start", &output)),
+                RemoteEnd::Interrupted => Ok(None),
             }
         }
         .await;

@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn each_form_is_found() {
+    fn each_form_of_import_is_found() {
         for (source, expected) in [
             ("import a", "a"),
             ("import a, b.c as d,e", "a b.c e"),
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_one_is_none() {
+    fn text_that_resembles_an_import_is_ignored() {
         for source in [
             "'import a'",
             "'''\nimport a\n'''",
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn encodings_are_read_as_python_does() {
+    fn source_encodings_are_detected_like_in_python() {
         for (source, expected) in [
             (&b"# -*- coding: latin-1 -*-\n"[..], Some("latin-1")),
             (b"#!/usr/bin/python\n# vim: set fileencoding=Shift_JIS :\n", Some("shift-jis")),
@@ -438,7 +438,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(source in proptest::collection::vec(proptest::sample::select(b"import from.(){}[]'\"#f\\\n\r;:,*a \xe9{N".to_vec()), 0..80), pairs: bool) {
+        fn arbitrary_text_does_not_panic(source in proptest::collection::vec(proptest::sample::select(b"import from.(){}[]'\"#f\\\n\r;:,*a \xe9{N".to_vec()), 0..80), pairs: bool) {
             let head: &[u8] = if pairs { b"# coding: gbk\n" } else { b"" };
             let _ = imports(&[head, &source].concat());
         }

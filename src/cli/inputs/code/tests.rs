@@ -100,7 +100,7 @@ fn compiled_modules_and_submodules_of_a_star_import_are_included() {
 }
 
 #[test]
-fn a_module_of_a_package_is_imported_as_that() {
+fn a_module_in_a_package_is_imported_by_its_full_name() {
     let directory = project(&[
         ("top/__init__.py", ""),
         ("top/in/__init__.py", ""),
@@ -208,10 +208,10 @@ for directory, below, names in os.walk(sysconfig.get_paths()["stdlib"]):
         print(json.dumps([path, found]))
 "#;
     let python = std::env::var("PCLUSTER_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
-    let said = std::process::Command::new(&python).args(["-c", SCRIPT]).output().unwrap();
-    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    let output = std::process::Command::new(&python).args(["-c", SCRIPT]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let (mut files, mut statements, mut wrong) = (0, 0, Vec::new());
-    for line in String::from_utf8(said.stdout).unwrap().lines() {
+    for line in String::from_utf8(output.stdout).unwrap().lines() {
         let (path, expected): (String, Vec<(usize, String, Vec<String>)>) = serde_json::from_str(line).unwrap();
         let mut expected: Vec<Import> = expected
             .into_iter()

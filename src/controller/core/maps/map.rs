@@ -587,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_leave_in_order_and_the_returned_first() {
+    fn returned_tasks_are_dispatched_first_then_the_others_in_order() {
         let mut m = map();
         m.push(Bytes::from_static(b"[1]\n[2]\n[3]"), 3);
         m.push(Bytes::from_static(b"[4]\n"), 1);

@@ -33,7 +33,7 @@ fn controls(w: &mut Harness) -> Vec<(String, Value)> {
 }
 
 #[test]
-fn a_signal_goes_to_whom_it_is_meant_for_in_each_ones_words() {
+fn a_signal_is_sent_to_its_targets_in_each_engines_protocol() {
     let mut w = Harness::new();
     w.register("a");
     w.register("b");

@@ -23,7 +23,7 @@ fn fail_it(w: &mut Harness) -> String {
 }
 
 #[test]
-fn a_failed_task_goes_to_each_engine_and_then_again_to_one_as_another_message() {
+fn a_failed_task_tries_each_engine_and_then_one_again_as_a_new_message() {
     let mut w = Harness::new();
     stock(&mut w, "e");
     stock(&mut w, "f");
@@ -40,7 +40,7 @@ fn a_failed_task_goes_to_each_engine_and_then_again_to_one_as_another_message() 
 }
 
 #[test]
-fn one_with_a_timeout_waits_for_another_engine_so_long() {
+fn a_task_with_a_timeout_waits_that_long_for_another_engine() {
     let mut w = Harness::new();
     stock(&mut w, "e");
     request(&mut w, ClientChannel::Task, None, json!({"retries": 5, "timeout": 2.0}));
@@ -88,7 +88,7 @@ fn unregister(w: &mut Harness, id: u32) {
 }
 
 #[test]
-fn clients_hear_of_a_departure_after_the_last_reply() {
+fn clients_are_notified_of_a_departure_after_the_last_reply() {
     let mut w = Harness::new();
     stock(&mut w, "e");
     stock(&mut w, "f");
@@ -114,7 +114,7 @@ fn clients_hear_of_a_departure_after_the_last_reply() {
 }
 
 #[test]
-fn a_direct_reply_that_comes_when_clients_know_of_the_departure_is_only_recorded() {
+fn a_direct_reply_after_the_departure_notification_is_only_recorded() {
     let mut w = Harness::new();
     w.register("n");
     let id = request(&mut w, ClientChannel::Mux, Some("n"), json!({}));
@@ -128,7 +128,7 @@ fn a_direct_reply_that_comes_when_clients_know_of_the_departure_is_only_recorded
 }
 
 #[test]
-fn engines_that_go_while_a_client_connects_are_announced_again() {
+fn departures_while_a_client_connects_are_announced_again() {
     let mut w = Harness::new();
     stock(&mut w, "e");
     connect(&mut w);
@@ -163,7 +163,7 @@ fn only_a_clients_own_request_is_announced_as_a_shutdown() {
 }
 
 #[test]
-fn engines_that_come_while_a_client_connects_are_announced_again() {
+fn registrations_while_a_client_connects_are_announced_again() {
     let mut w = Harness::new();
     stock(&mut w, "old");
     w.pass(Duration::from_secs(1));
@@ -179,7 +179,7 @@ fn engines_that_come_while_a_client_connects_are_announced_again() {
 }
 
 #[test]
-fn what_an_ipengine_said_before_it_left_is_passed_on() {
+fn messages_sent_by_an_ipengine_before_shutdown_are_forwarded() {
     let mut w = Harness::new();
     stock(&mut w, "e");
     let direct = request(&mut w, ClientChannel::Mux, Some("e"), json!({}));
@@ -231,7 +231,7 @@ fn dask_is_started_and_its_address_reported() {
 }
 
 #[test]
-fn what_is_resubmitted_is_recorded_with_its_new_id() {
+fn a_resubmitted_request_is_recorded_with_its_new_id() {
     let mut w = Harness::new();
     stock(&mut w, "e");
     let old = request(&mut w, ClientChannel::Task, None, json!({}));

@@ -44,7 +44,7 @@ fn registered(w: &mut Harness, name: &str) -> Option<Value> {
 }
 
 #[test]
-fn a_result_that_is_no_end_is_refused_and_charged_to_the_engine() {
+fn a_result_without_a_final_state_is_rejected_and_counted_against_the_engine() {
     for wrong in [
         json!({"status": "running", "started": 1, "ended": 2}),
         json!({"status": "ready", "started": 1, "ended": 2}),
@@ -87,7 +87,7 @@ fn a_result_that_is_no_end_is_refused_and_charged_to_the_engine() {
 }
 
 #[test]
-fn a_registration_that_cannot_be_read_is_answered() {
+fn a_malformed_registration_is_answered() {
     let mut w = Harness::new();
     for (field, value) in [
         ("pid", json!(-1)),
@@ -236,7 +236,7 @@ fn live(seed: u64) {
 }
 
 #[test]
-fn whatever_an_engine_sends_no_task_is_lost() {
+fn arbitrary_messages_of_an_engine_lose_no_task() {
     for seed in 0..150 {
         if let Err(panic) = std::panic::catch_unwind(|| live(seed)) {
             eprintln!("this was seed {seed}");

@@ -60,7 +60,7 @@ fn held(sent: &[(String, Message)], engine: &str) -> Vec<String> {
 }
 
 #[test]
-fn short_requests_are_sent_ahead_and_shared_out() {
+fn short_requests_are_prefetched_and_distributed() {
     let mut w = practised(&["a", "b"]);
     let ids: Vec<String> = (0..40).map(|_| apply(&mut w, b"f", json!({}))).collect();
     let first = sent(&mut w);
@@ -77,7 +77,7 @@ fn short_requests_are_sent_ahead_and_shared_out() {
 }
 
 #[test]
-fn what_is_not_known_to_be_short_is_not_sent_ahead() {
+fn requests_of_unknown_duration_are_not_prefetched() {
     let mut w = practised(&["a"]);
     // Another function; one with a timeout; what stands behind either.
     apply(&mut w, b"g", json!({}));
@@ -106,7 +106,7 @@ fn what_is_not_known_to_be_short_is_not_sent_ahead() {
 }
 
 #[test]
-fn requests_behind_a_long_one_are_asked_back_for_an_idle_engine() {
+fn requests_behind_a_long_one_are_recalled_for_an_idle_engine() {
     let mut w = practised(&["a"]);
     for _ in 0..3 {
         apply(&mut w, b"f", json!({}));
@@ -130,7 +130,7 @@ fn requests_behind_a_long_one_are_asked_back_for_an_idle_engine() {
 }
 
 #[test]
-fn what_was_given_back_as_the_connection_broke_runs_elsewhere_once_the_engine_is_back() {
+fn requests_returned_during_a_disconnect_run_elsewhere_after_reconnection() {
     let mut w = practised(&["a"]);
     for _ in 0..3 {
         apply(&mut w, b"f", json!({}));
@@ -152,7 +152,7 @@ fn what_was_given_back_as_the_connection_broke_runs_elsewhere_once_the_engine_is
     assert_eq!(held(&now, "b"), at_a[2..], "to the one that is idle");
     assert_eq!(held(&now, "a"), at_a[..2], "it had reported that it holds none");
     assert!(returned(&mut w).is_empty(), "that is on disk now");
-    // Said once more, since its answer was lost: the request is elsewhere by now, and stays there.
+    // Reported again because the answer was lost: the request stays on the engine that has it by now.
     w.engines.get_mut("a").unwrap().fake_requests.returned.push(back.clone());
     w.event(Event::EngineDisconnected { engine: "a".into() });
     w.register("a");
@@ -161,7 +161,7 @@ fn what_was_given_back_as_the_connection_broke_runs_elsewhere_once_the_engine_is
 }
 
 #[test]
-fn what_is_bound_to_an_engine_stays_so_when_it_is_given_back() {
+fn a_returned_request_with_a_target_stays_on_its_engine() {
     let mut w = practised(&["a", "b"]);
     let bound = apply(&mut w, b"f", json!({"targets": ["a"]}));
     assert_eq!(held(&sent(&mut w), "a"), std::slice::from_ref(&bound));
@@ -178,7 +178,7 @@ fn what_is_bound_to_an_engine_stays_so_when_it_is_given_back() {
 }
 
 #[test]
-fn of_an_engine_that_has_gone_only_the_first_may_have_been_begun() {
+fn only_the_first_request_of_a_dead_engine_counts_as_started() {
     let mut w = practised(&["a"]);
     for _ in 0..3 {
         apply(&mut w, b"f", json!({}));

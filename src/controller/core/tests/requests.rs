@@ -83,7 +83,7 @@ fn an_ipengine_is_registered_by_its_first_pong() {
 }
 
 #[test]
-fn direct_requests_go_where_they_are_addressed_and_back() {
+fn direct_requests_reach_their_target_and_return_its_reply() {
     let mut w = Harness::new();
     stock(&mut w, "e");
     let id = request(&mut w, ClientChannel::Mux, Some("e"), json!({}));
@@ -100,7 +100,7 @@ fn direct_requests_go_where_they_are_addressed_and_back() {
 }
 
 #[test]
-fn balanced_requests_keep_to_the_high_water_mark_and_to_targets() {
+fn balanced_requests_respect_the_high_water_mark_and_targets() {
     let mut w = Harness::new();
     stock(&mut w, "e");
     stock(&mut w, "f");
@@ -188,7 +188,7 @@ fn a_request_whose_engine_dies_ends_with_engine_error() {
 }
 
 #[test]
-fn a_request_whose_engine_ended_just_before_the_controller_runs_again_as_its_retries_say() {
+fn a_request_whose_engine_died_before_the_controller_is_retried() {
     let mut w = Harness::new();
     stock(&mut w, "e");
     stock(&mut w, "g");
@@ -208,7 +208,7 @@ fn a_request_whose_engine_ended_just_before_the_controller_runs_again_as_its_ret
 }
 
 #[test]
-fn a_coalescing_broadcast_answers_once_in_the_order_of_its_targets() {
+fn a_coalescing_broadcast_replies_once_in_target_order() {
     let mut w = Harness::new();
     stock(&mut w, "e");
     stock(&mut w, "f");
@@ -238,7 +238,7 @@ fn a_coalescing_broadcast_answers_once_in_the_order_of_its_targets() {
 }
 
 #[test]
-fn queue_status_counts_what_waits_and_what_runs() {
+fn queue_status_counts_queued_and_running_requests() {
     let mut w = Harness::new();
     stock(&mut w, "e");
     for _ in 0..3 {
@@ -284,7 +284,7 @@ fn a_client_that_reconnects_under_another_id_gets_its_reply() {
 }
 
 #[test]
-fn an_engine_that_returns_is_sent_what_never_reached_it() {
+fn a_reconnected_engine_gets_the_requests_that_never_reached_it() {
     let mut w = Harness::new();
     w.register("n");
     let id = request(&mut w, ClientChannel::Mux, Some("n"), json!({}));
@@ -370,7 +370,7 @@ fn a_reply_that_was_written_just_before_a_kill_is_not_sent_again() {
 }
 
 #[test]
-fn a_reply_that_was_recorded_and_not_sent_is_sent_after_a_restart_and_once() {
+fn an_unsent_recorded_reply_is_sent_once_after_a_restart() {
     let mut w = Harness::new();
     stock(&mut w, "e");
     keyed(&mut w, ClientChannel::Mux, "client");
@@ -406,7 +406,7 @@ fn a_reply_that_was_recorded_and_not_sent_is_sent_after_a_restart_and_once() {
 }
 
 #[test]
-fn a_reply_to_a_client_that_has_just_left_waits_for_it() {
+fn a_reply_to_a_disconnected_client_is_kept_until_it_reconnects() {
     let mut w = Harness::new();
     stock(&mut w, "e");
     keyed(&mut w, ClientChannel::Mux, "client");
@@ -433,7 +433,7 @@ fn a_reply_to_a_client_that_has_just_left_waits_for_it() {
 }
 
 #[test]
-fn a_broadcast_that_is_joined_is_put_together_again_after_a_restart() {
+fn a_coalesced_broadcast_is_reassembled_after_a_restart() {
     for dies in [Dies::BeforeCommit, Dies::BeforeSend] {
         let mut w = Harness::new();
         for name in ["e", "f", "g"] {
@@ -489,7 +489,7 @@ fn failed() -> Value {
 }
 
 #[test]
-fn a_request_bound_to_a_busy_engine_runs_when_the_map_there_has_ended() {
+fn a_request_for_a_busy_engine_runs_after_its_map() {
     let mut w = Harness::new();
     w.register("n");
     w.submit(1, crate::model::definition::MapOptions::default());
@@ -501,7 +501,7 @@ fn a_request_bound_to_a_busy_engine_runs_when_the_map_there_has_ended() {
 }
 
 #[test]
-fn a_request_bound_to_an_engine_that_was_away_runs_when_it_is_back() {
+fn a_request_for_a_disconnected_engine_runs_after_reconnection() {
     let mut w = Harness::new();
     w.register("n");
     w.event(Event::EngineDisconnected { engine: "n".into() });
@@ -525,7 +525,7 @@ fn dependents_of_a_direct_request_fail_when_its_engine_leaves() {
 }
 
 #[test]
-fn a_request_that_follows_another_is_tried_again_in_its_place_and_ends_with_it() {
+fn a_dependent_request_is_retried_with_its_dependency_and_ends_with_it() {
     let mut w = Harness::new();
     stock(&mut w, "e");
     let first = request(&mut w, ClientChannel::Task, None, json!({}));
@@ -551,7 +551,7 @@ fn a_request_that_follows_another_is_tried_again_in_its_place_and_ends_with_it()
 }
 
 #[test]
-fn requests_returned_to_a_dead_controller_are_sent_as_another_run() {
+fn requests_returned_to_a_dead_controller_are_sent_as_a_new_run() {
     let mut w = Harness::new();
     w.register("n");
     let id = request(&mut w, ClientChannel::Task, None, json!({}));
@@ -567,7 +567,7 @@ fn requests_returned_to_a_dead_controller_are_sent_as_another_run() {
 }
 
 #[test]
-fn requests_that_wait_because_no_engine_has_a_python_are_reported() {
+fn requests_waiting_for_an_engine_with_python_are_reported() {
     let mut w = Harness::new();
     let notes = |w: &mut Harness| {
         w.ask(crate::wire::content::client::STATUS, &json!({}), Vec::new());

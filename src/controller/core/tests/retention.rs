@@ -1,4 +1,4 @@
-//! What is forgotten unasked, and what is not.
+//! Which records expire, and which are kept.
 use super::super::ClientChannel;
 use super::super::effect::{Effect, QueryKind};
 use super::super::event::{Event, Expired};
@@ -121,7 +121,7 @@ fn without_the_setting_nothing_expires() {
 }
 
 #[test]
-fn a_client_whose_submission_is_forgotten_gets_another() {
+fn a_client_whose_submission_expired_gets_a_new_one() {
     let mut w = Harness::with(ControllerConfig {
         retention_days: Some(1.0),
         ..config()
@@ -146,7 +146,7 @@ fn a_client_whose_submission_is_forgotten_gets_another() {
 }
 
 #[test]
-fn jumps_of_the_clock_age_nothing() {
+fn clock_jumps_expire_no_records() {
     const YEARS: f64 = 10.0 * 365.0 * 86_400.0;
     let mut w = harness();
     run(&mut w, MapOptions::default());

@@ -9,7 +9,7 @@ use crate::wire::content::engine;
 use std::time::Duration;
 
 #[test]
-fn a_map_runs_in_order_over_its_engines() {
+fn a_map_is_dispatched_in_order_to_its_engines() {
     let mut w = Harness::new();
     w.register("a");
     w.register("b");
@@ -43,7 +43,7 @@ fn long_tasks_are_not_queued_behind_each_other() {
 }
 
 #[test]
-fn short_tasks_travel_in_batches() {
+fn short_tasks_are_sent_in_batches() {
     let mut w = Harness::new();
     w.register("a");
     w.submit(5000, MapOptions::default());
@@ -56,7 +56,7 @@ fn short_tasks_travel_in_batches() {
 }
 
 #[test]
-fn inputs_may_come_twice_and_not_with_gaps() {
+fn duplicate_inputs_are_accepted_and_gaps_rejected() {
     let mut w = Harness::new();
     let map = w.open_map(MapOptions::default());
     w.inputs(map, 0, 3, false);
@@ -75,7 +75,7 @@ fn inputs_may_come_twice_and_not_with_gaps() {
 }
 
 #[test]
-fn errors_and_crashes_have_budgets_of_their_own() {
+fn errors_and_crashes_have_separate_retry_limits() {
     let mut w = Harness::new();
     w.register("a");
     let map = w.submit(
@@ -107,7 +107,7 @@ fn errors_and_crashes_have_budgets_of_their_own() {
 }
 
 #[test]
-fn tasks_of_an_engine_that_goes_move_and_its_late_results_are_passed_over() {
+fn tasks_of_a_lost_engine_move_and_its_late_results_are_ignored() {
     let mut w = Harness::new();
     w.register("a");
     let map = w.submit(2, MapOptions::default());
@@ -164,7 +164,7 @@ fn an_engine_that_returns_in_time_keeps_its_tasks() {
 }
 
 #[test]
-fn a_task_that_an_engine_forgot_runs_again() {
+fn a_task_unknown_to_its_engine_runs_again() {
     let mut w = Harness::new();
     w.register("a");
     let map = w.submit(1, MapOptions::default());
@@ -191,7 +191,7 @@ fn a_silent_engine_keeps_its_tasks_for_its_lease() {
 }
 
 #[test]
-fn unbegun_tasks_are_taken_back_from_a_stuck_engine() {
+fn unstarted_tasks_are_recalled_from_a_stuck_engine() {
     let mut w = Harness::new();
     w.register("a");
     let map = w.submit(2, MapOptions::default());
@@ -221,7 +221,7 @@ fn unbegun_tasks_are_taken_back_from_a_stuck_engine() {
 }
 
 #[test]
-fn cancelled_tasks_end_wherever_they_are() {
+fn cancelled_tasks_end_in_every_state() {
     let mut w = Harness::new();
     w.register("a");
     let map = w.submit(
@@ -256,7 +256,7 @@ fn cancelled_tasks_end_wherever_they_are() {
 }
 
 #[test]
-fn targeted_tasks_go_to_their_engines_and_nowhere_else() {
+fn targeted_tasks_run_only_on_their_engines() {
     let mut w = Harness::new();
     for name in ["a", "b", "c"] {
         w.register(name);
@@ -296,7 +296,7 @@ fn targeted_tasks_go_to_their_engines_and_nowhere_else() {
 }
 
 #[test]
-fn a_map_follows_another_and_not_a_failed_one() {
+fn a_map_runs_after_its_dependency_unless_that_failed() {
     let mut w = Harness::new();
     w.register("a");
     let first = w.submit(1, MapOptions::default());
@@ -337,7 +337,7 @@ fn a_map_follows_another_and_not_a_failed_one() {
 }
 
 #[test]
-fn another_version_is_refused_with_both_numbers() {
+fn another_version_is_rejected_with_both_numbers() {
     let mut w = Harness::new();
     w.ask(
         client::HELLO,
@@ -354,7 +354,7 @@ fn another_version_is_refused_with_both_numbers() {
 }
 
 #[test]
-fn a_task_that_kills_its_engines_at_once_is_not_tried_for_ever() {
+fn a_task_that_kills_its_engines_has_limited_attempts() {
     let mut w = Harness::new();
     let map = w.submit(
         3,
@@ -388,7 +388,7 @@ fn a_task_that_kills_its_engines_at_once_is_not_tried_for_ever() {
 }
 
 #[test]
-fn a_map_whose_client_died_while_it_sent_inputs_is_closed_and_ends_as_failed() {
+fn a_map_abandoned_while_sending_inputs_is_closed_as_failed() {
     let mut w = Harness::new();
     w.register("a");
     let map = w.open_map(MapOptions::default());
@@ -453,7 +453,7 @@ fn inputs_for_an_abandoned_map_are_rejected_also_after_a_restart() {
 }
 
 #[test]
-fn a_map_whose_inputs_still_come_cannot_be_purged_and_goes_on() {
+fn a_map_that_still_receives_inputs_cannot_be_purged() {
     let mut w = Harness::new();
     w.register("a");
     let map = w.open_map(MapOptions::default());
@@ -479,7 +479,7 @@ fn a_map_whose_inputs_still_come_cannot_be_purged_and_goes_on() {
 }
 
 #[test]
-fn a_map_that_is_cancelled_while_its_inputs_come_takes_no_more_of_them() {
+fn a_cancelled_map_rejects_further_inputs() {
     let mut w = Harness::new();
     w.register("a");
     let map = w.open_map(MapOptions::default());
@@ -505,7 +505,7 @@ fn a_map_that_is_cancelled_while_its_inputs_come_takes_no_more_of_them() {
 }
 
 #[test]
-fn tasks_of_a_map_run_again_while_its_inputs_come() {
+fn tasks_are_resubmitted_while_their_map_receives_inputs() {
     let mut w = Harness::new();
     w.register("a");
     let map = w.open_map(MapOptions::default());
@@ -543,7 +543,7 @@ fn give_all_back(w: &mut Harness, name: &str) {
 }
 
 #[test]
-fn an_engine_without_a_working_python_gets_no_python_tasks_and_they_cost_nothing() {
+fn an_engine_without_a_working_python_gets_no_python_tasks_and_costs_no_retries() {
     let mut w = Harness::new();
     w.register("a");
     w.register("b");
@@ -561,7 +561,7 @@ fn an_engine_without_a_working_python_gets_no_python_tasks_and_they_cost_nothing
 }
 
 #[test]
-fn an_engine_whose_python_works_again_gets_tasks_again() {
+fn an_engine_with_recovered_python_gets_tasks_again() {
     let mut w = Harness::new();
     w.register_as("a", Some("no interpreter"));
     let map = w.submit(2, MapOptions::default());
@@ -588,7 +588,7 @@ fn an_engine_whose_python_works_again_gets_tasks_again() {
 }
 
 #[test]
-fn commands_run_where_python_does_not() {
+fn commands_run_on_engines_without_python() {
     let mut w = Harness::new();
     w.register_as("a", Some("no interpreter"));
     w.register("b");
@@ -607,7 +607,7 @@ fn commands_run_where_python_does_not() {
 }
 
 #[test]
-fn code_is_sent_once_to_each_engine_and_again_to_one_that_has_registered_again() {
+fn code_is_sent_once_per_registration() {
     for name in ["a", "b"] {
         let mut w = Harness::new();
         w.register(name);
@@ -635,7 +635,7 @@ fn code_is_sent_once_to_each_engine_and_again_to_one_that_has_registered_again()
 }
 
 #[test]
-fn an_engine_gets_no_task_whose_time_limit_does_not_fit() {
+fn an_engine_gets_no_task_that_exceeds_its_remaining_time() {
     let mut w = Harness::new();
     // An engine whose job ends in 100 s.
     let ends = 1e9 + 100.0;
