@@ -1,4 +1,4 @@
-//! The client against a controller that the test answers for: real sockets and CURVE, canned replies.
+//! The client against a fake controller: real sockets and CURVE, canned replies.
 use super::submit::Input;
 use super::*;
 use crate::connection::ConnectionFile;
@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 
 const LONG: Duration = Duration::from_secs(20);
 
-/// What a controller was asked: message type and content, in order.
+/// The requests that a controller received: message type and content, in order.
 type Asked = Arc<Mutex<Vec<(String, Value)>>>;
 
-/// A controller that answers with what `answer` gives; None is silence. Hello is answered by itself unless `answer` does.
+/// A controller that replies with the result of `answer`; None means no reply. It replies to Hello unless `answer` does.
 async fn controller(answer: impl FnMut(&Message) -> Option<Value> + Send + 'static) -> (ConnectionFile, Asked) {
     controller_with_key("key", answer).await
 }
@@ -239,7 +239,7 @@ fn definition() -> MapDefinition {
     }
 }
 
-/// Takes inputs as a controller does: what it knows is passed over, what leaves a gap is not taken. `drops` replies to inputs are lost.
+/// Accepts inputs like a controller: it ignores duplicates and rejects gaps. `drops` replies to inputs are lost.
 fn taking_inputs(taken: Arc<Mutex<Vec<String>>>, drops: usize) -> impl FnMut(&Message) -> Option<Value> + Send {
     let mut seen = 0;
     move |m| match m.msg_type() {

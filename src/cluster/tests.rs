@@ -71,7 +71,7 @@ fn message(error: &ClusterError) -> String {
     format!("{error}{}", hints.concat())
 }
 
-/// A process that lives until it is ended, at the latest with the test.
+/// A process that runs until it is ended, at the latest with the test.
 struct Sleeper(Child);
 
 impl Sleeper {
@@ -218,7 +218,7 @@ async fn a_second_start_of_a_running_cluster_fails() {
     hint: start a second cluster in the same profile with --cluster-id NAME
     "#);
     assert_eq!(fixture.state(), Some(state), "what runs is still on record");
-    // Nor is one cleaned away that runs.
+    // A running one is not removed either.
     assert!(matches!(
         clean(&fixture.profile, "", true, &mut quiet()).await,
         Err(ClusterError::Running { .. })
@@ -386,7 +386,7 @@ async fn a_held_lock_means_running_whatever_process_it_names() {
         }
         assert!(status(&fixture.profile, "").is_none(), "{named}");
         drop(lock::Lock::take(&fixture.profile, "").unwrap());
-        // Held, as over a shared file system or from a container: what is written in it is only for the message.
+        // Held, for example over a shared file system or by a container: its content is only used in the message.
         for text in [text.as_str(), "", "{\"pid\": \"none\"}"] {
             std::fs::write(&command, text).unwrap();
             let held = std::fs::File::open(&command).unwrap();
@@ -439,7 +439,7 @@ async fn a_cluster_whose_lock_is_held_is_running() {
     drop(lock);
 }
 
-/// Version 0.1.0 noted when a process started by the wall clock: what has its process id now may be another one.
+/// Version 0.1.0 recorded the start of a process in wall-clock time: its process id may now belong to another process.
 #[tokio::test]
 async fn an_old_record_of_a_reused_process_id_is_not_dead() {
     let fixture = TestCluster::new();

@@ -157,7 +157,7 @@ fn a_python_that_is_missing_or_too_old() {
         .run(&["start", "-n", "1", "--python", "/nowhere/python3"])
         .fails(5, &["/nowhere/python3", "hint: "]);
     is_helpful(&ended.stderr);
-    // Says of itself that it is Python 3.6, whatever it is asked.
+    // Always reports that it is Python 3.6.
     let old = home.file("old-python", "#!/bin/sh\necho 3.6.8\necho '3 6'\nexit 0\n");
     std::fs::set_permissions(&old, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let ended = home

@@ -1,4 +1,4 @@
-//! Secrets stay secret; peers without them are not served, and all others are.
+//! Secrets are not disclosed; peers without them are rejected, and all others are served.
 use super::support::{Cluster, Home, PCLUSTER, shared, skip, wait_until};
 use pcluster::testing::wire::content::client::{HELLO, Hello};
 use pcluster::testing::wire::{Frames, Session};
@@ -370,7 +370,7 @@ fn a_flood_does_not_block_other_clients() {
     cluster.ok(&["stop"]);
 }
 
-/// What the other user tries, in one script: everything it reaches it prints.
+/// The attempts of the other user, in one script that prints everything it can read.
 const NOSY: &str = r#"
 for path in "$1" "$1"/* "$1"/security/* "$1"/log/*; do
     cat "$path" >/dev/null 2>&1 && echo "read $path"

@@ -103,7 +103,7 @@ fn each_was_run_once(cluster: &Cluster, map: &str, n: usize) {
     assert_eq!(ledger(cluster.path()), vec![1; n]);
 }
 
-/// As many engines as there should be, none of them silent, and none of `gone`.
+/// Waits for the expected number of engines, none of them silent, and none of `gone`.
 fn until_whole(cluster: &Cluster, engines: usize, gone: &[u32]) {
     wait_until("the engine set to be whole", || {
         let ended = cluster.run(&["engines", "--json"]);
@@ -183,7 +183,7 @@ impl TakenPort {
         }
     }
 
-    /// A controller is started and finds the port taken; with the port is done what `then` does. The map ends well.
+    /// Starts a controller that finds its port in use, then calls `then` with the port. The map succeeds.
     fn gives_it_back(self, then: impl FnOnce(TcpListener)) -> (Cluster, Vec<u32>) {
         let cluster = self.cluster;
         let start = cluster.spawn(&["start", "-n", "1"]);
@@ -232,7 +232,7 @@ fn killed_engines_are_replaced_and_their_tasks_run_again() {
     left.into_iter().for_each(wait_for_exit);
 }
 
-/// Another process than `pid`, as the controller's file has it, that answers.
+/// Waits until a controller other than `pid` answers; returns its process id.
 fn until_another_controller(cluster: &Cluster, pid: u32) -> u32 {
     wait_until("another controller", || {
         (cluster.controller_pid() != pid && cluster.run(&["status"]).code == Some(0)).then_some(())
@@ -248,7 +248,7 @@ fn a_killed_supervisor_is_replaced_by_its_child_and_all_recover_from_any_kill() 
     let (first, engines, controller) = (cluster.supervisors(), cluster.engine_pids(), cluster.controller_pid());
     first.iter().for_each(|pid| signal(*pid, SIGKILL));
     let second: Vec<u32> = first.iter().map(|pid| successor_of(*pid, &[*pid])).collect();
-    // Nothing but the supervisors is another now, and they are known.
+    // Only the supervisors were replaced, and their ids are known.
     assert_eq!((cluster.engine_pids(), cluster.controller_pid()), (engines.clone(), controller));
     let listed = cluster.json(&["list"]);
     assert_eq!(listed["clusters"][0]["engines_alive"], 2, "{listed:#}");
@@ -263,7 +263,7 @@ fn a_killed_supervisor_is_replaced_by_its_child_and_all_recover_from_any_kill() 
     signal(controller, SIGKILL);
     let controller = until_another_controller(&cluster, controller);
     until_whole(&cluster, 2, &engines);
-    // And once more: those are now in the hands of the same.
+    // Again, now that they have the same supervisors.
     let again = cluster.engine_pids();
     again.iter().for_each(|pid| signal(*pid, SIGKILL));
     signal(controller, SIGKILL);
@@ -276,7 +276,7 @@ fn a_killed_supervisor_is_replaced_by_its_child_and_all_recover_from_any_kill() 
     nothing_runs(&cluster);
 }
 
-/// No process of this home.
+/// Checks that no process of this home runs.
 fn nothing_runs(cluster: &Cluster) {
     let mark = format!("IPYTHONDIR={}", cluster.path().join("ipython").display());
     wait_until("the end of all processes", || {
@@ -328,7 +328,7 @@ fn session_of(pid: u32) -> u32 {
 fn engines_stop_with_the_cluster_even_without_a_supervisor() {
     let cluster = cluster(2, &[]);
     let engines = cluster.engine_pids();
-    // What is stopped starts no other.
+    // A stopped process is not replaced.
     engines.iter().for_each(|pid| signal(*pid, SIGSTOP));
     for supervisor in &cluster.supervisors()[1..] {
         signal(*supervisor, SIGKILL);
@@ -466,7 +466,7 @@ fn damage_by_a_task_to_its_worker_is_reported_with_its_cause_and_affects_no_othe
         // What it had written is on record, however it ended.
         assert_eq!(task["stderr"].as_str().unwrap_or_default(), "about to end\n", "{task:#}");
     }
-    // The engines are the same, and well.
+    // The same engines are still connected.
     assert_eq!(cluster.engine_pids(), engines);
     assert_eq!(cluster.ok(&["map", "work.py:short", "--range", "0..20"]), squares(20));
     // A command, too.

@@ -120,7 +120,7 @@ fn of_several_concurrent_controllers_one_serves_and_the_others_report_it() {
     assert_eq!(fs::read_dir(home.profile().join("pid")).unwrap().count(), 0);
 }
 
-/// A small file system of its own, until it is dropped.
+/// A small separate file system, unmounted on drop.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {

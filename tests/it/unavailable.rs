@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// A Python that fails as a worker while the file `broken` is there.
+/// A Python that fails as a worker while the file `broken` exists.
 const FRAGILE: &str = r#"#!/bin/sh
 if [ -e "$(dirname "$0")/broken" ] && case "$*" in *"pcluster worker"*) true ;; *) false ;; esac; then
     echo "cannot open shared object file: libpython3.so" >&2
@@ -43,7 +43,7 @@ fn an_engine_with_failing_python_takes_no_tasks_reports_why_and_recovers() {
         let shown = cluster.run(&[command]);
         assert!(shown.stderr.contains("cannot run Python functions"), "{command}: {}", shown.stderr);
     }
-    // All of the map is done by the other one, and nothing of it is charged.
+    // The other engine runs the whole map, and no retry is counted.
     let values = cluster.ok(&["map", "math:sqrt", "--range", "0..40"]);
     assert_eq!(values.lines().count(), 40);
     assert!(!values.contains("error"), "{values}");

@@ -1,4 +1,4 @@
-//! Values of any size: exact, whatever breaks off meanwhile, and nothing is left when they are purged.
+//! Values of any size are exact despite interruptions, and a purge removes all their files.
 use super::support::{Cluster, Home, Running, signal, wait_until};
 use nix::sys::signal::Signal::SIGKILL;
 use serde_json::Value;

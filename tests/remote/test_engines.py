@@ -80,7 +80,7 @@ def test_a_host_that_does_not_see_the_profile_gets_a_copy(net, unshared):
     (engine, *_) = [pid for pid, c in net.pids("node2").items() if "engine --supervise" in c]
     assert os.readlink("/proc/{}/cwd".format(engine)) == str(net.cluster_home / "work")
     assert json.loads(file.read_text()) == json.loads(net.client_file(unshared, net.cluster_home).with_name(file.name).read_text())
-    # What is written there is shown here, and a host that cannot be asked is named.
+    # Remote logs are shown, and a host that cannot be queried is named.
     assert "engine 0" in net.pcluster("login", "logs", "engines", "--profile", unshared)
     logged = net.pcluster("login", "logs", "engines", "1", "-n", "1", "--profile", unshared)
     assert logged.count("\n") == 1 and "registration" in logged or "controller" in logged, logged
@@ -89,7 +89,7 @@ def test_a_host_that_does_not_see_the_profile_gets_a_copy(net, unshared):
         assert "node2" in net.run("login", PCLUSTER, "logs", "engines", "--profile", unshared).stderr
     finally:
         net.sshd("node2", "start")
-    # Fewer of them: those that were asked to leave are not missed.
+    # Scaled down: removed engines are not reported as missing.
     net.pcluster("login", "engines", "stop", "1", "--profile", unshared)
     net.pcluster("login", "engines", "remove", "1", "--profile", unshared)
     listed = lambda: next(c for c in json.loads(net.pcluster("login", "list", "--json"))["clusters"] if c["profile"] == unshared)
@@ -125,7 +125,7 @@ def test_one_host_fails_and_the_other_works(net):
         assert {host for host, _ in where(net, "half")} == {"node1"}
     finally:
         net.sshd("node2", "start")
-    # A host that cannot be asked is no host without engines.
+    # A host that cannot be queried may still have engines.
     net.sshd("node1", "stop")
     try:
         (cluster,) = [c for c in json.loads(net.pcluster("login", "list", "--json"))["clusters"] if c["profile"] == "half"]
@@ -149,7 +149,7 @@ def test_missing_programs_of_a_host_are_named(net):
     assert done.returncode == 2 and "--launcher ssh" in done.stderr
     done = launch(net, "lacking")
     assert done.returncode == 2 and "has no hosts" in done.stderr
-    # With a supervisor killed (another takes its place), and the controller too, only what is on record tells what is to be ended.
+    # With a supervisor killed (and replaced) and the controller killed, only the records list the processes to end.
     done = launch(net, "lacking", "--host", "node1:1", "--host", "node2:1")
     assert done.returncode == 0, done.stderr
     other = net.start("node1", "sleep", "300")
@@ -157,7 +157,7 @@ def test_missing_programs_of_a_host_are_named(net):
     os.kill(supervisor, signal.SIGKILL)
     controllers = [pid for pid, c in net.pids("login").items() if " controller " in c and "profile_lacking" in c]
     assert len(controllers) == 2
-    # What is stopped starts no other supervisor.
+    # A stopped engine gets no replacement supervisor.
     for pid in controllers:
         os.kill(pid, signal.SIGSTOP)
     for pid in sorted(controllers):

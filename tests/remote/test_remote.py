@@ -11,7 +11,7 @@ import time
 
 from conftest import PCLUSTER, PYTHON, wait_until
 
-# Appends its input to a file: what has run, and how often.
+# Appends its input to a file, to count the runs of each.
 RECORDER = """
 import os, time
 
@@ -103,10 +103,10 @@ def test_both_clients_reach_a_controller_on_a_node(net, on_node):
 
 def test_a_controller_on_the_login_hosts_own_loopback(net):
     net.pcluster("login", "start", "-n", "1", "--profile", "own", "--python", PYTHON)
-    # Called otherwise here, but it is the only one that runs there by the name that was given.
+    # It has another name here, but is the only remote cluster of the given name.
     net.pcluster("laptop", "connect", "login", "--profile", "mine", "--remote-profile", "own")
     assert net.pcluster("laptop", "map", "--profile", "mine", "math:sqrt", "--range", "4..5").split() == ["2.0"]
-    # Commands about its processes are run there, by the pcluster there.
+    # Commands about its processes are run by the remote pcluster.
     code, err = net.fails("laptop", "logs", "--profile", "mine")
     assert code == 5 and "pcluster install login" in err
     net.ok("login", "sh", "-c", "mkdir -p .local/bin && ln -sf {} .local/bin/pcluster".format(PCLUSTER))
@@ -137,7 +137,7 @@ def test_a_loopback_behind_the_login_host_is_reached_through_it(net):
 def test_a_cluster_started_from_the_laptop(net):
     home = net.cluster_home
     (home / ".local/bin").mkdir(parents=True, exist_ok=True)
-    # One of another version is replaced.
+    # An installed program of another version is replaced.
     old = home / ".local/bin/pcluster"
     old.write_text("#!/bin/sh\necho pcluster 0.0.1\n")
     old.chmod(0o755)
@@ -150,7 +150,7 @@ def test_a_cluster_started_from_the_laptop(net):
     # Remote errors are shown unchanged.
     code, err = net.fails("laptop", "start", "--on", "login", "-n", "1", "--profile", "never", "--launcher", "nosuch")
     assert code == 2 and "nosuch" in err and "on login" in err
-    # This very program is there now.
+    # The same program is installed now.
     assert "already" in net.run("laptop", PCLUSTER, "install", "login").stderr
     net.pcluster("laptop", "stop", "--profile", "far")
     assert net.tunnel("far") is None
@@ -240,7 +240,7 @@ def test_a_restarted_controller_is_found_through_the_tunnel(net):
 
 
 def test_unreachable_hosts_are_reported_with_the_output_of_ssh(net, on_node):
-    """Each with an exit code, and nothing left behind."""
+    """Each with an exit code, and no files remain."""
     def refused(*words):
         code, err = net.fails("laptop", "connect", "--profile", "none", *words)
         assert code in (2, 4), err

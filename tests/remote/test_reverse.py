@@ -54,7 +54,7 @@ def nothing_is_left(net, profile):
 
 @pytest.fixture(scope="class")
 def behind(net):
-    """A controller on the laptop's own loopback, and eight engines on nodes that know no way there; the profile's name."""
+    """A controller on the laptop's own loopback, and eight engines on nodes without a route to it; the profile's name."""
     output = start(net, "behind", "--host", "node1:4", "--host", "node2:4", "--tunnel", "always")
     assert "8 engines" in output and "node1: its engines reach the controller through a reverse tunnel (configured)" in output
     yield "behind"
@@ -102,7 +102,7 @@ class TestBehind:
         assert {t["reconnects"] for t in tunnels(net, behind).values()} == {0}, "the same connections went on"
 
     def test_a_long_cut_of_reverse_tunnels_is_healed(self, net, behind):
-        """The far end has not noticed the cut: what served the connection before still holds the port there."""
+        """The remote end has not noticed the disconnect: the process of the previous connection still holds the port."""
         before, ports = engine_ids(net, behind), {to: t["ports"] for to, t in tunnels(net, behind).items()}
         work = Recorded(net, behind, "reverse-long", n=240)
         net.link("login", "down")
@@ -152,7 +152,7 @@ class TestBehind:
 
 
 def test_a_permanent_disconnect_moves_the_tasks(net):
-    """Also that of a direct way: login's engine reaches the controller itself."""
+    """Also an engine on login, which reaches the controller directly."""
     output = start(net, "moves", "--host", "node1:2", "--host", "login:2", "--set", "controller.lease_ms=3000", "--set", "controller.heartbeat_interval_ms=500")
     assert "login: the controller is reached directly" in output
     assert "node1: its engines reach the controller through a reverse tunnel (" in output and "unreachable" in output
@@ -163,7 +163,7 @@ def test_a_permanent_disconnect_moves_the_tasks(net):
         out, err = work.running.communicate(timeout=100)
         assert work.running.returncode == 0, err
         assert [int(line) for line in out.split()] == [n * n for n in range(work.n)]
-        # What node1 held when the cut came has run elsewhere too, and nothing else: one task that ran and one ahead, for each engine.
+        # Only the tasks that node1 had at the disconnect ran elsewhere too: one running and one prefetched per engine.
         ran = work.ran.read_text().split()
         assert work.n <= len(ran) <= work.n + 4 and set(map(int, ran)) == set(range(work.n))
         code, err = net.fails("laptop", "stop", "--profile", "moves")

@@ -1,4 +1,4 @@
-"""Engines that open a way to the controller themselves, through the ssh server that their connection file names. See conftest.py for
+"""Engines that open a tunnel to the controller themselves, through the ssh server in their connection file. See conftest.py for
 the hosts."""
 import json
 import os
@@ -56,7 +56,7 @@ def test_engines_tunnel_to_the_controller_themselves(net, own):
     assert [int(line) for line in out.split()] == [n * n for n in range(80)]
     assert sorted(map(int, ran.read_text().split())) == list(range(80)), "each task ran once"
     assert "leads to the controller at 127.0.0.1 again" in own[0].read_text()
-    # What a killed engine has left, the next one clears away.
+    # The next engine removes the files of a killed one.
     (engine,) = [pid for pid, c in net.pids("node1").items() if " engine " in c and "profile_through" in c and "--supervise" not in c]
     (left,) = [pid for pid, c in net.pids("node1").items() if c.startswith("ssh ")]
     os.kill(engine, signal.SIGKILL)

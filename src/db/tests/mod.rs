@@ -1,4 +1,4 @@
-//! Tests on real files. Here what they share; by subject: `steps` (a task's life), `queries`, `requests`, `restart`,
+//! Tests on real files. This module has what they share; by subject: `steps` (the lifecycle of a task), `queries`, `requests`, `restart`,
 //! `expiry`, `jobs`, `files` (unusable ones), `large` (buffers), `outputs` (output of tasks), `agreement` (random changes against a plain model), `versions` (old files, the views, the documentation).
 mod agreement;
 mod expiry;

@@ -95,7 +95,7 @@ fn open_maps_unfinished_tasks_and_engines_are_restored() {
     assert_eq!(brief, expected);
     assert_eq!(&tasks[3].input[..], b"[4]");
 
-    // And it goes on.
+    // The controller continues.
     writer.apply(&[finished(2, 0, 1, 1, ok("7")), engine(1)]).unwrap();
     assert_eq!(reader.finished_from(MapId(2), 0, 9).unwrap().1.len(), 2);
     assert_eq!(reader.restart_state().unwrap().engines.len(), 3);

@@ -1,4 +1,4 @@
-//! What was once written stays readable: `tests/fixtures/db/` keeps a file of each version.
+//! Files of older versions stay readable: `tests/fixtures/db/` has some of them.
 use super::*;
 use crate::db::schema;
 use rusqlite::Connection;
@@ -10,7 +10,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A copy of the kept file: reading one makes files beside it.
+/// A copy of the fixture, because reading a file creates others beside it.
 fn kept(name: &str) -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(name);
@@ -55,7 +55,7 @@ fn version_1_is_readable_and_upgraded() {
         (error.ename.as_str(), error.evalue.as_str(), rows[3].attempts),
         ("ValueError", "not 3", 2)
     );
-    // Then pickles were base64, with their `repr` alone beside them.
+    // In version 1, pickles were base64, with only their `repr`.
     let pickled = rows[2].pickled.as_ref().unwrap();
     assert_eq!(
         (pickled.python_type.as_str(), &pickled.bytes[..]),
@@ -78,14 +78,14 @@ fn version_1_is_readable_and_upgraded() {
     );
     drop(reader);
 
-    // And a controller goes on with it.
+    // A controller continues with the file.
     let mut writer = Writer::open(&path, Durability::Normal).unwrap();
     writer.apply(&[finished(1, 4, 1, 0, ok("4"))]).unwrap();
     let row = writer.reader().unwrap().finished_from(MapId(1), 4, 1).unwrap().1.remove(0);
     assert_eq!((row.state, row.stdout.as_str()), (TaskState::Ok, "so far"));
 }
 
-/// What version 2 added: attempts that were cancelled while they were with an engine.
+/// Version 2 added attempts that were cancelled while an engine had them.
 #[test]
 fn version_2_keeps_cancelled_attempts() {
     let (_directory, path) = kept("v2.db");
@@ -98,7 +98,7 @@ fn version_2_keeps_cancelled_attempts() {
     assert_eq!(cancelled, [(4, true)]);
 }
 
-/// What version 3 added: maps whose tasks are still to be deleted.
+/// Version 3 added maps that are being purged.
 #[test]
 fn version_3_keeps_maps_being_purged() {
     let (_directory, path) = kept("v3.db");
@@ -189,7 +189,7 @@ fn version_10_is_readable_and_upgraded() {
         assert!(text.contains("from helper import double") && text.contains(body), "{text}");
     }
 
-    // And a controller goes on with it.
+    // A controller continues with the file.
     let mut outcome = ok("1");
     outcome.stdout = crate::model::output::Output::rest(7, &b"\xff\0"[..]);
     writer.apply(&[finished(3, 0, 1, 0, outcome)]).unwrap();

@@ -1,4 +1,4 @@
-//! On a database file as a cluster left it: what is shown, as tables, JSON, CSV and in full, and what is refused.
+//! `pcluster results` on the database file of a stopped cluster: tables, JSON, CSV, single tasks, and errors.
 use super::*;
 use crate::cli::args;
 use crate::cli::commands::Command;
@@ -49,7 +49,7 @@ impl TestCluster {
         TestCluster { dir, context }
     }
 
-    /// Runs `pcluster results …`; what it wrote.
+    /// Runs `pcluster results …`; returns its output.
     fn try_results(&self, line: &str) -> Result<String, CommandError> {
         let file = self.dir.path().join("out");
         let words = ["pcluster", "results", "--output"].map(Into::into).into_iter();

@@ -66,7 +66,7 @@ fn reported_jobs_are_recorded_before_the_query_and_not_broadcast() {
         }
         other => panic!("{other:?}"),
     }
-    // Only asked for, nothing is recorded; and what is malformed is answered.
+    // A query records nothing, and a malformed one is answered.
     w.ask(client::JOBS, &json!({"list": true}), Vec::new());
     assert!(matches!(&w.other[..], [Effect::Query(query)] if matches!(query.kind, QueryKind::Jobs { list: true, gone_since: None })));
     assert_eq!(w.ledger.jobs.len(), 1);

@@ -1,4 +1,4 @@
-//! ipyparallel clients in seeded lives: they ask once, wait, lose their connections and come back, or leave.
+//! ipyparallel clients in seeded simulations: they send requests once, wait, disconnect and reconnect, or leave.
 use super::super::effect::ClientChannel;
 use super::super::event::Event;
 use super::harness::Harness;
@@ -14,13 +14,13 @@ const CHANNELS: [ClientChannel; 3] = [ClientChannel::Mux, ClientChannel::Task, C
 
 pub(super) struct TestClient {
     name: &'static str,
-    /// Without one it cannot be known again.
+    /// Without a key, it cannot be identified after a reconnection.
     key: Option<String>,
     session: Session,
     connections: u32,
     asked: Vec<String>,
     direct: HashSet<String>,
-    /// Requests whose reply has come.
+    /// Requests whose reply was received.
     got: HashSet<String>,
     left: bool,
 }
@@ -39,7 +39,7 @@ impl TestClient {
         })
     }
 
-    /// As which it is connected now, or was last.
+    /// The identity of its current or last connection.
     fn identity(&self) -> Bytes {
         Bytes::from(format!("{} {}", self.name, self.connections))
     }
@@ -49,7 +49,7 @@ impl TestClient {
         CHANNELS.iter().all(|channel| connected.contains(&(*channel, self.identity())))
     }
 
-    /// Its connections stand, whatever becomes of the controller meanwhile.
+    /// Connects, even if the controller dies meanwhile.
     pub(super) fn come(&mut self, w: &mut Harness) {
         while !self.left && !self.is_connected(w) {
             self.connections += 1;
@@ -117,14 +117,14 @@ impl TestClient {
         w.event(Event::ClientMessage { channel, message });
     }
 
-    /// Takes what has come for it.
+    /// Receives its replies.
     pub(super) fn read(&mut self, w: &Harness) {
         let mine = format!("{} ", self.name);
         for (_, route, message) in &w.to_clients {
             let Some(parent) = message.parent().filter(|_| route[0].starts_with(mine.as_bytes())) else {
                 continue;
             };
-            // A client of ipyparallel does not survive that.
+            // An ipyparallel client does not survive a second reply.
             assert!(self.got.insert(parent.msg_id.clone()), "{} has its reply twice", parent.msg_id);
         }
     }

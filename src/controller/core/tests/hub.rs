@@ -1,4 +1,4 @@
-//! What ipyparallel's clients and launchers lean on beyond the plain way of a request.
+//! Features of the hub that ipyparallel's clients and launchers use besides plain requests.
 use super::super::effect::{ClientChannel, Effect};
 use super::super::event::Event;
 use super::harness::*;
@@ -32,7 +32,7 @@ fn a_failed_task_tries_each_engine_and_then_one_again_as_a_new_message() {
     let second = fail_it(&mut w);
     assert_ne!(first, second);
     let (_, message) = sent(&mut w).remove(0);
-    // The very same message would be a replay to an engine.
+    // An engine would reject an identical message as a replay.
     assert_eq!(message.metadata::<Value>().unwrap()["pcluster_run"], 3);
     reply(&mut w, &first, Channel::Task, &message, failed(), json!({"status": "error"}));
     reply(&mut w, &second, Channel::Task, &message, failed(), json!({"status": "error"}));
@@ -97,7 +97,7 @@ fn clients_are_notified_of_a_departure_after_the_last_reply() {
     }
     let messages = sent(&mut w);
     unregister(&mut w, 0);
-    // It left by another connection than the one that brings its replies.
+    // Its departure arrived over another connection than its replies.
     w.pass(Duration::from_millis(1900));
     assert!(departed(&mut w).is_empty());
     reply(&mut w, "e", Channel::Mux, &messages[0].1, ok(), json!({}));
@@ -108,7 +108,7 @@ fn clients_are_notified_of_a_departure_after_the_last_reply() {
     assert!(departed(&mut w).is_empty(), "the reply gets a lead");
     w.pass(Duration::from_millis(100));
     assert_eq!((departed(&mut w), w.to_clients.len()), (vec![json!("e")], 1));
-    // One that has nothing open is gone at once.
+    // An engine without open requests is removed immediately.
     unregister(&mut w, 1);
     assert_eq!(departed(&mut w), ["f"]);
 }
@@ -192,7 +192,7 @@ fn messages_sent_by_an_ipengine_before_shutdown_are_forwarded() {
         client: Bytes::from_static(b"engine.0.shutdown"),
         message: shut_down.clone(),
     });
-    // It has more connections than one: these were sent first.
+    // It has several connections; these messages were sent first.
     reply(&mut w, "e", Channel::Mux, &message, ok(), json!({"status": "ok"}));
     assert_eq!(w.to_clients.last().unwrap().2.parent().unwrap().msg_id, direct);
     assert_eq!(w.reply()["status"], "ok");

@@ -1,5 +1,4 @@
-//! Engines that send what no engine of ours sends: well signed, and wrong. Nothing panics, every task ends once, and only by the word of the
-//! engine that has it.
+//! Engines that send correctly signed but malformed messages. Nothing panics; every task ends once, and only by a report of its engine.
 use super::super::effect::Effect;
 use super::super::event::Event;
 use super::harness::*;
@@ -35,7 +34,7 @@ fn facts(name: &str) -> Value {
 
 /// The last reply to this engine's registration.
 fn registered(w: &mut Harness, name: &str) -> Option<Value> {
-    // The world passes on what is for engines that it plays; this one it does not.
+    // The harness delivers messages only to its fake engines, and this engine is not one of them.
     w.received
         .iter()
         .rev()
@@ -76,7 +75,7 @@ fn a_result_without_a_final_state_is_rejected_and_counted_against_the_engine() {
         );
         let reply = registered(&mut w, "m").unwrap();
         assert_eq!(reply["status"], "error", "{reply}");
-        // It is not taken back under this name.
+        // Its next registration under this name is rejected.
         native(&mut w, "m", engine::REGISTER, &facts("m"));
         assert_eq!(w.state(map, 0), TaskState::Ready);
         w.register("a");
@@ -109,7 +108,7 @@ fn a_malformed_registration_is_answered() {
     assert_eq!(w.core.engines.count(), 0);
 }
 
-/// A message of an engine, more or less.
+/// A random, mostly malformed message of an engine.
 fn malformed_message(w: &Harness, rng: &mut Rng, name: &str) -> (&'static str, Bytes) {
     let held = |rng: &mut Rng| json!({"map": rng.roll(5), "index": rng.roll(25), "run": rng.roll(4)});
     let number = |rng: &mut Rng| match rng.roll(6) {
@@ -222,7 +221,7 @@ fn live(seed: u64) {
         w.other.clear();
         w.received.clear();
     }
-    // They fall silent; the sound engine does what is left.
+    // They send nothing more; the well-behaved engine runs the remaining tasks.
     for _ in 0..200 {
         w.register("a");
         let outcome = w.ok();

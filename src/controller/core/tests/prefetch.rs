@@ -1,4 +1,4 @@
-//! Balanced requests that are sent ahead to pcluster's own engines.
+//! Balanced requests that pcluster's own engines prefetch.
 use super::super::effect::{ClientChannel, Effect};
 use super::super::event::Event;
 use super::harness::*;
@@ -65,10 +65,10 @@ fn short_requests_are_prefetched_and_distributed() {
     let ids: Vec<String> = (0..40).map(|_| apply(&mut w, b"f", json!({}))).collect();
     let first = sent(&mut w);
     assert_eq!((held(&first, "a").len(), held(&first, "b").len()), (20, 20));
-    // In the order of their coming.
+    // In order of arrival.
     let order: Vec<&String> = first.iter().map(|(_, m)| &m.header.msg_id).collect();
     assert_eq!(order, ids.iter().collect::<Vec<_>>());
-    // 50 ms of work are 50 of them: no more than that go out.
+    // The limit is 50 ms of work: 50 requests.
     for _ in 0..200 {
         apply(&mut w, b"f", json!({}));
     }
@@ -79,7 +79,7 @@ fn short_requests_are_prefetched_and_distributed() {
 #[test]
 fn requests_of_unknown_duration_are_not_prefetched() {
     let mut w = practised(&["a"]);
-    // Another function; one with a timeout; what stands behind either.
+    // Another function, one with a timeout, and requests queued behind either.
     apply(&mut w, b"g", json!({}));
     assert_eq!(sent(&mut w).len(), 1);
     apply(&mut w, b"f", json!({}));

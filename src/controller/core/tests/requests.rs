@@ -29,7 +29,7 @@ pub(super) fn request(w: &mut Harness, channel: ClientChannel, target: Option<&s
     id
 }
 
-/// Requests sent to engines since the last look: engine, id.
+/// Requests sent to engines since the last call: engine, id.
 pub(super) fn sent(w: &mut Harness) -> Vec<(String, Message)> {
     let effects = std::mem::take(&mut w.other);
     effects
@@ -197,7 +197,7 @@ fn a_request_whose_engine_died_before_the_controller_is_retried() {
     assert_eq!(sent(&mut w).len(), 2);
     w.event(Event::EngineDisconnected { engine: "e".into() });
     w.event(Event::EngineDisconnected { engine: "g".into() });
-    // The engine is given up, and its requests wait for replies that may be on their way.
+    // The engine is considered lost; its requests wait for replies that may still arrive.
     w.pass(Duration::from_millis(5100));
     w.restart();
     let state = |w: &Harness, id: &String| w.ledger.tasks[&w.ledger.requests[id]].0;
@@ -333,7 +333,7 @@ fn a_client_is_identified_even_if_its_first_message_precedes_its_connection_even
     assert_eq!(w.ledger.client_keys.len(), 1, "and recorded once");
 }
 
-/// An ipyparallel client that is known by its key: its requests so far have gone under `identity`.
+/// An ipyparallel client that is identified by its key; its requests so far used `identity`.
 fn keyed(w: &mut Harness, channel: ClientChannel, identity: &'static str) {
     w.event(Event::ClientConnected {
         channel,
@@ -360,7 +360,7 @@ fn a_reply_that_was_written_just_before_a_kill_is_not_sent_again() {
     let message = sent(&mut w).remove(0).1;
     w.dies = Some(Dies::BeforeSend);
     reply(&mut w, "e", Channel::Mux, &message, ok(), json!({}));
-    // The records do not know yet, but it was noted in the moment before it was written.
+    // Not yet in the records, but noted just before it was written.
     let task = w.ledger.requests[&id];
     w.ledger.delivered.insert(task);
     w.restart();
@@ -427,7 +427,7 @@ fn a_reply_to_a_disconnected_client_is_kept_until_it_reconnects() {
     assert_eq!(got(&mut w, "client").len(), 0);
     keyed(&mut w, ClientChannel::Mux, "again");
     assert_eq!(got(&mut w, "again").len(), 1);
-    // News of the old connection that comes late.
+    // A late event of the old connection.
     w.event(event(unsent));
     assert_eq!(got(&mut w, "again").len(), 1);
 }

@@ -105,7 +105,7 @@ fn records_in_use_are_kept() {
     assert_eq!(w.ledger.purged, [Purge::Map(over)]);
     for _ in 0..20 {
         w.pass(Duration::from_millis(30_050));
-        // Its client lives.
+        // Its client is connected.
         w.inputs(open, 0, 0, false);
     }
     found(&mut w, &[followed, read]);
@@ -170,7 +170,7 @@ fn clock_jumps_expire_no_records() {
     found(&mut w, &[]);
     let later = asked(&mut w, 20_000.0, 1e9 + YEARS).unwrap();
     assert!(later - first < 20_000.0, "ten years have not passed, but {} s", later - first);
-    // A controller that is started then goes on from there.
+    // A controller that is started then continues from that state.
     let mut restored = w.ledger.restored();
     restored.retention_clock = Some(crate::model::UnixTime(1e9 + 20_000.0));
     let mut other = Harness::with(crate::profile::config::ControllerConfig {

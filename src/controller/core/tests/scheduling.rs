@@ -1,4 +1,4 @@
-//! pcluster's own tasks, one decision a test.
+//! Scheduling of pcluster's own tasks; each test covers one decision.
 use super::harness::*;
 use crate::model::definition::{MapOptions, Work};
 use crate::model::targets::Targets;
@@ -121,7 +121,7 @@ fn tasks_of_a_lost_engine_move_and_its_late_results_are_ignored() {
     }
     assert_eq!(w.engines["b"].queue.len(), 2);
     assert!(w.engines["b"].queue.iter().all(|t| t.run == 2));
-    // The first one comes back all the same: it is a new engine, and what it held is to be dropped.
+    // If the first one returns nevertheless, it is a new engine and has to drop its tasks.
     w.register("a");
     let results = engine::Results {
         sequence: 1,
@@ -416,7 +416,7 @@ fn a_map_abandoned_while_sending_inputs_is_closed_as_failed() {
     assert_eq!(w.ledger.completed, [map, follower]);
     assert_eq!((w.state(map, 2), w.state(map, 3)), (TaskState::Ok, TaskState::Aborted));
     assert_eq!(w.state(follower, 0), TaskState::Aborted);
-    // The client was only stopped, and goes on.
+    // The client was only suspended, and continues.
     w.inputs(map, 3, 1, true);
     assert_eq!(w.reply()["ename"], "NoSuchMap");
     w.assert_all_done();
@@ -439,7 +439,7 @@ fn inputs_for_an_abandoned_map_are_rejected_also_after_a_restart() {
         if restarted {
             w.restart();
         }
-        // One more input would be as many as are counted.
+        // With one more input, the number of inputs would match the count.
         w.inputs(map, 3, 1, true);
         assert_eq!(w.reply()["ename"], "MapClosed", "restarted: {restarted}");
     }
@@ -460,7 +460,7 @@ fn a_map_that_still_receives_inputs_cannot_be_purged() {
     w.inputs(map, 0, 2, false);
     let outcome = w.ok();
     while w.finish_one("a", outcome.clone()).is_some() {}
-    // All that has come is done, and yet it is not finished.
+    // All received tasks are done, but the map is not finished.
     for restarted in [false, true] {
         if restarted {
             w.restart();
@@ -499,7 +499,7 @@ fn a_cancelled_map_rejects_further_inputs() {
     assert_eq!(w.ledger.completed, [map]);
     assert!(!w.ledger.tasks.contains_key(&TaskId::new(map, 3)), "{:?}", w.ledger.tasks);
     w.assert_all_done();
-    // No lease is left that would end it once more.
+    // No lease remains that would end it again.
     w.pass(Duration::from_secs(300));
     assert_eq!(w.ledger.completed, [map]);
 }
@@ -513,7 +513,7 @@ fn tasks_are_resubmitted_while_their_map_receives_inputs() {
     let failed = w.failed(TaskState::Error);
     while w.finish_one("a", failed.clone()).is_some() {}
     assert_eq!((w.state(map, 0), w.state(map, 1)), (TaskState::Error, TaskState::Error));
-    // Asked for twice before they have run.
+    // Requested twice before they have run.
     for changed in [2, 0] {
         w.resubmit(map, &[0, 1], TaskState::Error);
         assert_eq!(w.reply()["changed"], changed, "{}", w.reply());
@@ -532,7 +532,7 @@ fn available(w: &mut Harness, name: &str, reason: Option<&str>) {
     w.engine_sends(name, engine::AVAILABILITY, &engine::Availability { reason });
 }
 
-/// The engine gives back what it has not begun, as one does whose Python has failed.
+/// The engine returns its unstarted tasks, like an engine whose Python has failed.
 fn give_all_back(w: &mut Harness, name: &str) {
     let tasks = std::mem::take(&mut w.engines.get_mut(name).unwrap().queue);
     let returned = engine::Returned {
