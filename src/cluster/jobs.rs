@@ -1,6 +1,7 @@
 //! Records of a cluster's batch jobs.
 use super::ClusterState;
 use crate::client::{Client, JobsRequest};
+use crate::launchers::launched::Detail;
 use crate::launchers::{Launched, MemberState, Stage};
 use crate::model::UnixTime;
 use crate::model::job::JobRow;
@@ -12,7 +13,7 @@ pub(crate) fn rows(launched: &Launched, states: &[MemberState]) -> Vec<JobRow> {
     let mut rows = Vec::new();
     for job in &launched.jobs {
         for (element, state) in job.elements.iter().zip(&mut states) {
-            if state.stage == Stage::Unknown && state.word.is_empty() {
+            if state.stage == Stage::Unknown && state.detail == Detail::None {
                 continue; // the system did not answer
             }
             rows.push(JobRow {

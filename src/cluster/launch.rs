@@ -331,7 +331,7 @@ impl<'a> Watcher<'a> {
     }
 
     fn word(&self, place: usize) -> &str {
-        self.states.get(place).map_or("", |state| &state.word)
+        self.states.get(place).map_or("", MemberState::word)
     }
 }
 

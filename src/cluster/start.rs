@@ -458,7 +458,7 @@ async fn connection_files(
             let go_on = || {
                 let states = watched.launcher.states(watched.launched);
                 match states.iter().position(MemberState::has_ended) {
-                    Some(place) => Err(launch::controller_ended(&watched, place, &states[place].word)),
+                    Some(place) => Err(launch::controller_ended(&watched, place, states[place].word())),
                     None if cancelled.load(Ordering::Relaxed) => Err(ClusterError::Internal("cancelled".into())),
                     None => Ok(()),
                 }

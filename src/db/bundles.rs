@@ -47,6 +47,6 @@ impl Reader {
         hashes
             .transpose()
             .map(Option::unwrap_or_default)
-            .map_err(|cause| self.bad_query(OPERATION, cause))
+            .map_err(|cause| self.bad_query(OPERATION, &cause))
     }
 }

@@ -1,4 +1,5 @@
 //! Database errors, with hints for the user.
+use crate::model::query::Column;
 use crate::model::shell;
 use std::path::{Path, PathBuf};
 
@@ -49,6 +50,28 @@ pub(crate) struct DbError {
 pub(super) struct FileError {
     pub path: PathBuf,
     pub error: std::io::Error,
+}
+
+/// Why a query is invalid.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum QueryError {
+    #[error("a query is an object of fields, not {0}")]
+    NoObject(serde_json::Value),
+    #[error("unknown field {0:?} (fields: {1})")]
+    UnknownField(String, String),
+    #[error("unknown operator {0:?} (operators: {1})")]
+    UnknownOperator(String, String),
+    #[error("{0} cannot be searched")]
+    Unsearchable(&'static str),
+    #[error("{operator} of {field} takes {expected}, not {value}")]
+    Operand {
+        operator: &'static str,
+        field: &'static str,
+        expected: String,
+        value: serde_json::Value,
+    },
+    #[error("{0} is a number, {1:?} is none")]
+    NoNumber(Column, String),
 }
 
 impl DbError {

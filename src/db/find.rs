@@ -1,5 +1,6 @@
 //! MongoDB-like queries over requests, with the meaning that ipyparallel's hub gives them: a JSON object of fields, each
 //! with a value (equal) or an object of operators that must all hold.
+use super::error::QueryError;
 use super::requests::RequestRecord;
 use crate::model::UnixTime;
 use rusqlite::types::Value as SqlValue;
@@ -48,11 +49,11 @@ fields! {
 }
 
 impl Field {
-    pub(super) fn parse(name: &str) -> Result<Field, String> {
+    pub(super) fn parse(name: &str) -> Result<Field, QueryError> {
         Field::ALL
             .into_iter()
             .find(|field| field.name() == name)
-            .ok_or_else(|| format!("unknown field {name:?} (fields: {})", Field::ALL.map(Field::name).join(" ")))
+            .ok_or_else(|| QueryError::UnknownField(name.into(), Field::ALL.map(Field::name).join(" ")))
     }
     pub(super) fn is_buffers(self) -> bool {
         matches!(self, Field::Buffers | Field::ResultBuffers)
@@ -104,15 +105,15 @@ struct Test {
 pub(super) struct Filter(Vec<Test>);
 
 impl Filter {
-    pub(super) fn parse(query: &Value) -> Result<Filter, String> {
+    pub(super) fn parse(query: &Value) -> Result<Filter, QueryError> {
         let Value::Object(query) = query else {
-            return Err(format!("a query is an object of fields, not {query}"));
+            return Err(QueryError::NoObject(query.clone()));
         };
         let mut tests = Vec::new();
         for (name, check) in query {
             let field = Field::parse(name)?;
             if field.is_buffers() {
-                return Err(format!("{name} cannot be searched"));
+                return Err(QueryError::Unsearchable(field.name()));
             }
             match check {
                 Value::Object(operators) => {
@@ -120,7 +121,7 @@ impl Filter {
                         let known = Operator::NAMES.iter().find(|(known, _)| known == name);
                         let &(_, operator) = known.ok_or_else(|| {
                             let all = Operator::NAMES.map(|(name, _)| name).join(" ");
-                            format!("unknown operator {name:?} (operators: {all})")
+                            QueryError::UnknownOperator(name.clone(), all)
                         })?;
                         tests.push(Test::new(field, operator, value)?);
                     }
@@ -169,13 +170,15 @@ impl Filter {
 }
 
 impl Test {
-    fn new(field: Field, operator: Operator, value: &Value) -> Result<Test, String> {
+    fn new(field: Field, operator: Operator, value: &Value) -> Result<Test, QueryError> {
         let expected = |what: &str| {
-            let name = Operator::NAMES
-                .iter()
-                .find(|(_, known)| *known == operator)
-                .map_or("", |(name, _)| name);
-            Err(format!("{name} of {} takes {what}, not {value}", field.name()))
+            let name = Operator::NAMES.iter().find(|(_, known)| *known == operator);
+            Err(QueryError::Operand {
+                operator: name.map_or("", |(name, _)| name),
+                field: field.name(),
+                expected: what.into(),
+                value: value.clone(),
+            })
         };
         match (operator, value) {
             (Operator::In | Operator::NotIn | Operator::All, Value::Array(_)) => {}

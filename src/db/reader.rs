@@ -1,4 +1,5 @@
 //! The reader: reads concurrently with a running controller, or from the file of a stopped one.
+use super::error::QueryError;
 use super::large::Large;
 use super::outputs::{self, Outputs, Stored};
 use super::rows::{self, MAP_COLUMNS};
@@ -56,8 +57,8 @@ impl Reader {
         result.map_err(|error| DbError::sqlite(operation, &self.path, &error))
     }
 
-    pub(super) fn bad_query(&self, operation: &'static str, cause: String) -> DbError {
-        DbError::new(DbErrorKind::Query, operation, &self.path, cause)
+    pub(super) fn bad_query(&self, operation: &'static str, cause: &dyn std::error::Error) -> DbError {
+        DbError::new(DbErrorKind::Query, operation, &self.path, cause.to_string())
     }
 
     /// Returns maps, newest last.
@@ -94,7 +95,7 @@ impl Reader {
     /// The tasks, and the number of matches without `limit` and `offset`.
     pub(crate) fn tasks(&self, query: &TaskQuery) -> Result<(Vec<TaskRow>, u64), DbError> {
         const OPERATION: &str = "read tasks from";
-        let bad = |cause| self.bad_query(OPERATION, cause);
+        let bad = |cause: QueryError| self.bad_query(OPERATION, &cause);
         let select = tasks::rows(query, self.version).map_err(bad)?;
         let count = tasks::count(query).map_err(bad)?;
         self.read(OPERATION, |connection| {

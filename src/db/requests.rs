@@ -1,4 +1,5 @@
 //! Requests of ipyparallel clients, as in ipyparallel's hub database.
+use super::error::QueryError;
 use super::find::{Field, Filter};
 use super::large::Large;
 use super::outputs::{self, Outputs};
@@ -121,7 +122,7 @@ impl Reader {
     /// the other fields are left empty (`msg_id` never is). Fails with [`super::DbErrorKind::Query`] if the query is invalid.
     pub(crate) fn find_records(&self, query: &Value, keys: Option<&[String]>) -> Result<Vec<RequestRecord>, DbError> {
         const OPERATION: &str = "read requests from";
-        let bad = |cause| self.bad_query(OPERATION, cause);
+        let bad = |cause: QueryError| self.bad_query(OPERATION, &cause);
         let filter = Filter::parse(query).map_err(bad)?;
         let mut wanted: Vec<Field> = match keys {
             None | Some([]) => Field::ALL.to_vec(),

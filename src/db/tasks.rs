@@ -1,4 +1,5 @@
 //! A [`TaskQuery`] as SQL. Only enums become SQL text; every value is a parameter.
+use super::error::QueryError;
 use super::rows::task_columns;
 use crate::model::query::{Column, Comparison, Condition, ConditionValue, TaskQuery};
 use crate::model::task::{Counts, TaskState};
@@ -14,7 +15,7 @@ pub(super) struct Sql {
 const LABEL: &str = "COALESCE(r.label, m.label)";
 
 /// FROM and WHERE. Maps come first in the join, so that a map's tasks are one range of rows, in order.
-fn matching(query: &TaskQuery) -> Result<Sql, String> {
+fn matching(query: &TaskQuery) -> Result<Sql, QueryError> {
     let mut values = Vec::new();
     let mut wheres: Vec<String> = Vec::new();
     let unfinished = !query.states.is_empty() && query.states.iter().all(|s| !s.is_done());
@@ -71,7 +72,7 @@ fn json_list(numbers: impl Iterator<Item = i64>) -> Value {
 }
 
 /// The rows of a file with this schema version.
-pub(super) fn rows(query: &TaskQuery, version: i32) -> Result<Sql, String> {
+pub(super) fn rows(query: &TaskQuery, version: i32) -> Result<Sql, QueryError> {
     let Sql { text, mut values } = matching(query)?;
     let columns = task_columns(version, query.brief, "r.msg_id", LABEL);
     let order = match query.sort {
@@ -95,7 +96,7 @@ pub(super) fn rows(query: &TaskQuery, version: i32) -> Result<Sql, String> {
 }
 
 /// The number of matching tasks without limit and offset.
-pub(super) fn count(query: &TaskQuery) -> Result<Sql, String> {
+pub(super) fn count(query: &TaskQuery) -> Result<Sql, QueryError> {
     let Sql { text, values } = matching(query)?;
     Ok(Sql {
         text: format!("SELECT count(*) {text}"),
@@ -164,7 +165,7 @@ fn expression(column: Column) -> &'static str {
 const NUMBER: &str = "[-0-9]*";
 
 /// A comparison with NULL (the exit code of a call, the duration of a waiting task) is never true.
-fn holds(condition: &Condition, values: &mut Vec<Value>) -> Result<String, String> {
+fn holds(condition: &Condition, values: &mut Vec<Value>) -> Result<String, QueryError> {
     let Condition { column, comparison, value } = condition;
     let expression = expression(*column);
     let text = match value {
@@ -189,7 +190,7 @@ fn holds(condition: &Condition, values: &mut Vec<Value>) -> Result<String, Strin
         }
     };
     if column.is_number() {
-        let number = number.ok_or_else(|| format!("{column} is a number, {text:?} is none"))?;
+        let number = number.ok_or_else(|| QueryError::NoNumber(*column, text))?;
         values.push(number.into());
         return Ok(format!("{expression} {sign} ?"));
     }

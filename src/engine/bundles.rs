@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 pub(super) const LARGE: usize = 1 << 20;
 
 /// The path of a bundle, or why it is unavailable.
-type StoredPath = Result<PathBuf, String>;
+type StoredPath = Result<PathBuf, StoreError>;
 
 #[derive(Debug, Default)]
 pub(super) struct BundleStore {
@@ -22,13 +22,23 @@ pub(super) struct BundleStore {
     paths: HashMap<String, StoredPath>,
 }
 
-/// Why a bundle could not be written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum WriteError {
+/// Why a bundle or values could not be stored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum StoreError {
     /// The bundle is invalid: no host could write it.
+    #[error("{0}")]
     Bundle(String),
     /// A problem of this host or of the transfer: another host may succeed.
+    #[error("{0}")]
     Host(String),
+    #[error("the engine has not received it")]
+    NotReceived,
+}
+
+impl StoreError {
+    fn host(path: &Path, error: &io::Error) -> StoreError {
+        StoreError::Host(format!("{}: {error}", path.display()))
+    }
 }
 
 impl BundleStore {
@@ -36,29 +46,29 @@ impl BundleStore {
     pub(super) fn path(&self, hash: &str) -> StoredPath {
         match self.paths.get(hash) {
             Some(place) => place.clone(),
-            None => Err("the engine has not received it".into()),
+            None => Err(StoreError::NotReceived),
         }
     }
 
     /// Checks that tasks of this bundle can run on this host. An invalid bundle passes: its tasks fail with the reason.
-    pub(super) fn check(&mut self, hash: &str) -> Result<(), String> {
+    pub(super) fn check(&mut self, hash: &str) -> Result<(), StoreError> {
         match self.paths.get(hash) {
             Some(Ok(place)) if !place.is_dir() => {
                 let why = format!("{} was removed", place.display());
                 self.paths.remove(hash);
-                Err(why)
+                Err(StoreError::Host(why))
             }
             Some(_) => Ok(()),
-            None => Err("the engine has not received it".into()),
+            None => Err(StoreError::NotReceived),
         }
     }
 
     /// Checks that files can be written.
-    pub(super) fn probe(&mut self) -> Result<(), String> {
+    pub(super) fn probe(&mut self) -> Result<(), StoreError> {
         let path = self.directory()?.join("probe");
         let result = fs::write(&path, [0; 4096]);
         let _ = fs::remove_file(&path);
-        result.map_err(|error| format!("{}: {error}", path.display()))
+        result.map_err(|error| StoreError::host(&path, &error))
     }
 
     pub(super) fn forget(&mut self, hash: &str) {
@@ -77,7 +87,7 @@ impl BundleStore {
         match &self.directory {
             Some(directory) if directory.path().is_dir() => Ok(directory.path().into()),
             _ => {
-                let directory = CodeDirectory::create()?;
+                let directory = CodeDirectory::create().map_err(|error| StoreError::Host(error.to_string()))?;
                 // The old directory was removed together with its content.
                 self.paths.clear();
                 Ok(self.directory.insert(directory).path().into())
@@ -95,7 +105,7 @@ impl BundleStore {
         if is_first {
             let _ = fs::remove_file(&path);
         }
-        write().map_err(|error| format!("{}: {error}", path.display()))?;
+        write().map_err(|error| StoreError::host(&path, &error))?;
         Ok(path)
     }
 
@@ -114,12 +124,12 @@ impl BundleStore {
 }
 
 /// Writes the files of a bundle below `directory` after checking its hash; returns the directory that contains them.
-pub(super) fn write(directory: &Path, hash: &str, content: Bytes) -> Result<PathBuf, WriteError> {
+pub(super) fn write(directory: &Path, hash: &str, content: Bytes) -> Result<PathBuf, StoreError> {
     let bundle = Bundle::from(content);
     if bundle.hash != hash {
-        return Err(WriteError::Host(format!("the received bundle does not have the hash {hash}")));
+        return Err(StoreError::Host(format!("the received bundle does not have the hash {hash}")));
     }
-    let files = bundle.files().map_err(WriteError::Bundle)?;
+    let files = bundle.files().map_err(|error| StoreError::Bundle(error.to_string()))?;
     // Short, because sockets of child processes may be created below it, and their tracebacks contain it.
     let whole = directory.join(hash.get(..16).unwrap_or(hash));
     let part = directory.join(format!("{hash}.part"));
@@ -147,9 +157,9 @@ pub(super) fn write(directory: &Path, hash: &str, content: Bytes) -> Result<Path
             remove(&part);
             let why = format!("{}: {error}", directory.display());
             Err(if is_name_error(&error) {
-                WriteError::Bundle(why)
+                StoreError::Bundle(why)
             } else {
-                WriteError::Host(why)
+                StoreError::Host(why)
             })
         }
     }
@@ -207,7 +217,7 @@ mod tests {
         *other.last_mut().unwrap() = b'!';
         assert!(matches!(
             write(directory.path(), &bundle.hash, other.into()),
-            Err(WriteError::Host(_))
+            Err(StoreError::Host(_))
         ));
         let clash = Bundle::of([("a", "1"), ("a/b", "2")].map(|(path, content)| File {
             path: path.into(),
@@ -216,10 +226,10 @@ mod tests {
         }));
         assert!(matches!(
             write(directory.path(), &clash.hash, clash.content.clone()),
-            Err(WriteError::Bundle(_))
+            Err(StoreError::Bundle(_))
         ));
         let gone = write(&directory.path().join("gone"), &bundle.hash, bundle.content.clone());
-        assert!(matches!(gone, Err(WriteError::Host(_))));
+        assert!(matches!(gone, Err(StoreError::Host(_))));
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 }

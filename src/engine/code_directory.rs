@@ -27,7 +27,7 @@ pub(crate) struct CodeDirectory {
 
 impl CodeDirectory {
     /// Creates a directory in the first usable location for temporary files.
-    pub(crate) fn create() -> Result<CodeDirectory, String> {
+    pub(crate) fn create() -> io::Result<CodeDirectory> {
         let mut failures = Vec::new();
         for parent in parents() {
             match CodeDirectory::create_in(&parent) {
@@ -35,7 +35,10 @@ impl CodeDirectory {
                 Err(error) => failures.push(format!("{}: {error}", parent.display())),
             }
         }
-        Err(format!("cannot create a directory for it ({})", failures.join(", ")))
+        Err(io::Error::other(format!(
+            "cannot create a directory for it ({})",
+            failures.join(", ")
+        )))
     }
 
     pub(crate) fn create_in(parent: &Path) -> io::Result<CodeDirectory> {

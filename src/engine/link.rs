@@ -3,7 +3,7 @@ use super::ssh_tunnel::SshTunnel;
 use super::{EngineError, EngineSettings};
 use crate::connection::ConnectionFile;
 use crate::model::{EngineId, EngineUuid, UnixTime};
-use crate::transport::{Connections, Security, Socket, SocketKind};
+use crate::transport::{Connections, Security, Socket, SocketKind, TransportError};
 use crate::wire::content::engine::{Channel, HEARTBEAT, Heartbeat, REGISTER, REGISTERED, Register, Registered, UNKNOWN_ENGINE};
 use crate::wire::message::to_json;
 use crate::wire::{Frames, Message, Session};
@@ -18,6 +18,19 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between rounds over all addresses.
 const ROUND_PAUSE: Duration = Duration::from_millis(500);
+
+/// Why an address does not lead to the controller.
+#[derive(Debug, thiserror::Error)]
+enum NoAnswer {
+    #[error("no connection within {} s", CONNECT_TIMEOUT.as_secs())]
+    Timeout,
+    #[error(transparent)]
+    Connection(std::io::Error),
+    #[error(transparent)]
+    Transport(TransportError),
+    #[error("accepted the connection, but did not answer within {} s; does it use other keys?", ANSWER_TIMEOUT.as_secs())]
+    Silent,
+}
 
 pub(super) struct Link {
     pub socket: Socket,
@@ -96,7 +109,7 @@ impl Link {
     }
 
     /// Reconnects to a controller that may still know the engine. Its first answer tells whether the engine must register again.
-    pub(super) async fn reconnect(settings: &EngineSettings, uuid: &EngineUuid) -> Result<(Link, Message), String> {
+    pub(super) async fn reconnect(settings: &EngineSettings, uuid: &EngineUuid) -> Result<(Link, Message), EngineError> {
         let first = FirstMessage {
             uuid,
             msg_type: HEARTBEAT,
@@ -104,11 +117,8 @@ impl Link {
             answers: &[HEARTBEAT, UNKNOWN_ENGINE],
         };
         let mut failures = Vec::new();
-        match Link::try_all_addresses(settings, &first, &mut None, &mut failures).await {
-            Ok(Some(found)) => Ok(found),
-            Ok(None) => Err(failures.join(", ")),
-            Err(error) => Err(error.to_string()),
-        }
+        let found = Link::try_all_addresses(settings, &first, &mut None, &mut failures).await?;
+        found.ok_or_else(|| EngineError::Unreachable(failures.join(", ")))
     }
 
     /// Tries each address once, then the ssh server.
@@ -131,7 +141,7 @@ impl Link {
                     return Ok(Some(found));
                 }
                 Err(why) => {
-                    tracing::debug!(address, port, why, "no answer from the controller");
+                    tracing::debug!(address, port, %why, "no answer from the controller");
                     failures.push(format!("{address}:{port} ({why})"));
                 }
             }
@@ -169,10 +179,10 @@ impl Link {
         address: &str,
         port: u16,
         first: &FirstMessage<'_>,
-    ) -> Result<Result<(Link, Message), String>, EngineError> {
+    ) -> Result<Result<(Link, Message), NoAnswer>, EngineError> {
         match tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::TcpStream::connect((address, port))).await {
-            Err(_) => return Ok(Err(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()))),
-            Ok(Err(e)) => return Ok(Err(e.to_string())),
+            Err(_) => return Ok(Err(NoAnswer::Timeout)),
+            Ok(Err(e)) => return Ok(Err(NoAnswer::Connection(e))),
             Ok(Ok(_)) => {}
         }
         let security = match &file.curve_serverkey {
@@ -180,7 +190,7 @@ impl Link {
             None => Security::Plain,
         };
         let uuid = first.uuid.clone();
-        let unusable = |e: crate::transport::TransportError| EngineError::BadConnectionFile(e.to_string());
+        let unusable = |e: TransportError| EngineError::BadConnectionFile(e.to_string());
         let socket = Socket::new(SocketKind::Dealer, Some(&uuid.0), &security)
             .map_err(unusable)?
             .with_packing();
@@ -203,13 +213,10 @@ impl Link {
         loop {
             let frames = match tokio::time::timeout_at(until, link.socket.receive()).await {
                 Ok(Ok(frames)) => frames,
-                Ok(Err(e)) => return Ok(Err(e.to_string())),
+                Ok(Err(e)) => return Ok(Err(NoAnswer::Transport(e))),
                 Err(_) => {
                     link.socket.close().await;
-                    return Ok(Err(format!(
-                        "accepted the connection, but did not answer within {} s; does it use other keys?",
-                        ANSWER_TIMEOUT.as_secs()
-                    )));
+                    return Ok(Err(NoAnswer::Silent));
                 }
             };
             if let Some((Channel::Native, message)) = link.open(frames)

@@ -197,16 +197,21 @@ pub(crate) enum Stage {
     Unknown,
 }
 
-/// The word for a job that was submitted but not reported by the batch system yet.
-pub(crate) const SUBMITTED: &str = "submitted";
+/// What is known about a member beyond its stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Detail {
+    None,
+    /// A job that its batch system has not reported yet.
+    Submitted,
+    /// The batch system's own term (`PENDING`), or a process's exit status (`exit code 3`).
+    Reported(String),
+}
 
 /// The state of a member, with details beyond the stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MemberState {
     pub stage: Stage,
-    /// The batch system's own term (`PENDING`), or a process's exit status (`exit code 3`); may be
-    /// empty.
-    pub word: String,
+    pub detail: Detail,
     /// The reason in the batch system's own terms (`Resources`); may be empty.
     pub reason: String,
     /// How a job ended, if its system reports it.
@@ -227,10 +232,12 @@ pub(crate) enum JobOutcome {
 }
 
 impl MemberState {
+    /// `word`: may be empty.
     pub(crate) fn new(stage: Stage, word: impl Into<String>, reason: impl Into<String>) -> MemberState {
+        let word = word.into();
         MemberState {
             stage,
-            word: word.into(),
+            detail: if word.is_empty() { Detail::None } else { Detail::Reported(word) },
             reason: reason.into(),
             outcome: None,
         }
@@ -246,11 +253,22 @@ impl MemberState {
     }
     /// Submitted, but not reported by the batch system yet.
     pub(crate) fn submitted() -> MemberState {
-        MemberState::new(Stage::Queued, SUBMITTED, "")
+        MemberState {
+            detail: Detail::Submitted,
+            ..MemberState::new(Stage::Queued, "", "")
+        }
+    }
+    /// May be empty.
+    pub(crate) fn word(&self) -> &str {
+        match &self.detail {
+            Detail::None => "",
+            Detail::Submitted => "submitted",
+            Detail::Reported(word) => word,
+        }
     }
     /// `running`, `queued`, or the system's own term.
     pub(crate) fn describe(&self) -> &str {
-        match (self.stage, self.word.as_str()) {
+        match (self.stage, self.word()) {
             (Stage::Running, "") => "running",
             (Stage::Ended, "") => "ended",
             (_, word) => word,
@@ -376,13 +394,12 @@ impl BatchJob {
 pub(crate) fn summarize(members: &[Member], states: &[MemberState]) -> String {
     let mut groups: Vec<(Stage, String, &str, u32)> = Vec::new();
     for (member, state) in members.iter().zip(states) {
-        if state.stage == Stage::Running || state.word == SUBMITTED {
+        if state.stage == Stage::Running || state.detail == Detail::Submitted {
             continue;
         }
-        let word = match (state.stage, state.word.as_str()) {
-            (Stage::Unknown, "") => "unknown",
-            (Stage::Ended, "") => "ended",
-            (_, word) => word,
+        let word = match state.describe() {
+            "" => "unknown",
+            word => word,
         };
         let reason = state.reason.as_str();
         match groups.iter_mut().find(|(_, w, r, _)| w == word && *r == reason) {

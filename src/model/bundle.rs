@@ -26,6 +26,10 @@ pub struct Bundle {
     pub content: Bytes,
 }
 
+#[derive(Debug, thiserror::Error)]
+#[error("bundle {0} is malformed")]
+pub struct MalformedBundle(String);
+
 impl Bundle {
     /// Builds a bundle. Of several files with the same path, the last one wins.
     pub fn of(files: impl IntoIterator<Item = File>) -> Bundle {
@@ -48,12 +52,12 @@ impl Bundle {
     }
 
     /// Parses the files, whose contents share its memory; or returns why it is not a bundle.
-    pub fn files(&self) -> Result<Vec<File>, String> {
-        read(self.content.clone()).ok_or_else(|| format!("bundle {} is malformed", self.hash))
+    pub fn files(&self) -> Result<Vec<File>, MalformedBundle> {
+        read(self.content.clone()).ok_or_else(|| MalformedBundle(self.hash.clone()))
     }
 
     /// SHA-256 of each file, by path.
-    pub fn hashes(&self) -> Result<BTreeMap<String, String>, String> {
+    pub fn hashes(&self) -> Result<BTreeMap<String, String>, MalformedBundle> {
         let hash = |file: &File| {
             hex::encode(
                 Sha256::new()

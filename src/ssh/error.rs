@@ -37,7 +37,7 @@ pub(crate) enum ConnectFailure {
     UnknownName,
     #[error("it does not answer")]
     NoAnswer,
-    #[error("no ssh server listens there")]
+    #[error("no ssh server listens on that port")]
     Refused,
     #[error("no route to host")]
     Unreachable,

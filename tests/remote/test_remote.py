@@ -262,7 +262,7 @@ def test_unreachable_hosts_are_reported_with_the_output_of_ssh(net, on_node):
     assert "unknown host" in refused("nowhere.invalid")
     assert "like an option" in refused("--", "-oProxyCommand=reboot")
     err = refused("ssh://login:2299")
-    assert "no ssh server listens there" in err
+    assert "no ssh server listens on that port" in err
 
     # One that accepts, and then sends nothing.
     silent = net.start("login", PYTHON, "-c", "import socket, time; s = socket.create_server(('', 2298)); print('up', flush=True); time.sleep(600)")

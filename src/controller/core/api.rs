@@ -159,7 +159,7 @@ impl Core {
         if channel == Channel::Native && message.msg_type() == engine::REGISTER {
             return match untrusted::registration(engine, &message) {
                 Ok(register) => self.register_native(engine, register),
-                Err(why) => self.send_refusal(engine, &why),
+                Err(why) => self.send_refusal(engine, &why.to_string()),
             };
         }
         let Some(known) = self.engines.get(engine) else {
@@ -186,7 +186,7 @@ impl Core {
         match message.msg_type() {
             engine::RESULTS => match untrusted::results(message, self.out.now()) {
                 Ok(results) => self.results(engine, results),
-                Err(why) => self.refuse_engine(engine, &why),
+                Err(why) => self.refuse_engine(engine, &why.to_string()),
             },
             engine::PROGRESS => {
                 if let Some(progress) = parse(message) {

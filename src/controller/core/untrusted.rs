@@ -79,10 +79,32 @@ pub(super) fn facts(mut facts: EngineFacts) -> EngineFacts {
     facts
 }
 
+/// Why an engine's message is refused.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("malformed results: {0}")]
+    Results(String),
+    #[error("malformed results: missing buffers")]
+    NoBuffers,
+    #[error("invalid result of task {0}: {1} is not a final state")]
+    NotFinal(TaskId, TaskState),
+    #[error("malformed registration: {0}")]
+    Registration(String),
+    #[error("invalid uuid: it must have 1 to {MAX_NAME} printable characters")]
+    Uuid,
+    #[error("its uuid does not match its routing id")]
+    ForeignUuid,
+    #[error(
+        "the controller is pcluster {VERSION} (protocol {PROTOCOL_VERSION}), the engine {version} (protocol {protocol}): start both with \
+         the same binary"
+    )]
+    Protocol { version: String, protocol: u32 },
+}
+
 /// Replaces impossible times. Returns an error if this is not an outcome.
-pub(super) fn outcome(outcome: &mut Outcome, now: EventTime) -> Result<(), String> {
+fn outcome(task: TaskId, outcome: &mut Outcome, now: EventTime) -> Result<(), Refusal> {
     if !outcome.status.is_done() {
-        return Err(format!("{} is not a final state", outcome.status));
+        return Err(Refusal::NotFinal(task, outcome.status));
     }
     if outcome.status != TaskState::Ok && outcome.error.is_none() {
         outcome.error = Outcome::failure(outcome.status, "UnknownError", "the engine gave no reason", now.unix, now.unix).error;
@@ -95,37 +117,35 @@ pub(super) fn outcome(outcome: &mut Outcome, now: EventTime) -> Result<(), Strin
 }
 
 /// The engine's results, if all of them are valid.
-pub(super) fn results(message: &Message, now: EventTime) -> Result<Results, String> {
-    let results: Results = message
-        .content()
-        .map_err(|e| line(&format!("malformed results: {e}"), MAX_REASON))?;
-    let mut results = results.with_buffers(&message.buffers).ok_or("malformed results: missing buffers")?;
+pub(super) fn results(message: &Message, now: EventTime) -> Result<Results, Refusal> {
+    let results: Results = message.content().map_err(|e| Refusal::Results(reason(&e.to_string())))?;
+    let mut results = results.with_buffers(&message.buffers).ok_or(Refusal::NoBuffers)?;
     for result in &mut results.results {
         let task = TaskId::new(result.map, result.index);
-        outcome(&mut result.outcome, now).map_err(|why| format!("invalid result of task {task}: {why}"))?;
+        outcome(task, &mut result.outcome, now)?;
     }
     Ok(results)
 }
 
 /// The engine's registration, or why it is refused.
-pub(super) fn registration(uuid: &EngineUuid, message: &Message) -> Result<Register, String> {
+pub(super) fn registration(uuid: &EngineUuid, message: &Message) -> Result<Register, Refusal> {
     let mut register: Register = message.content().map_err(|error| {
-        let why = reason(&format!("malformed registration: {error}"));
-        tracing::warn!(uuid = reason(&uuid.0), why, "engine refused");
+        let why = Refusal::Registration(reason(&error.to_string()));
+        tracing::warn!(uuid = reason(&uuid.0), %why, "engine refused");
         why
     })?;
     if !is_name(&uuid.0) {
-        return Err("invalid uuid: it must have 1 to 255 printable characters".into());
+        return Err(Refusal::Uuid);
     }
     register.facts = facts(register.facts);
     if register.protocol != PROTOCOL_VERSION {
-        return Err(format!(
-            "the controller is pcluster {VERSION} (protocol {PROTOCOL_VERSION}), the engine {} (protocol {}): start both with the same binary",
-            register.facts.version, register.protocol
-        ));
+        return Err(Refusal::Protocol {
+            version: register.facts.version,
+            protocol: register.protocol,
+        });
     }
     if register.facts.uuid != *uuid {
-        return Err("its uuid does not match its routing id".into());
+        return Err(Refusal::ForeignUuid);
     }
     Ok(register)
 }

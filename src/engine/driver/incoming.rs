@@ -1,6 +1,6 @@
 //! Decodes messages of the controller and converts them into events.
 use super::Driver;
-use crate::engine::bundles::{self, WriteError};
+use crate::engine::bundles::{self, StoreError};
 use crate::engine::core::unit::Method;
 use crate::engine::core::{Event, Request, WorkerKey};
 use crate::engine::node;
@@ -89,8 +89,9 @@ impl Driver {
                 }
                 if let Event::TasksReceived { map, .. } = &received
                     && let Some(hash) = self.core.bundle_of(*map).map(String::from)
-                    && let Err(reason) = self.bundles.check(&hash)
+                    && let Err(error) = self.bundles.check(&hash)
                 {
+                    let reason = error.to_string();
                     self.handle(Event::CodeFailed { hash: Some(hash), reason }).await;
                 }
                 received
@@ -162,17 +163,20 @@ impl Driver {
             Ok(directory) => {
                 let name = hash.clone();
                 let joined = tokio::task::spawn_blocking(move || bundles::write(&directory, &name, content)).await;
-                joined.unwrap_or_else(|error| Err(WriteError::Host(error.to_string())))
+                joined.unwrap_or_else(|error| Err(StoreError::Host(error.to_string())))
             }
-            Err(why) => Err(WriteError::Host(why)),
+            Err(error) => Err(error),
         };
         match written {
             Ok(path) => {
                 self.bundles.record(hash.clone(), Ok(path));
                 self.handle(Event::CodeWritten { hash }).await;
             }
-            Err(WriteError::Bundle(why)) => self.bundles.record(hash, Err(why)),
-            Err(WriteError::Host(reason)) => self.handle(Event::CodeFailed { hash: Some(hash), reason }).await,
+            Err(error @ StoreError::Bundle(_)) => self.bundles.record(hash, Err(error)),
+            Err(error) => {
+                let reason = error.to_string();
+                self.handle(Event::CodeFailed { hash: Some(hash), reason }).await;
+            }
         }
     }
 

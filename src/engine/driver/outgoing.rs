@@ -52,7 +52,9 @@ impl Driver {
             } => match self.bundles.store_values(&file_of(held), is_first, &bytes) {
                 Ok(_) if !is_last => {}
                 written => {
-                    let file = written.map(|path| path.to_string_lossy().into_owned());
+                    let file = written
+                        .map(|path| path.to_string_lossy().into_owned())
+                        .map_err(|error| error.to_string());
                     return Some(Event::ValuesStored { held, file });
                 }
             },
@@ -79,10 +81,8 @@ impl Driver {
                 self.as_new_engine = as_new_engine;
             }
             Effect::RetryCodeStorage => {
-                return Some(match self.bundles.probe() {
-                    Ok(()) => Event::CodeUsable,
-                    Err(reason) => Event::CodeFailed { hash: None, reason },
-                });
+                let probed = self.bundles.probe().map_err(|error| error.to_string());
+                return Some(probed.map_or_else(|reason| Event::CodeFailed { hash: None, reason }, |()| Event::CodeUsable));
             }
             Effect::Warn(text) => tracing::warn!("{text}"),
             Effect::StartWorker { has_shell } => return self.start_worker(has_shell).await,
@@ -92,7 +92,7 @@ impl Driver {
             Effect::Define { worker, map, definition } => {
                 let code = definition.bundle().map(|named| match self.bundles.path(&named.hash) {
                     Ok(directory) => serde_json::json!({ "directory": directory }),
-                    Err(why) => serde_json::json!({ "missing": why }),
+                    Err(why) => serde_json::json!({ "missing": why.to_string() }),
                 });
                 self.queue_for_worker(worker, || frame(b'D', 0, &to_json(&(map, &*definition, code))));
             }

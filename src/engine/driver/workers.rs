@@ -2,7 +2,7 @@
 use super::Driver;
 use super::pool::EXIT_TIMEOUT;
 use crate::engine::core::{Event, WorkerKey};
-use crate::engine::worker::interpreter::{Interpreter, InterpreterCommand};
+use crate::engine::worker::interpreter::{Interpreter, InterpreterCommand, StartError};
 use crate::engine::worker::process::{IPYTHON, Worker, WorkerEvent};
 use crate::engine::worker::protocol::frame;
 use crate::wire::message::to_json;
@@ -32,28 +32,32 @@ impl Driver {
                 }
                 None
             }
-            Err(reason) => {
-                tracing::warn!("cannot start a Python worker: {reason}");
+            Err(error) => {
+                tracing::warn!("cannot start a Python worker: {error}");
+                let reason = error.to_string();
                 Some(Event::WorkerFailed { reason })
             }
         }
     }
 
-    async fn fork_worker(&mut self, has_shell: bool) -> Result<Worker, String> {
-        if self.pool.interpreter.as_ref().is_none_or(Interpreter::has_ended) {
-            let command = InterpreterCommand {
-                python: self.python.clone(),
-                cwd: self.settings.cwd.clone(),
-                env: self.settings.env.clone().into_iter().collect(),
-                in_job: !self.facts.job.is_empty(),
-            };
-            self.pool.interpreter = Some(Interpreter::start(&command, &self.forker).await?);
-        }
-        let interpreter = self.pool.interpreter.as_ref().ok_or("no interpreter")?;
+    async fn fork_worker(&mut self, has_shell: bool) -> Result<Worker, StartError> {
+        let interpreter = match self.pool.interpreter.take().filter(|interpreter| !interpreter.has_ended()) {
+            Some(interpreter) => interpreter,
+            None => {
+                let command = InterpreterCommand {
+                    python: self.python.clone(),
+                    cwd: self.settings.cwd.clone(),
+                    env: self.settings.env.clone().into_iter().collect(),
+                    in_job: !self.facts.job.is_empty(),
+                };
+                Interpreter::start(&command, &self.forker).await?
+            }
+        };
+        let interpreter = self.pool.interpreter.insert(interpreter);
         let worker = Worker::start(interpreter, self.forker.reaper().owner(), has_shell, self.worker_sender.clone())?;
         for pipe in [&worker.stdout, &worker.stderr] {
             let added = self.watch.add(worker.number, pipe);
-            added.map_err(|e| format!("cannot watch the output of a worker: {e}"))?;
+            added.map_err(StartError::Output)?;
         }
         Ok(worker)
     }

@@ -129,14 +129,36 @@ fn lock(forks: &Forks) -> MutexGuard<'_, Result<HashMap<u32, Fork>, ProcessEnd>>
     forks.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Why a worker cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("interpreter {0:?} not found")]
+    NotFound(String),
+    #[error("{0}: its working directory {1} is not a directory")]
+    WorkingDirectory(String, String),
+    #[error("{python}: {what}: {error}")]
+    Interpreter {
+        python: String,
+        what: &'static str,
+        error: io::Error,
+    },
+    #[error("cannot create pipes for a worker: {0}")]
+    Pipes(io::Error),
+    #[error("cannot watch the output of a worker: {0}")]
+    Output(io::Error),
+}
+
 impl Interpreter {
-    /// Errors are messages that name the interpreter.
-    pub(crate) async fn start(command: &InterpreterCommand, forker: &Forker) -> Result<Interpreter, String> {
-        let error_text = |what: &str, e: &dyn std::fmt::Display| format!("{}: {what}: {e}", command.python);
-        let script = script().map_err(|e| error_text("cannot create its script", &e))?;
+    pub(crate) async fn start(command: &InterpreterCommand, forker: &Forker) -> Result<Interpreter, StartError> {
+        let failed = |what: &'static str, error: io::Error| StartError::Interpreter {
+            python: command.python.clone(),
+            what,
+            error,
+        };
+        let script = script().map_err(|e| failed("cannot create its script", e))?;
         let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
-        let (near, far) = pair.map_err(|e| error_text("cannot create a socket for it", &e))?;
-        let output = OutputFile::new("interpreter").map_err(|e| error_text("cannot create a file for its output", &e))?;
+        let (near, far) = pair.map_err(|e| failed("cannot create a socket for it", e.into()))?;
+        let output = OutputFile::new("interpreter").map_err(|e| failed("cannot create a file for its output", e))?;
         let inherited = [script.into(), far];
         let mut process = tokio::process::Command::new(&command.python);
         process
@@ -144,12 +166,12 @@ impl Interpreter {
             .arg(BOOTSTRAP)
             .args(inherited.each_ref().map(|file: &OwnedFd| file.as_raw_fd().to_string()));
         process.stdin(Stdio::null());
-        process.stdout(output.for_child().map_err(|e| error_text("stdout", &e))?);
-        process.stderr(output.for_child().map_err(|e| error_text("stderr", &e))?);
+        process.stdout(output.for_child().map_err(|e| failed("stdout", e))?);
+        process.stderr(output.for_child().map_err(|e| failed("stderr", e))?);
         process.envs(command.env.iter().map(|(k, v)| (k, v)));
         if let Some(cwd) = &command.cwd {
             if !Path::new(cwd).is_dir() {
-                return Err(format!("{}: its working directory {cwd} is not a directory", command.python));
+                return Err(StartError::WorkingDirectory(command.python.clone(), cwd.clone()));
             }
             process.current_dir(cwd);
         }
@@ -163,13 +185,13 @@ impl Interpreter {
             .spawn(process, inherited.into(), Signal::SIGTERM)
             .await
             .map_err(|e| match e.kind() {
-                io::ErrorKind::NotFound => format!("interpreter {:?} not found", command.python),
-                _ => error_text("cannot start it", &e),
+                io::ErrorKind::NotFound => StartError::NotFound(command.python.clone()),
+                _ => failed("cannot start it", e),
             })?;
         let pid = child.id().unwrap_or_default() as i32;
         let nonblocking = fcntl(&near, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(io::Error::from);
         let nonblocking = nonblocking.and_then(|_| watch_readable(near));
-        let socket = Arc::new(nonblocking.map_err(|e| error_text("cannot watch its socket", &e))?);
+        let socket = Arc::new(nonblocking.map_err(|e| failed("cannot watch its socket", e))?);
         let forks = Arc::new(Mutex::new(Ok(HashMap::new())));
         tokio::spawn(listen(socket.clone(), forks.clone(), child, output));
         Ok(Interpreter { socket, forks, pid })

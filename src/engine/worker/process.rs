@@ -1,8 +1,8 @@
 //! A worker process: its fork, its pipes (the engine's event loop never blocks on them), its tokens, its end.
-use super::interpreter::{Interpreter, ProcessEnd, WorkerPid};
+use super::interpreter::{Interpreter, ProcessEnd, StartError, WorkerPid};
 use super::output::{ForWorker, OutputPipe, Outputs};
 use super::protocol::Record;
-use super::reader::read_records;
+use super::reader::{RecordError, read_records};
 use super::writer::FrameWriter;
 use crate::engine::orphans::ProcessOwner;
 use crate::engine::signal::describe;
@@ -51,7 +51,7 @@ pub(crate) struct WorkerExit {
 
 impl WorkerExit {
     /// `broken`: the invalid record for which it was killed.
-    fn of(end: Option<ProcessEnd>, broken: Option<String>) -> WorkerExit {
+    fn of(end: Option<ProcessEnd>, broken: Option<RecordError>) -> WorkerExit {
         let (how, killed, last_output) = match end {
             Some(ProcessEnd::Ended(status)) => (describe(status), status.signal().is_some(), String::new()),
             Some(ProcessEnd::WithInterpreter { status, last_output }) => {
@@ -119,10 +119,9 @@ impl Worker {
         owner: ProcessOwner,
         hello_after_shell: bool,
         events: UnboundedSender<(u64, WorkerEvent)>,
-    ) -> Result<Worker, String> {
-        let error_text = |e: io::Error| format!("cannot create pipes for a worker: {e}");
+    ) -> Result<Worker, StartError> {
         let (number, mark) = (owner.number, owner.mark());
-        let files = WorkerFiles::make(&mark).map_err(error_text)?;
+        let files = WorkerFiles::make(&mark).map_err(StartError::Pipes)?;
         let (pid, end) = interpreter.fork(number as u32, hello_after_shell, &mark, &files.for_worker());
         let WorkerFiles {
             frames_in: _,
@@ -134,9 +133,9 @@ impl Worker {
             outputs,
         } = files;
         let [stdout, stderr] = outputs.pipes;
-        let tokens_in = reopened(&tokens_in).map_err(error_text)?;
+        let tokens_in = reopened(&tokens_in).map_err(StartError::Pipes)?;
         let frames = FrameWriter::new(frames_out.into());
-        let large = records_in.try_clone().map_err(error_text)?;
+        let large = records_in.try_clone().map_err(StartError::Pipes)?;
         let (wake_out, wake_in) = oneshot::channel();
         let (sync_sender, sync_receiver) = unbounded_channel();
         let exit = tokio::spawn(async move {

@@ -20,6 +20,23 @@ const BURST_COUNT: u32 = 3;
 /// ... reading pauses for this time, to receive many records at once.
 const GATHER_DELAY: Duration = Duration::from_millis(1);
 
+/// Why a worker's records cannot be read; its subject is the worker.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RecordError {
+    #[error("could not be monitored")]
+    Unmonitored,
+    #[error("could not be read ({0})")]
+    Unreadable(io::Error),
+    #[error("wrote a malformed record into the engine's pipe")]
+    Malformed,
+    #[error("sent a record without its positions")]
+    NoPositions,
+    #[error("sent {0} bytes at once, for which there is not enough memory")]
+    TooLong(usize),
+    #[error("lost a record")]
+    Lost,
+}
+
 /// Reads until the worker has ended (`wake` is dropped) and its pipe is empty. Kills a worker that sends a malformed record, and
 /// returns the reason. For each message of `sync` it sends [`WorkerEvent::OutputSynced`] after all records that were in the pipe.
 pub(super) async fn read_records(
@@ -29,10 +46,10 @@ pub(super) async fn read_records(
     number: u64,
     events: &UnboundedSender<(u64, WorkerEvent)>,
     kill: impl Fn(),
-) -> Option<String> {
+) -> Option<RecordError> {
     let Ok(records) = Receiver::from_owned_fd(records) else {
         kill();
-        return Some("could not be monitored".into());
+        return Some(RecordError::Unmonitored);
     };
     let mut reader = RecordReader::default();
     let (mut since, mut burst) = (Instant::now(), 0);
@@ -127,21 +144,21 @@ struct RecordReader {
 
 impl RecordReader {
     /// Reads available bytes: one chunk, or a part of a long body.
-    fn read(&mut self, file: &mut impl Read, found: &mut Vec<Record>) -> Result<ReadResult, String> {
+    fn read(&mut self, file: &mut impl Read, found: &mut Vec<Record>) -> Result<ReadResult, RecordError> {
         if let Some((head, body)) = &mut self.long {
             let missing = head.length - body.len();
             let before = body.len();
             let outcome = Read::by_ref(file).take(missing as u64).read_to_end(body);
             let progressed = body.len() > before;
             if body.len() == head.length {
-                let (head, body) = self.long.take().ok_or("lost a record")?;
-                found.push(head.with(Bytes::from(body)).ok_or("sent a record without its positions")?);
+                let (head, body) = self.long.take().ok_or(RecordError::Lost)?;
+                found.push(head.with(Bytes::from(body)).ok_or(RecordError::NoPositions)?);
                 return Ok(ReadResult::Data);
             }
             return match outcome {
                 _ if progressed => Ok(ReadResult::Data),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(ReadResult::Nothing),
-                Err(e) => Err(format!("could not be read ({e})")),
+                Err(e) => Err(RecordError::Unreadable(e)),
                 Ok(_) => Ok(ReadResult::End),
             };
         }
@@ -151,26 +168,25 @@ impl RecordReader {
             Ok(count) => (count, ReadResult::Data),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => (0, ReadResult::Nothing),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => (0, ReadResult::Data),
-            Err(e) => return Err(format!("could not be read ({e})")),
+            Err(e) => return Err(RecordError::Unreadable(e)),
         };
         self.buffer.extend_from_slice(&self.chunk[..count]);
         self.cut(found)?;
         Ok(got)
     }
 
-    fn cut(&mut self, found: &mut Vec<Record>) -> Result<(), String> {
+    fn cut(&mut self, found: &mut Vec<Record>) -> Result<(), RecordError> {
         while let Some(head) = self.buffer[self.start..].first_chunk::<RECORD_HEAD>() {
             let head = record_head(head);
             if !b"HVPEBIANL".contains(&head.kind) || head.length > MAX_RECORD {
-                return Err("wrote a malformed record into the engine's pipe".into());
+                return Err(RecordError::Malformed);
             }
             let body = self.start + RECORD_HEAD;
             let available = self.buffer.len() - body;
             if available < head.length {
                 if head.length > CHUNK {
                     let mut long = Vec::new();
-                    long.try_reserve_exact(head.length)
-                        .map_err(|_| format!("sent {} bytes at once, for which there is not enough memory", head.length))?;
+                    long.try_reserve_exact(head.length).map_err(|_| RecordError::TooLong(head.length))?;
                     long.extend_from_slice(&self.buffer[body..]);
                     self.long = Some((head, long));
                     self.buffer.clear();
@@ -179,7 +195,7 @@ impl RecordReader {
                 break;
             }
             let bytes = Bytes::copy_from_slice(&self.buffer[body..body + head.length]);
-            found.push(head.with(bytes).ok_or("sent a record without its positions")?);
+            found.push(head.with(bytes).ok_or(RecordError::NoPositions)?);
             self.start = body + head.length;
         }
         self.buffer.drain(..self.start);

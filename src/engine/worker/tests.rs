@@ -164,10 +164,10 @@ async fn errors_name_a_missing_or_invalid_interpreter() {
         in_job: false,
     };
     let error = Interpreter::start(&command, &forker).await.err().unwrap();
-    assert!(error.contains("/no/python"), "{error}");
+    assert!(error.to_string().contains("/no/python"), "{error}");
     command.cwd = Some("/no/dir".into());
     let error = Interpreter::start(&command, &forker).await.err().unwrap();
-    assert!(error.contains("/no/dir"), "{error}");
+    assert!(error.to_string().contains("/no/dir"), "{error}");
     (command.python, command.cwd) = ("false".into(), None);
     let interpreter = Interpreter::start(&command, &forker).await.unwrap();
     let _worker = Worker::start(&interpreter, forker.reaper().owner(), false, sender).unwrap();

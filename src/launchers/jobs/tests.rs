@@ -187,7 +187,7 @@ fn one_query_serves_many_callers_and_processes() {
     let states = fixture.slurm.states(&launched);
     let stages: Vec<Stage> = states.iter().map(|state| state.stage).collect();
     assert_eq!(stages, [Stage::Running, Stage::Queued, Stage::Unknown]);
-    assert_eq!((states[1].reason.as_str(), states[2].word.as_str()), ("Resources", "GRINDING"));
+    assert_eq!((states[1].reason.as_str(), states[2].word()), ("Resources", "GRINDING"));
     assert_eq!(fixture.slurm.states(&launched), states);
     // Another command reads the answer from the file.
     let row = batch::by_name("slurm").unwrap();
@@ -229,7 +229,7 @@ fn jobs_missing_from_the_queue_have_ended_with_the_recorded_outcome() {
             .as_str(),
         "",
     );
-    let words: Vec<String> = fixture.slurm.states(&launched).into_iter().map(|s| s.word).collect();
+    let words: Vec<String> = fixture.slurm.states(&launched).into_iter().map(|s| s.word().to_string()).collect();
     assert_eq!(words, ["timed out (TIMEOUT)", "failed, exit code 3 (FAILED)"]);
 }
 

@@ -339,7 +339,7 @@ impl Engine {
     pub(crate) fn supports_joined(&self) -> bool {
         self.joined
     }
-    /// Returns true if it has to be told to forget the map.
+    /// Returns true if the engine must be notified that the map is forgotten.
     pub(super) fn forget_definition(&mut self, map: MapId) -> bool {
         let knew = self.definitions.remove(&map);
         if knew {

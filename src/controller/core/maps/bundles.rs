@@ -53,7 +53,7 @@ impl Bundles {
         };
         let bundle = Bundle::from(received);
         let malformed = |what: String| ErrorContent::new("ValueError", what);
-        bundle.files().map_err(malformed)?;
+        bundle.files().map_err(|error| malformed(error.to_string()))?;
         if bundle.hash != named.hash {
             return Err(malformed(format!(
                 "the received bundle has hash {}, not {}",

@@ -133,7 +133,7 @@ impl Harness {
         true
     }
 
-    /// Returns unstarted balanced requests. A report sent while the engine is cut off is lost, and repeated when it registers.
+    /// Returns unstarted balanced requests. A report sent while the engine is disconnected is lost, and repeated when it registers.
     pub(super) fn give_requests_back(&mut self, name: &str, most: usize) {
         let fake_requests = &mut self.engines.get_mut(name).unwrap().fake_requests;
         let mut back = engine::Returned::default();

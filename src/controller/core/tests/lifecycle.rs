@@ -1,4 +1,4 @@
-//! Seeded random lives: engines come, are cut off, return and die; tasks succeed, fail, crash; maps are cancelled; the controller
+//! Seeded random simulations: engines register, disconnect, reconnect and die; tasks succeed, fail, crash; maps are cancelled; the controller
 //! dies before or after a commit and starts again on its records; clients repeat what was not answered, and those of
 //! ipyparallel come back for their replies. At the end every task is done exactly once, and every reply has come. A failing seed is printed; run it alone with `PCLUSTER_SEED=<n>`.
 use super::super::Event;
