@@ -3,7 +3,7 @@ use crate::cli::output::table::{Cell, Table};
 use crate::model::engine::EngineStatus;
 use crate::model::memory::Memory;
 use crate::model::node::{Gpu, NodeFacts};
-use crate::model::resources::GpuAmount;
+use crate::model::resources::{GpuAmount, WHOLE_GPU};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -26,9 +26,14 @@ pub(crate) struct NodeView<'a> {
 struct Used {
     cpus: u32,
     mem_bytes: u64,
-    /// Of all GPUs together.
+    /// Of all GPUs together, for example 1.5.
+    #[serde(serialize_with = "as_number")]
     gpus: GpuAmount,
     named: BTreeMap<String, u64>,
+}
+
+fn as_number<S: serde::Serializer>(gpus: &GpuAmount, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_f64(f64::from(gpus.thousandths) / f64::from(WHOLE_GPU))
 }
 
 /// The nodes of engines that report resources, in the order of their first engines.

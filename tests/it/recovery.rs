@@ -494,7 +494,8 @@ fn a_cause_that_passes_never_ends_the_controller_and_status_names_it() {
     signal(supervisor, SIGSTOP);
     signal(controller, SIGKILL);
     wait_for_exit(controller);
-    let other = TcpListener::bind(("127.0.0.1", ports.start)).unwrap();
+    // Its last thread may close the port a moment later.
+    let other = wait_until("the port is free", || TcpListener::bind(("127.0.0.1", ports.start)).ok());
     signal(supervisor, SIGCONT);
     wait_until("more failed starts than a lasting cause is given", || {
         let list = cluster.json(&["list"]);

@@ -178,3 +178,38 @@ fn a_node_keeps_its_gpus_for_their_tasks_when_the_controller_is_killed() {
         "nothing is in use at the end"
     );
 }
+
+#[test]
+fn priorities_order_maps_and_can_be_changed() {
+    let home = Home::new();
+    home.file("work.py", WORK);
+    let cluster = Cluster::start_in(home, 1, &[]);
+    // An engine holds two tasks whose time is unknown.
+    cluster.ok(&[
+        "map",
+        "--range",
+        "0..2",
+        "--detach",
+        "--",
+        "sh",
+        "-c",
+        "until [ -e go ]; do sleep 0.01; done",
+    ]);
+    let note = |name: &str| ["--detach", "--range", "0..1", "--", "sh", "-c", &format!("echo {name} >> order")].map(String::from);
+    for (name, priority) in [("low", "-1"), ("later", "0"), ("raised", "0"), ("high", "3")] {
+        let words = note(name);
+        let mut arguments = vec!["map", "--priority", priority];
+        arguments.extend(words.iter().map(String::as_str));
+        cluster.ok(&arguments);
+    }
+    cluster.ok(&["priority", "4", "2"]);
+    fs::write(cluster.path().join("go"), "").unwrap();
+    cluster.ok(&["wait", "1-5"]);
+    let order = fs::read_to_string(cluster.path().join("order")).unwrap();
+    assert_eq!(order.split_whitespace().collect::<Vec<_>>(), ["high", "raised", "later", "low"]);
+    cluster.run(&["priority", "4", "1"]).fails(4, &["map 4 has finished"]);
+    cluster.run(&["priority", "99", "1"]).fails(3, &["99"]);
+    cluster.run(&["priority", "4", "much"]).fails(2, &["much"]);
+    let most = ["map", "work.py:hold", "--range", "0..4", "--max-running", "0"];
+    cluster.run(&most).fails(2, &["--max-running"]);
+}

@@ -1,8 +1,8 @@
 //! Nodes: what their engines share, and what of it is in use.
 //!
 //! An engine that holds tasks takes one processor of its node. For tasks that ask for more, an engine gets an allocation: it
-//! belongs to one map, and lasts for as long as the engine holds tasks of that map. Processors that a node lacks are never
-//! missed by tasks that ask for one: a node has at least as many as engines.
+//! belongs to one map, and lasts for as long as the engine holds tasks of that map. A node with more engines than processors
+//! is full with as many tasks as engines, as long as none asks for more than one processor.
 use super::Engine;
 use crate::model::engine::EngineFacts;
 use crate::model::memory::Memory;

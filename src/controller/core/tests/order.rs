@@ -166,10 +166,17 @@ fn a_map_that_waits_for_a_gpu_leaves_processors_to_others() {
     let gpu = w.submit(10, options.clone());
     let (plain, wide) = (w.submit(2, MapOptions::default()), w.submit(1, cpus(2)));
     assert_eq!(held(&w, gpu), 1);
-    assert_eq!(held(&w, plain), 2, "two processors do not matter to the task that waits for the GPU");
+    assert_eq!(
+        held(&w, plain),
+        2,
+        "two processors do not matter to the task that waits for the GPU"
+    );
     assert_eq!(held(&w, wide), 0, "but its own does");
     options.resources.cpus = 5;
     w.ask(client::STATUS, &serde_json::json!({}), vec![]);
     let notes = w.reply()["notes"].to_string();
-    assert!(notes.contains(&format!("map {gpu} waits")) && notes.contains(&format!("map {wide} waits")), "{notes}");
+    assert!(
+        notes.contains(&format!("map {gpu} waits")) && notes.contains(&format!("map {wide} waits")),
+        "{notes}"
+    );
 }
