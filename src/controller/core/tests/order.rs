@@ -143,7 +143,9 @@ fn a_node_with_more_engines_than_processors_is_full_when_its_processors_are() {
     let after = w.submit(4, MapOptions::default());
     while held(&w, small) > 0 {
         assert_eq!(held(&w, wide), 0);
-        ["c", "d", "e", "f"].iter().for_each(|name| drop(finish_long(&mut w, name)));
+        for name in ["c", "d", "e", "f"] {
+            finish_long(&mut w, name);
+        }
     }
     assert_eq!((held(&w, wide), held(&w, after)), (1, 0), "two processors are in use");
 }
