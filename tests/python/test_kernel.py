@@ -668,7 +668,7 @@ def other_pythons():
 def test_the_worker_on_other_pythons_of_this_machine():
     pythons = other_pythons()
     if not pythons:
-        pytest.skip("this machine has no other Python 3.8 or later")
+        pytest.skip("not applicable: this machine has no other Python 3.8 or later")
     tests = ["hello", "positional", "pickled", "tracebacks", "interrupts", "pools", "execute", "all_strings"]
     for python in pythons:
         command = [python, "-m", "unittest", str(REPOSITORY / "tests" / "python" / "test_worker.py")]
