@@ -112,15 +112,18 @@ LINK
 chmod +x "$STATE"/{on,sshd,link}
 # sshd requires this directory.
 mkdir -p /run/sshd && chmod 755 /run/sshd
+cp "$STATE/etc/passwd.local" "$STATE/etc/passwd.laptop"
 for h in $HOSTS; do
     kind=cluster; [ "$h" != laptop ] || kind=local
+    # A copy of all of /etc: a bind mount on one file is lost when a package that is installed meanwhile replaces that file.
+    mkdir "$STATE/etc/all.$h" && cp -a /etc/. "$STATE/etc/all.$h"
     setsid nsenter --net="/run/netns/$PREFIX-$h" unshare --uts --mount --propagation private sh -c '
-        hostname "$1" && mount --bind "$2/etc/hosts.$3" /etc/hosts && mount --bind "$2/etc/passwd.$3" /etc/passwd || exit 1
+        cp "$2/etc/hosts.$3" "$2/etc/all.$1/hosts" && cp "$2/etc/passwd.$3" "$2/etc/all.$1/passwd" || exit 1
+        hostname "$1" && mount --bind "$2/etc/all.$1" /etc || exit 1
         echo $$ > "$2/run/$1.pid.new" && mv "$2/run/$1.pid.new" "$2/run/$1.pid"
         exec sleep infinity' holder "$h" "$STATE" "$([ $kind = cluster ] && echo cluster || echo laptop)" \
         < /dev/null > "$STATE/log/$h.holder.log" 2>&1 &
 done
-cp "$STATE/etc/passwd.local" "$STATE/etc/passwd.laptop"
 for h in $HOSTS; do
     for _ in $(seq 200); do [ -e "$STATE/run/$h.pid" ] && break; sleep 0.05; done
     [ -e "$STATE/run/$h.pid" ] || { cat "$STATE/log/$h.holder.log" >&2; die "$h did not come up"; }
