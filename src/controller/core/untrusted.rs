@@ -15,6 +15,9 @@ const MAX_NAME: usize = 255;
 const MAX_REASON: usize = 1000;
 const MAX_CAPABILITIES: usize = 64;
 const MAX_GPUS: usize = 1024;
+/// More than any node has.
+const MAX_CPUS: u32 = 1 << 20;
+const MAX_AMOUNT: u64 = 1 << 60;
 /// Seconds since 1970: the year 5138.
 const LATEST: f64 = 1e11;
 
@@ -70,12 +73,14 @@ pub(super) fn facts(mut facts: EngineFacts) -> EngineFacts {
         .iter_mut()
         .for_each(|capability| *capability = line(capability, MAX_NAME));
     facts.ends = facts.ends.filter(|ends| is_time(*ends));
+    facts.node.cpus = facts.node.cpus.min(MAX_CPUS);
+    facts.node.mem_bytes = facts.node.mem_bytes.min(MAX_AMOUNT);
     facts.node.gpus.truncate(MAX_GPUS);
     for gpu in &mut facts.node.gpus {
         (gpu.name, gpu.model) = (line(&gpu.name, MAX_NAME), line(&gpu.model, MAX_NAME));
     }
     let named = std::mem::take(&mut facts.node.named).into_iter().take(MAX_CAPABILITIES);
-    facts.node.named = named.map(|(name, count)| (line(&name, MAX_NAME), count)).collect();
+    facts.node.named = named.map(|(name, count)| (line(&name, MAX_NAME), count.min(MAX_AMOUNT))).collect();
     facts
 }
 
@@ -180,6 +185,8 @@ mod tests {
             job: text,
             ends: Some(UnixTime(-1.0)),
             node: NodeFacts {
+                cpus: u32::MAX,
+                mem_bytes: u64::MAX,
                 gpus: vec![gpu; 5000],
                 named: (0..100).map(|n| (format!("r{n}\u{1b}"), n)).collect(),
                 ..NodeFacts::default()
@@ -195,6 +202,7 @@ mod tests {
             (node.gpus.len(), node.named.len(), node.gpus[0].name.as_str()),
             (1024, 64, "GPU-1\\n")
         );
+        assert_eq!((node.cpus, node.mem_bytes), (1 << 20, 1 << 60));
         assert!(node.gpus[0].model.len() < 2000 && node.named.contains_key("r0\\u{1b}"));
         assert!(is_name("7b1c") && !is_name("") && !is_name("a\u{1b}") && !is_name(&"x".repeat(256)));
     }

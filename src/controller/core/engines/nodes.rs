@@ -97,15 +97,15 @@ impl Node {
     }
 
     fn free_cpus(&self, is_wide: bool) -> u32 {
-        self.max_cpus(is_wide).saturating_sub(self.cpus + self.busy)
+        self.max_cpus(is_wide).saturating_sub(self.cpus.saturating_add(self.busy))
     }
 
     /// Whether a task that takes these resources leaves what a waiting map needs of them.
     fn leaves(&self, taken: &Request, waiting: &Request) -> bool {
         let wide = waiting.resources.cpus > 1;
-        let cpus = self.free_cpus(wide) >= taken.resources.cpus + waiting.resources.cpus;
+        let cpus = self.free_cpus(wide) >= taken.resources.cpus.saturating_add(waiting.resources.cpus);
         let free = self.has.mem_bytes.saturating_sub(self.mem_bytes);
-        let mem = taken.mem_bytes == 0 || waiting.mem_bytes == 0 || free >= taken.mem_bytes + waiting.mem_bytes;
+        let mem = taken.mem_bytes == 0 || waiting.mem_bytes == 0 || free >= taken.mem_bytes.saturating_add(waiting.mem_bytes);
         let gpus = taken.resources.gpus.is_zero() || waiting.resources.gpus.is_zero();
         let named = taken.resources.named.keys().all(|name| !waiting.resources.named.contains_key(name));
         cpus && mem && gpus && named
@@ -147,7 +147,11 @@ impl Node {
             let chosen: Vec<(usize, u32)> = unused.map(|(index, _)| (index, WHOLE_GPU)).take(count).collect();
             return (chosen.len() == count).then_some(chosen);
         }
-        let fits = self.gpus.iter().enumerate().filter(|(_, used)| **used + wanted <= WHOLE_GPU);
+        let fits = self
+            .gpus
+            .iter()
+            .enumerate()
+            .filter(|(_, used)| used.saturating_add(wanted) <= WHOLE_GPU);
         fits.max_by_key(|(index, used)| (**used, std::cmp::Reverse(*index)))
             .map(|(index, _)| vec![(index, wanted)])
     }
@@ -168,14 +172,18 @@ impl Node {
     }
 
     fn add(&mut self, share: &Share) {
-        self.cpus += share.request.resources.cpus;
+        // What a reconnected engine reports is not checked against what the node has.
+        self.cpus = self.cpus.saturating_add(share.request.resources.cpus);
         self.wide += u32::from(share.request.resources.cpus > 1);
-        self.mem_bytes += share.request.mem_bytes;
+        self.mem_bytes = self.mem_bytes.saturating_add(share.request.mem_bytes);
         for (index, used) in &share.gpus {
-            self.gpus[*index] += used;
+            if let Some(in_use) = self.gpus.get_mut(*index) {
+                *in_use = in_use.saturating_add(*used);
+            }
         }
         for (name, count) in &share.request.resources.named {
-            *self.named.entry(name.clone()).or_default() += count;
+            let in_use = self.named.entry(name.clone()).or_default();
+            *in_use = in_use.saturating_add(*count);
         }
     }
 
@@ -283,7 +291,8 @@ impl Nodes {
     pub(super) fn admits(&self, index: NodeIndex, is_idle: bool, map: Option<MapId>) -> bool {
         let Some(node) = self.nodes.get(index) else { return true };
         // Direct requests may have taken more than there is.
-        let is_free = node.cpus == 0 || node.cpus + node.busy + u32::from(is_idle) <= node.max_cpus(false);
+        let used = node.cpus.saturating_add(node.busy).saturating_add(u32::from(is_idle));
+        let is_free = node.cpus == 0 || used <= node.max_cpus(false);
         let taken = || {
             let mut taken = Request::default();
             taken.resources.cpus = u32::from(is_idle);
