@@ -189,7 +189,6 @@ mod tests {
                 mem_bytes: u64::MAX,
                 gpus: vec![gpu; 5000],
                 named: (0..100).map(|n| (format!("r{n}\u{1b}"), n)).collect(),
-                ..NodeFacts::default()
             },
         };
         let kept = facts(sent);
