@@ -199,7 +199,7 @@ def test_a_host_without_forwarding_is_reported(net):
         known.write_text(good + "[node1]:2296 " + next(l for l in good.splitlines() if l.startswith("node1 ")).split(" ", 1)[1] + "\n")
         words = ["start", "--launcher", "ssh", "--profile", "closed", "--python", PYTHON, "--host", "ssh://node1:2296:1"]
         err = wait_until("its sshd", lambda: (lambda e: e if "no ssh server" not in e else None)(net.fails("laptop", *words)[1]))
-        assert "could not be made" in err and "does not forward" in err, err
+        assert "cannot open a tunnel" in err and "does not forward" in err, err
         code, err = net.fails("laptop", *words[:-2], "--tunnel", "never", "--host", "node1:1", "--set", "controller.registration_timeout_ms=2000")
         assert "no controller answered" in err and "Network is unreachable" in err
         code, err = net.fails("laptop", *words[:-2], "--tunnel", "never", "--host", "node1:1", "--ip", "127.0.0.1")
