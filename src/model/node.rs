@@ -56,7 +56,7 @@ impl NodeFacts {
 }
 
 impl fmt::Display for NodeFacts {
-    /// `16 cpus, 64.0G, 2 gpus, 3 licence`
+    /// `16 cpus, 64G, 2 gpus, 3 licence`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
         let counted = |n: usize, one: &str| format!("{n} {one}{}", if n == 1 { "" } else { "s" });

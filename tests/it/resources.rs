@@ -119,6 +119,17 @@ fn more_than_any_node_has_is_refused_and_why_a_map_waits_is_shown() {
         (["--mem", "9G"], "9G"),
         (["--need", "hammer=1"], "1 hammer"),
     ] {
+        let twice = [
+            "map",
+            "work.py:hold",
+            "--range",
+            "0..2",
+            "--need",
+            "licence=1",
+            "--need",
+            "licence=2",
+        ];
+        cluster.run(&twice).fails(2, &["--need licence", "twice"]);
         let refused = cluster.run(&[&["map", "work.py:hold", "--range", "0..2"], &options[..]].concat());
         refused.fails(4, &["no node has", what, "4 cpus, 8G, 2 gpus, 1 licence", "--wait-for-resources"]);
     }

@@ -132,6 +132,7 @@ impl Plan {
             _ => Shape::Call,
         };
         let inputs = Inputs::find(&args.inputs, file.as_deref(), shape)?;
+        args.tasks.check().map_err(CommandError::usage)?;
         let mut options = args.tasks.to_map_options();
         options.targets = args.targets.clone();
         Ok(Plan {

@@ -87,7 +87,7 @@ impl Core {
             let now = self.out.now().unix;
             let may = |e: &Engine| e.may_take(is_command) && e.has_time_for(limit, now);
             let Some(engine) = self.engines.place(id, request, may, |e| Prefetch::room(depth, e.load()) > 0) else {
-                return self.engines.reserve(id, request);
+                return self.engines.reserve(id, request, may);
             };
             let room = Prefetch::room(depth, self.engines.get(&engine).map_or(0, Engine::load));
             let count = (room.min(mean.min_batch()).max(1) as usize).min(ready);

@@ -61,6 +61,19 @@ pub(crate) struct TaskOptions {
 }
 
 impl TaskOptions {
+    /// An error if a resource is given twice.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let repeated = self
+            .need
+            .iter()
+            .enumerate()
+            .find(|(at, (name, _))| self.need[..*at].iter().any(|(other, _)| other == name));
+        match repeated {
+            Some((_, (name, _))) => Err(format!("--need {name}=… is given twice")),
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn to_map_options(&self) -> MapOptions {
         MapOptions {
             name: self.name.clone(),

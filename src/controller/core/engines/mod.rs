@@ -353,8 +353,10 @@ impl Engines {
     }
 
     /// Lets a node run empty for a map that waits: later maps of this round leave it alone.
-    pub(crate) fn reserve(&mut self, map: MapId, request: &Request) {
-        self.nodes.reserve(map, request);
+    /// Only nodes with an engine that `may` run its tasks once it is idle are considered.
+    pub(crate) fn reserve(&mut self, map: MapId, request: &Request, may: impl Fn(&Engine) -> bool) {
+        let by_uuid = &self.by_uuid;
+        self.nodes.reserve(map, request, |uuid| by_uuid.get(uuid).is_some_and(&may));
     }
 
     /// The engine, with what its node has by the latest report of an engine there.

@@ -396,11 +396,14 @@ impl Nodes {
 
     /// Reserves a node for a map that waits, unless an earlier map has a reservation: the same as in the last round, else the
     /// one with most processors free.
-    pub(super) fn reserve(&mut self, map: MapId, request: &Request) {
+    pub(super) fn reserve(&mut self, map: MapId, request: &Request, may: impl Fn(&EngineUuid) -> bool) {
         if self.reserved.is_some() {
             return;
         }
-        let could = |index: NodeIndex| self.nodes.get(index).is_some_and(|node| node.could_run(request));
+        let could = |index: NodeIndex| {
+            let node = self.nodes.get(index);
+            node.is_some_and(|node| node.could_run(request) && node.engines.iter().any(&may))
+        };
         let last = self.last_reserved.as_ref().filter(|last| last.map == map && could(last.node));
         let free = |index: &NodeIndex| self.nodes[*index].free_cpus(true);
         let best = || {

@@ -182,3 +182,27 @@ fn a_map_that_waits_for_a_gpu_leaves_processors_to_others() {
         "{notes}"
     );
 }
+
+#[test]
+fn a_map_that_no_engine_has_time_for_reserves_nothing() {
+    let mut w = Harness::new();
+    (w.node.cpus, w.ends) = (2, Some(600.0));
+    ["c", "d"].iter().for_each(|name| w.register(name));
+    let mut options = cpus(2);
+    options.time_s = Some(1200.0);
+    let (long, other) = (w.submit(1, options), w.submit(4, MapOptions::default()));
+    assert_eq!((held(&w, long), held(&w, other)), (0, 4), "two engines hold two each");
+}
+
+#[test]
+fn the_last_report_about_a_node_counts() {
+    let mut w = Harness::new();
+    w.node.cpus = 1;
+    w.register("c");
+    w.node.cpus = 4;
+    w.register("d");
+    let map = w.submit(1, cpus(4));
+    assert_eq!(held(&w, map), 1);
+    w.ask(client::STATUS, &serde_json::json!({}), vec![]);
+    assert_eq!(w.reply()["engines"][0]["node"]["cpus"], 4);
+}
