@@ -179,6 +179,7 @@ async fn run_inner(to_run: &CommandSpec, forker: &Forker, running: &RunningComma
         argv: to_run.argv.clone(),
         environment: std::env::vars_os().chain(set).collect(),
         directory: directory.clone(),
+        cores: options.cores.clone(),
     };
     let mut child = match forker.start(to_start).await {
         Ok(child) => child,

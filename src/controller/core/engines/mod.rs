@@ -2,6 +2,7 @@
 //!
 //! An engine is connected (seen recently), away (disconnected or silent; it keeps its tasks until its lease expires), or
 //! gone (not in this table). Every change keeps the load order up to date, so that no task requires a scan.
+mod cores;
 mod departures;
 mod engine;
 mod nodes;
@@ -294,7 +295,7 @@ impl Engines {
         let idle = |uuid: &&EngineUuid| {
             self.by_uuid
                 .get(*uuid)
-                .is_some_and(|e| e.load() == 0 && e.share().is_none() && may(e))
+                .is_some_and(|e| e.load() == 0 && e.share().is_none() && may(e) && self.nodes.has_cores(e, request))
         };
         let mut roomy = self
             .nodes
@@ -303,8 +304,9 @@ impl Engines {
         let chosen = roomy.find_map(|(node, engines)| Some((node, engines.iter().find(idle)?.clone())));
         drop(roomy);
         if let Some((node, uuid)) = chosen {
-            let share = self.nodes.take(node, map, request)?;
-            self.by_uuid.get_mut(&uuid)?.set_share(share);
+            let engine = self.by_uuid.get_mut(&uuid)?;
+            let share = self.nodes.take(node, map, request, &engine.facts().node.cores)?;
+            engine.set_share(share);
             self.shared.entry(map).or_default().insert(uuid.clone());
             return Some(uuid);
         }
