@@ -20,7 +20,7 @@ pub(crate) struct Unit {
 pub(crate) enum Runs {
     Command,
     Python,
-    #[cfg_attr(not(test), expect(dead_code))]
+    #[expect(dead_code, reason = "requests follow")]
     /// A request of an ipyparallel client, which an `ipengine` takes as well.
     Message,
 }
