@@ -40,6 +40,7 @@ use crate::model::resources::Allocation;
 use crate::model::task::Outcome;
 use crate::model::{MapId, UnixTime};
 use crate::wire::content::engine::{Held, Returned};
+use bytes::Bytes;
 use code::Code;
 use outbox::Outbox;
 use output::{Streams, TextBuffer, WINDOW, unclaimed};
@@ -233,16 +234,7 @@ impl Core {
                 }
                 self.forget(map, effects);
             }
-            Event::TasksReceived { map, tasks } => {
-                let task = |(index, run, input)| Unit::Task {
-                    held: Held { map, index, run },
-                    input,
-                };
-                match self.leaving.is_some() {
-                    true => self.return_units(tasks.into_iter().map(task), effects),
-                    false => self.queue.extend(tasks.into_iter().map(task)),
-                }
-            }
+            Event::TasksReceived { map, tasks } => self.tasks_received(map, tasks, effects),
             Event::Recorded { sequence } => self.outbox.recorded(sequence),
             Event::OutputRecorded(recorded) => self.output_recorded(now, recorded, effects),
             Event::ValuesReceived(values, bytes) => self.values_received(now, values, bytes, effects),
@@ -355,6 +347,17 @@ impl Core {
                 };
                 self.maps.insert(map, state);
             }
+        }
+    }
+
+    fn tasks_received(&mut self, map: MapId, tasks: Vec<(u32, u32, Bytes)>, effects: &mut Vec<Effect>) {
+        let task = |(index, run, input)| Unit::Task {
+            held: Held { map, index, run },
+            input,
+        };
+        match self.leaving.is_some() {
+            true => self.return_units(tasks.into_iter().map(task), effects),
+            false => self.queue.extend(tasks.into_iter().map(task)),
         }
     }
 
