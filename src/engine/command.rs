@@ -186,6 +186,7 @@ async fn run_inner(
         argv: to_run.argv.clone(),
         environment: std::env::vars_os().chain(set).collect(),
         directory: directory.clone(),
+        cores: options.cores.clone(),
     };
     let mut child = match forker.start(to_start).await {
         Ok(child) => child,

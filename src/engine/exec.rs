@@ -2,6 +2,7 @@
 //! starting thread waits (`CLONE_VM` and `CLONE_VFORK`, clone(2)). posix_spawn(3) does the same, but does not support
 //! `PR_SET_PDEATHSIG`; fork copies the page tables of an engine, which takes longer than many programs run.
 use super::signal::signal_group;
+use crate::model::cores::CoreSet;
 use nix::libc::{self, c_char, c_int, c_void};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -29,6 +30,8 @@ pub(crate) struct Program {
     pub argv: Vec<String>,
     pub environment: BTreeMap<OsString, OsString>,
     pub directory: Option<String>,
+    /// The processors to which it is bound; empty for those of this process.
+    pub cores: CoreSet,
 }
 
 /// The program as C strings.

@@ -4,9 +4,11 @@ use super::core::unit::PeakMemory;
 use super::exec::{self, Program, StartedProcess, Starter};
 use super::orphans::{MARK, OrphanReaper, ProcessOwner};
 use super::signal::signal_group;
+use crate::model::cores::CoreSet;
 use crate::sys::async_fd::watch_readable;
 use crate::sys::child_setup::{ChildSetup, set_up_child};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid, pipe2};
 use std::fs::File;
@@ -19,7 +21,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 
 enum StartRequest {
-    Child(Box<Command>, oneshot::Sender<io::Result<Child>>),
+    Child(Box<Command>, CoreSet, oneshot::Sender<io::Result<Child>>),
     Program(Box<Program>, [OwnedFd; 2], oneshot::Sender<io::Result<StartedProcess>>),
 }
 
@@ -65,10 +67,10 @@ impl Forker {
             let mut starter = Starter::default();
             for request in to_start {
                 match request {
-                    StartRequest::Child(mut command, reply) => drop(reply.send(command.spawn())),
+                    StartRequest::Child(mut command, cores, reply) => drop(reply.send(bound_to(&cores, || command.spawn()))),
                     StartRequest::Program(program, [out, err], reply) => {
                         let stdio = [nothing.as_fd(), out.as_fd(), err.as_fd()];
-                        drop(reply.send(starter.start(&program, stdio)));
+                        drop(reply.send(bound_to(&program.cores, || starter.start(&program, stdio))));
                     }
                 }
             }
@@ -85,11 +87,16 @@ impl Forker {
     }
 
     /// Starts a process in a new session. The kernel sends it `at_death` when the engine dies; the files `kept` stay open in it.
-    pub(crate) async fn spawn(&self, mut command: Command, kept: Vec<OwnedFd>, at_death: Signal) -> io::Result<Child> {
+    pub(crate) async fn spawn(&self, command: Command, kept: Vec<OwnedFd>, at_death: Signal) -> io::Result<Child> {
+        self.spawn_on(&CoreSet::default(), command, kept, at_death).await
+    }
+
+    async fn spawn_on(&self, cores: &CoreSet, mut command: Command, kept: Vec<OwnedFd>, at_death: Signal) -> io::Result<Child> {
         let mut steps = vec![ChildSetup::NewSession, ChildSetup::DieWithParent(getpid(), at_death)];
         steps.extend(kept.into_iter().map(ChildSetup::KeepOpen));
         set_up_child(command.as_std_mut(), steps);
-        self.send_request(|reply| StartRequest::Child(Box::new(command), reply)).await
+        self.send_request(|reply| StartRequest::Child(Box::new(command), cores.clone(), reply))
+            .await
     }
 
     /// Starts the program of a task, with an empty stdin and pipes as stdout and stderr.
@@ -100,7 +107,7 @@ impl Forker {
         if !self.uses_clone_vm {
             let mut command = program.command();
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            let mut child = self.spawn(command, Vec::new(), Signal::SIGKILL).await?;
+            let mut child = self.spawn_on(&program.cores, command, Vec::new(), Signal::SIGKILL).await?;
             let gone = || io::Error::other("it has no pipe");
             return Ok(StartedProgram {
                 pid: child.id().unwrap_or_default() as i32,
@@ -143,6 +150,22 @@ impl Forker {
     }
 }
 
+/// Starts a child process that is bound to these processors, which it inherits from this thread.
+fn bound_to<T>(cores: &CoreSet, start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    if cores.is_empty() {
+        return start();
+    }
+    let this_thread = Pid::from_raw(0);
+    let old = sched_getaffinity(this_thread)?;
+    let mut set = CpuSet::new();
+    let add = |core: u16| set.set(usize::from(core));
+    let bind = cores.iter().try_for_each(add).and_then(|()| sched_setaffinity(this_thread, &set));
+    bind.map_err(|e| io::Error::other(format!("it cannot be bound to the processors {cores}: {e}")))?;
+    let started = start();
+    sched_setaffinity(this_thread, &old)?;
+    started
+}
+
 impl StartedProgram {
     /// Waits for its end. Also returns the peak memory of its largest process. Cancellation safe.
     pub(crate) async fn wait(&mut self) -> io::Result<(ExitStatus, PeakMemory)> {
@@ -183,6 +206,7 @@ mod tests {
             argv: argv.iter().map(|word| word.to_string()).collect(),
             environment: pairs.collect::<BTreeMap<_, _>>(),
             directory: directory.map(String::from),
+            cores: CoreSet::default(),
         };
         let mut started = match forker.start(program).await {
             Ok(started) => started,

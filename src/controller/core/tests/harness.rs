@@ -728,6 +728,7 @@ impl Harness {
         };
         let (mut cpus, mut mem, mut named) = (0, 0, 0);
         let mut gpus: HashMap<&str, u32> = HashMap::new();
+        let mut cores: BTreeSet<u16> = BTreeSet::new();
         for (name, engine) in here() {
             let maps: BTreeSet<MapId> = engine.queue.iter().map(|held| held.map).collect();
             for map in &maps {
@@ -749,6 +750,12 @@ impl Harness {
                 allocation.gpus.len(),
                 wanted.gpus.thousandths.div_ceil(1000) as usize,
                 "{name}: {allocation:?}"
+            );
+            assert_eq!(allocation.cores.len(), if wanted.pin { wanted.cpus as usize } else { 0 });
+            assert!(
+                allocation.cores.iter().all(|core| cores.insert(core)),
+                "{host}: cores {} twice",
+                allocation.cores
             );
             cpus += allocation.cpus;
             mem += options.mem_bytes.unwrap_or_default();
