@@ -1,5 +1,6 @@
 //! Starts child processes from one thread that lives as long as the engine: the kernel kills a child when the thread that started
 //! it ends, and threads of the runtime are short-lived.
+use super::core::unit::PeakMemory;
 use super::exec::{self, Program, StartedProcess, Starter};
 use super::orphans::{MARK, OrphanReaper, ProcessOwner};
 use super::signal::signal_group;
@@ -39,6 +40,7 @@ pub(crate) struct StartedProgram {
     pub stdout: OwnedFd,
     pub stderr: OwnedFd,
     end: ExitWaiter,
+    own_peak: u64,
     owner: Option<ProcessOwner>,
     reaper: Arc<OrphanReaper>,
 }
@@ -112,6 +114,7 @@ impl Forker {
                 stdout: child.stdout.take().ok_or_else(gone)?.into_owned_fd()?,
                 stderr: child.stderr.take().ok_or_else(gone)?.into_owned_fd()?,
                 end: ExitWaiter::Child(Box::new(child)),
+                own_peak: 0,
                 owner,
                 reaper,
             });
@@ -121,7 +124,7 @@ impl Forker {
             fcntl(near, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
         let ends = [out_of_child, err_of_child];
-        let StartedProcess { pid, end } = self
+        let StartedProcess { pid, end, own_peak } = self
             .send_request(|reply| StartRequest::Program(Box::new(program), ends, reply))
             .await?;
         let end = watch_readable(end).inspect_err(|_| {
@@ -133,6 +136,7 @@ impl Forker {
             stdout: out,
             stderr: err,
             end: ExitWaiter::Pidfd(pid, end),
+            own_peak,
             owner,
             reaper,
         })
@@ -163,13 +167,16 @@ fn bound_to<T>(cores: &CoreSet, start: impl FnOnce() -> io::Result<T>) -> io::Re
 }
 
 impl StartedProgram {
-    /// Waits for its end. Cancellation safe.
-    pub(crate) async fn wait(&mut self) -> io::Result<ExitStatus> {
+    /// Waits for its end. Also returns the peak memory of its largest process. Cancellation safe.
+    pub(crate) async fn wait(&mut self) -> io::Result<(ExitStatus, PeakMemory)> {
         let status = match &mut self.end {
-            ExitWaiter::Child(child) => child.wait().await,
+            ExitWaiter::Child(child) => child.wait().await.map(|status| (status, PeakMemory::Unknown)),
             ExitWaiter::Pidfd(pid, end) => {
                 let _ = end.readable().await?;
-                exec::wait_for_exit(*pid)
+                exec::wait_for_exit(*pid).map(|(status, peak)| match peak > self.own_peak {
+                    true => (status, PeakMemory::Measured(peak)),
+                    false => (status, PeakMemory::AtMost(peak)),
+                })
             }
         };
         self.owner.take().into_iter().for_each(ProcessOwner::end);
@@ -215,7 +222,7 @@ mod tests {
             .filter(|line| !line.starts_with(MARK))
             .map(|line| format!("{line}\n"))
             .collect();
-        (started.wait().await.unwrap().to_string(), out, err)
+        (started.wait().await.unwrap().0.to_string(), out, err)
     }
 
     #[tokio::test]
