@@ -2,11 +2,13 @@
 //! the two lower limits (a bare spawn loop, a bare Python worker on a pipe). Prints `name value` lines.
 //!
 //!     load latency CLIENT_FILE COUNT      median and 99th percentile of a map of one no-op task, microseconds
+//!     load task CLIENT_FILE COUNT         the same for one more task of an open map: its worker is there already
 //!     load engines ENGINE_FILE COUNT      registers COUNT engines, then completes every task immediately until it is killed
 //!     load spawn COUNT LANES              COUNT times `true NUMBER`, LANES at a time
 //!     load pipe PYTHON COUNT LANES        COUNT calls of a no-op function in LANES Python processes
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pcluster::testing::model::*;
+use pcluster::testing::wire::content::client::{INPUTS, InputsReply, InputsRequest};
 use pcluster::testing::wire::{Session, content::engine::*};
 use pcluster::testing::{ConnectionFile, Security, Socket, SocketKind, client::Client};
 use serde::Serialize;
@@ -25,6 +27,13 @@ fn main() -> Outcomes {
     match words.as_slice() {
         ["latency", file, count] => {
             let work = latency(ConnectionFile::read(Path::new(file))?, count.parse()?);
+            Builder::new_current_thread()
+                .enable_all()
+                .build()?
+                .block_on(async { tokio::spawn(work).await? })
+        }
+        ["task", file, count] => {
+            let work = task_latency(ConnectionFile::read(Path::new(file))?, count.parse()?);
             Builder::new_current_thread()
                 .enable_all()
                 .build()?
@@ -52,16 +61,7 @@ fn unix_now() -> UnixTime {
 
 async fn latency(file: ConnectionFile, count: usize) -> Outcomes {
     let client = Client::connect(&file, Duration::from_secs(10)).await?;
-    let definition = MapDefinition {
-        work: Work::Call {
-            from: CallSource::File {
-                name: "noop.py".into(),
-                text: "def noop(x): return x\n".into(),
-            },
-            function: "noop".into(),
-        },
-        options: MapOptions::default(),
-    };
+    let definition = noop();
     let mut times = Vec::with_capacity(count);
     // The first ones are a warm-up.
     for i in 0..count + count / 10 + 1 {
@@ -77,10 +77,58 @@ async fn latency(file: ConnectionFile, count: usize) -> Outcomes {
             times.push(began.elapsed().as_secs_f64() * 1e6);
         }
     }
+    print_times(times);
+    Ok(())
+}
+
+async fn task_latency(file: ConnectionFile, count: u32) -> Outcomes {
+    let client = Client::connect(&file, Duration::from_secs(10)).await?;
+    let map = client.begin(noop()).await?.map;
+    let mut watch = client.watch(map, Duration::from_secs(5));
+    let mut times = Vec::new();
+    for first in 0..count + count / 10 + 1 {
+        // A pause, as between the calls of a person or a program that does something with the value.
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        let began = Instant::now();
+        let request = InputsRequest {
+            map,
+            first,
+            last: first == count + count / 10,
+            abandoned: None,
+        };
+        let sent = client.request::<_, InputsReply>(INPUTS, &request, vec!["[1]".into()]);
+        let (sent, update) = tokio::join!(sent, watch.next());
+        sent?;
+        let mut got = update?.map_or(0, |update| update.results.len());
+        while got == 0 {
+            let Some(update) = watch.next().await? else { break };
+            got = update.results.len();
+        }
+        if first > count / 10 {
+            times.push(began.elapsed().as_secs_f64() * 1e6);
+        }
+    }
+    print_times(times);
+    Ok(())
+}
+
+fn noop() -> MapDefinition {
+    MapDefinition {
+        work: Work::Call {
+            from: CallSource::File {
+                name: "noop.py".into(),
+                text: "def noop(x): return x\n".into(),
+            },
+            function: "noop".into(),
+        },
+        options: MapOptions::default(),
+    }
+}
+
+fn print_times(mut times: Vec<f64>) {
     times.sort_by(f64::total_cmp);
     let at = |q: f64| times.get((times.len() as f64 * q) as usize).copied().unwrap_or(f64::NAN);
     println!("median_us {:.1}\np99_us {:.1}", at(0.5), at(0.99));
-    Ok(())
 }
 
 // ---- light engines
