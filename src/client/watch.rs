@@ -32,6 +32,7 @@ pub struct Watch {
     map: MapId,
     from: u32,
     want_results: bool,
+    without_inputs: bool,
     every: Duration,
     ended: bool,
     pause: Duration,
@@ -62,6 +63,7 @@ impl Client {
             watch: Some(FirstWatch {
                 limit: MAX_RESULTS,
                 wait_ms: milliseconds(every),
+                without_inputs: false,
             }),
         };
         let buffer = Bytes::from(inputs.join(&b'\n'));
@@ -78,6 +80,7 @@ impl Client {
             map,
             from: 0,
             want_results: true,
+            without_inputs: false,
             every,
             ended: false,
             pause: Duration::ZERO,
@@ -100,6 +103,12 @@ impl Watch {
     /// Only counts, no results.
     pub fn counts_only(mut self) -> Watch {
         self.want_results = false;
+        self
+    }
+
+    /// Results without the inputs of tasks that did not fail.
+    pub fn without_inputs(mut self) -> Watch {
+        self.without_inputs = true;
         self
     }
 
@@ -144,6 +153,7 @@ impl Watch {
             limit: if self.want_results { MAX_RESULTS } else { 0 },
             wait_ms: milliseconds(wait),
             done,
+            without_inputs: self.without_inputs,
         };
         let reply: WatchReply = self.client.request_for_rows(WATCH, &request, Vec::new(), wait).await?;
         Ok(reply.into())

@@ -1,9 +1,10 @@
 //! `pcluster map`: a function or a command over many inputs, results in their order.
 //!
-//! Parts: [`options`] (of tasks), [`own_cluster`] (`-n`), [`follow`] (waiting for a map), [`results`] (their output),
+//! Parts: [`options`] (of tasks), [`own_cluster`] (`-n`), [`follow`] (waiting for a map), `long_values`, [`results`] (their output),
 //! [`report`] (failures), [`reduce`] (folding the values), [`interrupts`] (Ctrl-C).
 pub(crate) mod follow;
 pub(crate) mod interrupts;
+mod long_values;
 pub(crate) mod options;
 pub(crate) mod own_cluster;
 pub(crate) mod reduce;
@@ -225,6 +226,7 @@ impl Run<'_> {
             detachable: self.cluster_stays,
             outputs: results.long_outputs(),
             values: results.wants_values(),
+            inputs: results.wants_inputs(),
         };
         let mut report = Report::new(map);
         report.values_shown = reduction.is_none() && results.shows_readable();
