@@ -1,5 +1,6 @@
 //! A registered engine: its facts, its assigned work, and what it has been sent.
-use super::nodes::{NodeIndex, Share};
+use super::node::Share;
+use super::nodes::NodeIndex;
 use super::why_not::{Runs, WhyNot};
 use crate::model::engine::{EngineFacts, EngineState, EngineStatus};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};

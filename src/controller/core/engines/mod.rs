@@ -2,8 +2,10 @@
 //!
 //! An engine is connected (seen recently), away (disconnected or silent; it keeps its tasks until its lease expires), or
 //! gone (not in this table). Every change keeps the load order up to date, so that no task requires a scan.
+mod cores;
 mod departures;
 mod engine;
+mod node;
 mod nodes;
 mod placement;
 mod why_not;

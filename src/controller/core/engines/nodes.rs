@@ -4,13 +4,15 @@
 //! belongs to one map, and lasts for as long as the engine holds tasks of that map. A node with more engines than processors
 //! is full with as many tasks as engines, as long as none asks for more than one processor.
 use super::Engine;
+use super::cores::united;
+use super::node::{Node, Share};
 use super::why_not::{LaneId, Obstacle, WhyNot};
 use crate::model::engine::EngineFacts;
 use crate::model::memory::Memory;
-use crate::model::node::{Gpu, NodeFacts};
+use crate::model::node::{Gpu, NodeFacts, NumaCores};
 use crate::model::resources::{Allocation, Request, WHOLE_GPU};
 use crate::model::{EngineUuid, MapId};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 /// Index of a node. A node without engines keeps its index.
@@ -45,185 +47,6 @@ pub(super) struct Reservation {
 /// The maximum number of lanes that have a reservation.
 const MAX_RESERVATIONS: usize = 16;
 
-#[derive(Clone, Debug, Default)]
-pub(super) struct Node {
-    name: (String, String),
-    has: NodeFacts,
-    engines: BTreeSet<EngineUuid>,
-    /// The engines that could begin tasks which get a share.
-    free: BTreeSet<EngineUuid>,
-    gained: u64,
-    /// Its idle engines cannot begin tasks that need one processor.
-    is_blocking: bool,
-    /// Engines that hold tasks and have no allocation.
-    busy: u32,
-    /// Engines that hold tasks with a share which this controller, after a restart, does not know yet.
-    awaited: BTreeSet<EngineUuid>,
-    /// Processors of shares, and the number of shares with more than one.
-    cpus: u32,
-    wide: u32,
-    mem_bytes: u64,
-    /// In use of each GPU, in thousandths.
-    gpus: Vec<u32>,
-    named: BTreeMap<String, u64>,
-}
-
-/// An engine's share of its node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Share {
-    pub lane: LaneId,
-    request: Request,
-    /// Index of each GPU, and what is in use of it.
-    gpus: Vec<(usize, u32)>,
-}
-
-impl Share {
-    pub(super) fn request(&self) -> &Request {
-        &self.request
-    }
-}
-
-impl Node {
-    /// How many processors may be in use: tasks that ask for no more than one may be as many as engines.
-    fn max_cpus(&self, is_wide: bool) -> u32 {
-        let engines = self.engines.len() as u32;
-        match is_wide || self.wide > 0 {
-            true if self.has.cpus > 0 => self.has.cpus,
-            _ => self.has.cpus.max(engines),
-        }
-    }
-
-    fn free_cpus(&self, is_wide: bool) -> u32 {
-        self.max_cpus(is_wide).saturating_sub(self.cpus.saturating_add(self.busy))
-    }
-
-    /// Whether a task that takes these resources leaves what a waiting map needs of them.
-    fn leaves(&self, taken: &Request, waiting: &Request) -> bool {
-        let wide = waiting.resources.cpus > 1;
-        let cpus = self.free_cpus(wide) >= taken.resources.cpus.saturating_add(waiting.resources.cpus);
-        let free = self.has.mem_bytes.saturating_sub(self.mem_bytes);
-        let mem = taken.mem_bytes == 0 || waiting.mem_bytes == 0 || free >= taken.mem_bytes.saturating_add(waiting.mem_bytes);
-        let gpus = taken.resources.gpus.is_zero() || waiting.resources.gpus.is_zero();
-        let named = taken.resources.named.keys().all(|name| !waiting.resources.named.contains_key(name));
-        cpus && mem && gpus && named
-    }
-
-    /// Whether a waiting task could start sooner if this engine, with its share, ended what it holds and got no more.
-    fn helps(&self, share: Option<&Share>, waiting: &Request) -> bool {
-        match self.obstacle(waiting) {
-            // It needs an engine.
-            None | Some(Obstacle::Cpus { .. }) => true,
-            Some(Obstacle::TooSmall | Obstacle::Awaited) => false,
-            Some(Obstacle::Memory { .. }) => share.is_some_and(|share| share.request.mem_bytes > 0),
-            Some(Obstacle::Gpus { .. }) => share.is_some_and(|share| !share.gpus.is_empty()),
-            Some(Obstacle::Named { name, .. }) => share.is_some_and(|share| share.request.resources.named.contains_key(&name)),
-        }
-    }
-
-    /// Why an engine cannot take a task that needs one processor: it holds some already, or one is free.
-    fn obstacle_to_one_cpu(&self, is_idle: bool) -> Option<Obstacle> {
-        if !self.awaited.is_empty() {
-            return Some(Obstacle::Awaited);
-        }
-        // Direct requests may have taken more than there is.
-        let used = self.cpus.saturating_add(self.busy).saturating_add(u32::from(is_idle));
-        let is_free = self.cpus == 0 || used <= self.max_cpus(false);
-        (!is_free).then_some(Obstacle::Cpus { free: 0 })
-    }
-
-    /// Why such a task cannot start now. One of the node's engines, which takes no other tasks meanwhile, would run it.
-    fn obstacle(&self, request: &Request) -> Option<Obstacle> {
-        if !self.could_run(request) {
-            return Some(Obstacle::TooSmall);
-        }
-        if !self.awaited.is_empty() {
-            return Some(Obstacle::Awaited);
-        }
-        let free = self.free_cpus(request.resources.cpus > 1);
-        if request.resources.cpus > free {
-            return Some(Obstacle::Cpus { free });
-        }
-        let free = self.has.mem_bytes.saturating_sub(self.mem_bytes);
-        if request.mem_bytes > free && self.has.mem_bytes > 0 {
-            return Some(Obstacle::Memory { free });
-        }
-        if self.choose_gpus(request).is_none() {
-            let free = self.gpus.iter().filter(|used| **used == 0).count() as u32;
-            return Some(Obstacle::Gpus { free });
-        }
-        request.resources.named.iter().find_map(|(name, count)| {
-            let has = self.has.named.get(name).copied().unwrap_or_default();
-            let free = has.saturating_sub(self.named.get(name).copied().unwrap_or_default());
-            (*count > free).then(|| Obstacle::Named { name: name.clone(), free })
-        })
-    }
-
-    /// Whole GPUs are unused ones; a fraction goes to the fullest GPU on which it fits.
-    fn choose_gpus(&self, request: &Request) -> Option<Vec<(usize, u32)>> {
-        let wanted = request.resources.gpus.thousandths;
-        if wanted.is_multiple_of(WHOLE_GPU) {
-            let count = (wanted / WHOLE_GPU) as usize;
-            let unused = self.gpus.iter().enumerate().filter(|(_, used)| **used == 0);
-            let chosen: Vec<(usize, u32)> = unused.map(|(index, _)| (index, WHOLE_GPU)).take(count).collect();
-            return (chosen.len() == count).then_some(chosen);
-        }
-        let fits = self
-            .gpus
-            .iter()
-            .enumerate()
-            .filter(|(_, used)| used.saturating_add(wanted) <= WHOLE_GPU);
-        fits.max_by_key(|(index, used)| (**used, std::cmp::Reverse(*index)))
-            .map(|(index, _)| vec![(index, wanted)])
-    }
-
-    fn could_run(&self, request: &Request) -> bool {
-        !self.engines.is_empty() && !self.has.is_empty() && request.fits(&self.has, self.engines.len() as u32)
-    }
-
-    fn take(&mut self, lane: LaneId, request: &Request) -> Option<Share> {
-        let gpus = self.choose_gpus(request)?;
-        let share = Share {
-            lane,
-            request: request.clone(),
-            gpus,
-        };
-        self.add(&share);
-        Some(share)
-    }
-
-    fn add(&mut self, share: &Share) {
-        // What a reconnected engine reports is not checked against what the node has.
-        self.cpus = self.cpus.saturating_add(share.request.resources.cpus);
-        self.wide += u32::from(share.request.resources.cpus > 1);
-        self.mem_bytes = self.mem_bytes.saturating_add(share.request.mem_bytes);
-        for (index, used) in &share.gpus {
-            if let Some(in_use) = self.gpus.get_mut(*index) {
-                *in_use = in_use.saturating_add(*used);
-            }
-        }
-        for (name, count) in &share.request.resources.named {
-            let in_use = self.named.entry(name.clone()).or_default();
-            *in_use = in_use.saturating_add(*count);
-        }
-    }
-
-    fn give_back(&mut self, share: &Share) {
-        self.cpus = self.cpus.saturating_sub(share.request.resources.cpus);
-        self.wide = self.wide.saturating_sub(u32::from(share.request.resources.cpus > 1));
-        self.mem_bytes = self.mem_bytes.saturating_sub(share.request.mem_bytes);
-        for (index, used) in &share.gpus {
-            if let Some(in_use) = self.gpus.get_mut(*index) {
-                *in_use = in_use.saturating_sub(*used);
-            }
-        }
-        for (name, count) in &share.request.resources.named {
-            if let Some(in_use) = self.named.get_mut(name) {
-                *in_use = in_use.saturating_sub(*count);
-            }
-        }
-    }
-}
-
 impl Nodes {
     /// Adds an engine to its node. All engines of a node report the same; the last one counts, unless GPUs are in use.
     pub(super) fn join(&mut self, facts: &EngineFacts) -> NodeIndex {
@@ -233,6 +56,10 @@ impl Nodes {
             None => self.add(name),
         };
         let Some(node) = self.nodes.get_mut(index) else { return index };
+        let cores = match node.engines.is_empty() {
+            true => facts.node.cores.clone(),
+            false => united(&node.has.cores, &facts.node.cores),
+        };
         node.engines.insert(facts.uuid.clone());
         node.free.insert(facts.uuid.clone());
         let gpus = match node.gpus.iter().all(|used| *used == 0) {
@@ -242,6 +69,7 @@ impl Nodes {
         node.gpus.resize(gpus.len(), 0);
         node.has = NodeFacts {
             gpus,
+            cores,
             ..facts.node.clone()
         };
         self.note_gain(index);
@@ -347,9 +175,17 @@ impl Nodes {
         changed.then_some(is_blocking)
     }
 
-    pub(super) fn take(&mut self, index: NodeIndex, lane: LaneId, request: &Request) -> Option<Share> {
+    pub(super) fn take(&mut self, index: NodeIndex, lane: LaneId, request: &Request, of_engine: &[NumaCores]) -> Option<Share> {
         let node = self.nodes.get_mut(index).filter(|node| node.obstacle(request).is_none())?;
-        node.take(lane, request)
+        node.take(lane, request, of_engine)
+    }
+
+    /// An engine may be bound to a part of its node's processors: whether it lacks free ones for a task to be pinned.
+    pub(super) fn lacks_cores(&self, engine: &Engine, request: &Request) -> Option<WhyNot> {
+        let cores = &engine.facts().node.cores;
+        let free = self.nodes.get(engine.node()).map_or(0, |node| node.cores.free(cores));
+        let is_enough = !request.resources.pin || request.resources.cpus <= free;
+        (!is_enough).then_some(WhyNot::Node(Obstacle::Cores { free }))
     }
 
     /// The node gives nothing until this engine has reported its share, or left.
@@ -380,6 +216,7 @@ impl Nodes {
             lane,
             request: request.clone(),
             gpus: gpus.collect(),
+            cores: allocation.cores.clone(),
         };
         node.add(&share);
         Some(share)
@@ -484,6 +321,7 @@ impl Nodes {
         Allocation {
             cpus: share.request.resources.cpus,
             gpus: share.gpus.iter().filter_map(|(gpu, _)| gpus.get(*gpu).cloned()).collect(),
+            cores: share.cores.clone(),
         }
     }
 
@@ -517,6 +355,11 @@ impl Nodes {
             _ => None,
         });
         count("with too few free cpus", Some(free.to_string()), n);
+        let (free, n) = of(|o| match o {
+            Obstacle::Cores { free } => Some(u64::from(*free)),
+            _ => None,
+        });
+        count("with too few free cpus to pin to", Some(free.to_string()), n);
         let (bytes, n) = of(|o| match o {
             Obstacle::Memory { free } => Some(*free),
             _ => None,
@@ -592,8 +435,8 @@ impl Nodes {
         for (node, sum) in self.nodes.iter().zip(sums) {
             assert_eq!(node.is_blocking, node.obstacle_to_one_cpu(true).is_some() && !node.engines.is_empty(), "{node:?}");
             assert_eq!(
-                (node.busy, node.cpus, node.mem_bytes, &node.gpus),
-                (sum.busy, sum.cpus, sum.mem_bytes, &sum.gpus)
+                (node.busy, node.cpus, node.mem_bytes, &node.gpus, &node.cores),
+                (sum.busy, sum.cpus, sum.mem_bytes, &sum.gpus, &sum.cores)
             );
             assert!(node.gpus.iter().all(|used| *used <= WHOLE_GPU), "{node:?}");
             for (name, used) in &node.named {

@@ -26,7 +26,10 @@ impl Engines {
             },
             (Some(share), _) => Some(WhyNot::Dedicated { map: share.lane.map }),
             (None, Some(_)) if engine.load() > 0 => Some(busy),
-            (None, Some(request)) => self.why_not_there(engine.node(), request, unit, now),
+            (None, Some(request)) => {
+                let in_node = self.why_not_there(engine.node(), request, unit, now);
+                in_node.or_else(|| self.nodes.lacks_cores(engine, request))
+            }
             (None, None) if engine.load() > 0 => {
                 let in_node = self.nodes.obstacle_to_one_cpu(engine.node(), false).map(WhyNot::Node);
                 in_node
@@ -125,7 +128,8 @@ impl Engines {
         let chosen = nodes.find_map(|node| Some((node, self.nodes.free_engines(node).find(may)?.clone())));
         drop(nodes);
         if let Some((node, uuid)) = chosen {
-            let share = self.nodes.take(node, unit.lane, request)?;
+            let of_engine = &self.by_uuid.get(&uuid)?.facts().node.cores;
+            let share = self.nodes.take(node, unit.lane, request, of_engine)?;
             self.shared.entry(unit.lane).or_default().insert((0, uuid.clone()));
             self.change(&uuid, |e| e.set_share(share));
             return Some(uuid);
