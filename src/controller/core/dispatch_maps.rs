@@ -77,7 +77,10 @@ impl Core {
         let tasks = self.maps.change(lane.map, take).unwrap_or_default();
         let was_sent = !tasks.is_empty();
         self.send_tasks(lane.map, &engine, tasks);
-        let expected_s = self.maps.get(lane.map).and_then(|map| map.options().time_s.or(map.mean().seconds()));
+        let expected_s = self
+            .maps
+            .get(lane.map)
+            .and_then(|map| map.options().time_s.or(map.mean().seconds()));
         self.engines.change(&engine, |e| e.set_pace(expected_s, now.since_start));
         was_sent
     }

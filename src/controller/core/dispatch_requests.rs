@@ -23,7 +23,10 @@ impl Core {
 
     /// What the first unconstrained request of a session needs of an engine.
     pub(super) fn unit_of_session(&self, lane: LaneId) -> Option<Unit> {
-        let first = self.requests.first_ready(lane.map).filter(|_| lane.lane == LaneId::first(lane.map).lane)?;
+        let first = self
+            .requests
+            .first_ready(lane.map)
+            .filter(|_| lane.lane == LaneId::first(lane.map).lane)?;
         let function = first.function().filter(|_| first.timeout().is_none());
         let depth = function.map_or(1, |function| self.prefetch.depth(self.requests.mean(function), UNKNOWN_DEPTH));
         let mut unit = self.message(lane);
@@ -52,7 +55,9 @@ impl Core {
         let Some(unit) = self.unit_of_session(lane) else { return false };
         let now = self.out.now();
         if let Some(engine) = self.policy.choose(&self.engines, &unit, now, &|_| true) {
-            let Some(msg_id) = self.requests.take_ready(lane.map) else { return false };
+            let Some(msg_id) = self.requests.take_ready(lane.map) else {
+                return false;
+            };
             self.send_request(&msg_id, &engine);
             return true;
         }

@@ -39,7 +39,13 @@ impl Policy {
     }
 
     /// An engine with a free slot for one of ipyparallel's tasks, among those that `may` run it.
-    pub(super) fn choose(&mut self, engines: &Engines, unit: &Unit, now: EventTime, may: &dyn Fn(&EngineUuid) -> bool) -> Option<EngineUuid> {
+    pub(super) fn choose(
+        &mut self,
+        engines: &Engines,
+        unit: &Unit,
+        now: EventTime,
+        may: &dyn Fn(&EngineUuid) -> bool,
+    ) -> Option<EngineUuid> {
         let with_room = engines.by_load().take_while(|(_, e)| self.hwm == 0 || e.load() < self.hwm);
         let mut with_room = with_room.filter(|(uuid, e)| engines.why_not(e, unit, now).is_none() && may(uuid));
         if self.scheme == "leastload" {

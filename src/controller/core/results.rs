@@ -65,7 +65,11 @@ impl Core {
         let now = self.out.now().unix;
         let since_start = self.out.now().since_start;
         let taken = outcome.ended.since(outcome.started);
-        let cpus = self.maps.get(map).and_then(|map| map.request()).map_or(1, |request| request.resources.cpus);
+        let cpus = self
+            .maps
+            .get(map)
+            .and_then(|map| map.request())
+            .map_or(1, |request| request.resources.cpus);
         self.queue.charge(map, cpus, taken);
         self.engines.change(engine, |e| {
             e.finish_task(task);

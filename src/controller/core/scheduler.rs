@@ -157,7 +157,11 @@ impl Queue {
         let (_, index) = owner.lanes.swap_remove(at);
         let place = owner.place(lane.map, lane.lane);
         self.remove_place(index, &place);
-        if let Some(state) = self.shapes.get_mut(index).and_then(|state| state.take_if(|state| state.lanes.is_empty())) {
+        if let Some(state) = self
+            .shapes
+            .get_mut(index)
+            .and_then(|state| state.take_if(|state| state.lanes.is_empty()))
+        {
             self.by_shape.remove(&state.shape);
             self.free_shapes.push(index);
         }
@@ -231,7 +235,10 @@ impl Queue {
     pub(super) fn next(&self, after: Option<Place>) -> Option<(Place, usize)> {
         use std::ops::Bound;
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.heads.range((from, Bound::Unbounded)).next().map(|(place, shape)| (*place, *shape))
+        self.heads
+            .range((from, Bound::Unbounded))
+            .next()
+            .map(|(place, shape)| (*place, *shape))
     }
 
     /// When the first lane of this shape was last tried in vain.
@@ -252,7 +259,11 @@ impl Queue {
             return 0;
         };
         let lanes = self.shapes.iter().flatten().flat_map(|state| state.lanes.range(..place));
-        lanes.map(|place| place.owner).filter(|owner| *owner != lane.map).collect::<BTreeSet<_>>().len()
+        lanes
+            .map(|place| place.owner)
+            .filter(|owner| *owner != lane.map)
+            .collect::<BTreeSet<_>>()
+            .len()
     }
 
     /// Checks the invariants; for tests and debug builds.
@@ -268,7 +279,10 @@ impl Queue {
         for (map, owner) in &self.owners {
             for (lane, index) in &owner.lanes {
                 let state = self.shapes.get(*index).and_then(Option::as_ref);
-                assert!(state.is_some_and(|state| state.lanes.contains(&owner.place(*map, *lane))), "lane {lane} of {map}");
+                assert!(
+                    state.is_some_and(|state| state.lanes.contains(&owner.place(*map, *lane))),
+                    "lane {lane} of {map}"
+                );
             }
         }
         assert!(self.owners.values().all(|owner| owner.held > 0 || !owner.lanes.is_empty()));

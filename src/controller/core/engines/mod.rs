@@ -153,7 +153,9 @@ impl Engines {
 
     /// Takes idle engines out of the load order while their node has no processor for them.
     fn sync_node(&mut self, node: NodeIndex) {
-        let Some(blocked) = self.nodes.take_blocking_change(node) else { return };
+        let Some(blocked) = self.nodes.take_blocking_change(node) else {
+            return;
+        };
         for uuid in self.nodes.engines(node).cloned().collect::<Vec<_>>() {
             let Some(engine) = self.by_uuid.get_mut(&uuid) else { continue };
             let before = engine.order();
@@ -416,9 +418,11 @@ impl Engines {
             );
         }
         for (uuid, engine) in &self.by_uuid {
-            let is_shared = engine
-                .share()
-                .map(|share| self.shared.get(&share.lane).is_some_and(|engines| engines.contains(&(engine.load(), uuid.clone()))));
+            let is_shared = engine.share().map(|share| {
+                self.shared
+                    .get(&share.lane)
+                    .is_some_and(|engines| engines.contains(&(engine.load(), uuid.clone())))
+            });
             assert!(is_shared != Some(false), "{uuid} is listed with its share");
         }
         self.nodes.check(self.by_uuid.values());

@@ -230,7 +230,9 @@ impl Nodes {
     }
 
     pub(super) fn obstacle(&self, index: NodeIndex, request: &Request) -> Option<Obstacle> {
-        self.nodes.get(index).map_or(Some(Obstacle::TooSmall), |node| node.obstacle(request))
+        self.nodes
+            .get(index)
+            .map_or(Some(Obstacle::TooSmall), |node| node.obstacle(request))
     }
     /// Why an engine there, idle or not, cannot take a task that needs one processor.
     pub(super) fn obstacle_to_one_cpu(&self, index: NodeIndex, is_idle: bool) -> Option<Obstacle> {
@@ -281,12 +283,18 @@ impl Nodes {
     /// Begins a round of dispatching: lanes that have to wait reserve nodes.
     pub(super) fn begin_round(&mut self) {
         self.last_reserved.clear();
-        self.last_reserved.extend(self.reserved.drain(..).map(|reservation| reservation.node));
+        self.last_reserved
+            .extend(self.reserved.drain(..).map(|reservation| reservation.node));
     }
 
     /// The node that such a task waits for: `last` if it could run there, else one without reservation, with most processors
     /// free. Only nodes with an engine that `could` take it.
-    pub(super) fn choose_to_reserve(&self, request: &Request, last: Option<NodeIndex>, could: impl Fn(&EngineUuid) -> bool) -> Option<NodeIndex> {
+    pub(super) fn choose_to_reserve(
+        &self,
+        request: &Request,
+        last: Option<NodeIndex>,
+        could: impl Fn(&EngineUuid) -> bool,
+    ) -> Option<NodeIndex> {
         if !self.may_reserve() {
             return None;
         }
@@ -433,7 +441,11 @@ impl Nodes {
             }
         }
         for (node, sum) in self.nodes.iter().zip(sums) {
-            assert_eq!(node.is_blocking, node.obstacle_to_one_cpu(true).is_some() && !node.engines.is_empty(), "{node:?}");
+            assert_eq!(
+                node.is_blocking,
+                node.obstacle_to_one_cpu(true).is_some() && !node.engines.is_empty(),
+                "{node:?}"
+            );
             assert_eq!(
                 (node.busy, node.cpus, node.mem_bytes, &node.gpus, &node.cores),
                 (sum.busy, sum.cpus, sum.mem_bytes, &sum.gpus, &sum.cores)

@@ -54,7 +54,10 @@ impl Engines {
     /// it can start do not.
     fn reserved_there(&self, node: usize, taken: &Request, unit: &Unit, now: EventTime) -> Option<WhyNot> {
         let mut delayed = self.nodes.delayed_reservations(node, taken, unit.lane);
-        let ends = unit.known_s.and_then(|s| Duration::try_from_secs_f64(s).ok()).map(|takes| now.since_start + takes);
+        let ends = unit
+            .known_s
+            .and_then(|s| Duration::try_from_secs_f64(s).ok())
+            .map(|takes| now.since_start + takes);
         let ends_before = |request: &Request| {
             let starts = ends.and_then(|_| self.start_on(node, request, now.since_start));
             ends.zip(starts).is_some_and(|(ends, starts)| ends <= starts)
@@ -65,7 +68,11 @@ impl Engines {
 
     /// When such a task could start on this node, as far as the durations of what runs there are known.
     fn start_on(&self, node: usize, request: &Request, now: Duration) -> Option<Duration> {
-        let here = self.nodes.engines(node).filter_map(|uuid| self.by_uuid.get(uuid)).filter(|e| e.load() > 0);
+        let here = self
+            .nodes
+            .engines(node)
+            .filter_map(|uuid| self.by_uuid.get(uuid))
+            .filter(|e| e.load() > 0);
         let mut ends: Vec<(Option<Duration>, &Engine)> = here.map(|e| (e.expected_end(now), e)).collect();
         ends.sort_by_key(|(end, _)| end.unwrap_or(Duration::MAX));
         let ends = ends.into_iter().map(|(end, e)| (end, e.share(), e.uses_one_cpu()));
@@ -124,7 +131,10 @@ impl Engines {
     /// last attempt, else one that has a share for this lane.
     pub(crate) fn choose_with_share(&mut self, unit: &Unit, request: &Request, failed_at: u64, now: EventTime) -> Option<EngineUuid> {
         let may = |uuid: &&EngineUuid| self.by_uuid.get(*uuid).is_some_and(|e| self.why_not(e, unit, now).is_none());
-        let mut nodes = self.nodes.worth_a_look(failed_at).filter(|node| self.why_not_there(*node, request, unit, now).is_none());
+        let mut nodes = self
+            .nodes
+            .worth_a_look(failed_at)
+            .filter(|node| self.why_not_there(*node, request, unit, now).is_none());
         let chosen = nodes.find_map(|node| Some((node, self.nodes.free_engines(node).find(may)?.clone())));
         drop(nodes);
         if let Some((node, uuid)) = chosen {

@@ -203,7 +203,9 @@ impl Requests {
     }
     /// Queues a request that was not started, before all others of its session.
     pub(super) fn enqueue_first(&mut self, msg_id: &str) {
-        let Some(map) = self.open.get(msg_id).map(|open| open.task().map) else { return };
+        let Some(map) = self.open.get(msg_id).map(|open| open.task().map) else {
+            return;
+        };
         self.queues_of(map).ready.push_front(msg_id.to_string());
     }
     /// The number of requests of a session that may run on any engine.
