@@ -2,8 +2,8 @@
 //! (it is in the records).
 use super::super::event::FoundTask;
 use super::super::prefetch::MeanTime;
+use super::in_flight::{Ask, Fault, InFlight, Tries};
 use crate::model::definition::{MapDefinition, MapOptions, Work};
-use crate::model::output::{Output, Stream, Written};
 use crate::model::resources::Request;
 use crate::model::task::{Counts, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId};
@@ -28,78 +28,6 @@ struct Chunk {
     left: u32,
 }
 
-/// A task assigned to an engine.
-#[derive(Debug)]
-pub(crate) struct InFlight {
-    engine: EngineUuid,
-    run: u32,
-    input: Bytes,
-    /// Increases with each task sent: an engine starts its tasks in this order.
-    sent: u64,
-    /// The engine has reported its start, or may have died of it.
-    begun: bool,
-    /// Bytes of its output recorded with the next commit or before: stdout, stderr, value.
-    written: Written,
-    tries: Tries,
-    ask: Ask,
-    /// It is being cancelled: however it ends, it is not retried.
-    cancelled: bool,
-}
-
-impl InFlight {
-    pub(crate) fn engine(&self) -> &EngineUuid {
-        &self.engine
-    }
-    pub(crate) fn run(&self) -> u32 {
-        self.run
-    }
-    pub(crate) fn is_at(&self, run: u32, engine: &EngineUuid) -> bool {
-        self.run == run && self.engine == *engine
-    }
-    pub(crate) fn sent(&self) -> u64 {
-        self.sent
-    }
-    pub(crate) fn has_begun(&self) -> bool {
-        self.begun
-    }
-    pub(crate) fn is_cancelled(&self) -> bool {
-        self.cancelled
-    }
-    pub(crate) fn written(&self) -> Written {
-        self.written
-    }
-    /// What it asked for instead of what its map does.
-    #[expect(dead_code, reason = "retries that ask for more follow")]
-    pub(crate) fn ask(&self) -> Ask {
-        self.ask
-    }
-    /// If it runs again, it asks for this.
-    #[expect(dead_code, reason = "retries that ask for more follow")]
-    pub(crate) fn set_ask(&mut self, ask: Ask) {
-        self.ask = ask;
-    }
-    /// Returns false if it had begun before.
-    pub(crate) fn begin(&mut self) -> bool {
-        !std::mem::replace(&mut self.begun, true)
-    }
-    /// Its engine is at fault, whatever becomes of it.
-    pub(crate) fn exonerate(&mut self) {
-        self.begun = false;
-    }
-    /// However it ends, it is not retried.
-    pub(crate) fn cancel(&mut self) {
-        self.cancelled = true;
-    }
-    /// Adds output and returns the part that was not recorded before, if any.
-    pub(crate) fn write(&mut self, stream: Stream, start: u64, bytes: &Bytes) -> Option<Bytes> {
-        let written = &mut self.written[stream as usize];
-        let part = Output::rest(start, bytes.clone());
-        let rest = part.following(*written).filter(|bytes| !bytes.is_empty())?;
-        *written = part.size;
-        Some(rest)
-    }
-}
-
 /// A returned task that waits for an engine again.
 #[derive(Clone, Debug)]
 struct Returned {
@@ -110,35 +38,11 @@ struct Returned {
     engine: Option<EngineUuid>,
 }
 
-/// What a task asks for instead of what its map does, since an attempt failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Ask {
-    pub mem_bytes: Option<u64>,
-    /// How long it may take, in milliseconds.
-    pub limit_ms: Option<u64>,
-}
-
 /// Returned tasks that ask for the same.
 #[derive(Debug, Default)]
 struct Lane {
     ask: Ask,
     returned: BTreeMap<u32, Returned>,
-}
-
-/// Failed attempts by cause.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Tries {
-    errors: u32,
-    crashes: u32,
-}
-
-/// What an attempt's failure is charged to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
-    Error,
-    Crash,
-    /// Not the task's: it was lost before it began.
-    Engine,
 }
 
 /// A task taken out of the queue to be sent.

@@ -1,9 +1,11 @@
 //! The unfinished maps, and what remains of finished ones: whether a task failed.
 mod bundles;
+mod in_flight;
 mod map;
 
 pub(super) use bundles::Bundles;
-pub(super) use map::{Fault, InFlight, Map, NextTask, Watch};
+pub(super) use in_flight::{Fault, InFlight};
+pub(super) use map::{Map, NextTask, Watch};
 
 use crate::model::{EngineUuid, MapId, TaskId};
 use std::collections::{BTreeMap, HashMap};
