@@ -272,8 +272,8 @@ impl Queue {
         for (index, state) in self.shapes.iter().enumerate() {
             let Some(state) = state else { continue };
             assert_eq!(self.by_shape.get(&state.shape), Some(&index));
-            let first = state.lanes.first().copied();
-            heads.insert(first.unwrap_or_else(|| panic!("{:?} has no lanes", state.shape)), index);
+            assert!(!state.lanes.is_empty(), "{:?} has no lanes", state.shape);
+            heads.extend(state.lanes.first().map(|first| (*first, index)));
         }
         assert_eq!(heads, self.heads);
         for (map, owner) in &self.owners {
