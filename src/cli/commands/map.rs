@@ -204,13 +204,7 @@ impl Run<'_> {
             }
         }
         context.note_verbose(format!("map {map}: {name}"));
-        let feeding = Feeding::default();
-        let (feeder, state) = (self.client.clone(), feeding.clone());
-        let feed = Feed {
-            task: tokio::spawn(async move { feeder.feed(map, texts, state).await }),
-            feeding,
-            is_stream: inputs.is_stream(),
-        };
+        let feed = self.feed(map, texts, inputs.is_stream());
         if self.args.detach {
             return self.detach(feed, interrupts, map).await;
         }
@@ -257,6 +251,17 @@ impl Run<'_> {
         match reduction {
             None => results.end().map(|()| exit),
             Some(reduction) => write_reduced(reduction, results, &mut interrupts, exit).await,
+        }
+    }
+
+    /// Starts sending the inputs.
+    fn feed(&self, map: MapId, texts: impl Iterator<Item = Input> + Send + 'static, is_stream: bool) -> Feed {
+        let feeding = Feeding::default();
+        let (feeder, state) = (self.client.clone(), feeding.clone());
+        Feed {
+            task: tokio::spawn(async move { feeder.feed(map, texts, state).await }),
+            feeding,
+            is_stream,
         }
     }
 
