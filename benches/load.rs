@@ -113,7 +113,12 @@ async fn task_latency(file: ConnectionFile, count: u32) -> Outcomes {
             continue;
         };
         times.push(began.elapsed().as_secs_f64() * 1e6);
-        let ends = [row.submitted, row.started.unwrap_or_default(), row.completed.unwrap_or_default(), unix_now()];
+        let ends = [
+            row.submitted,
+            row.started.unwrap_or_default(),
+            row.completed.unwrap_or_default(),
+            unix_now(),
+        ];
         let begins = [began_at, ends[0], ends[1], ends[2]];
         let taken = begins.iter().zip(ends).map(|(from, to)| to.since(*from) * 1e6);
         parts.iter_mut().zip(taken).for_each(|(part, taken)| part.push(taken));
