@@ -28,7 +28,9 @@ pub mod model {
     pub use crate::model::change::Change;
     pub use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
     pub use crate::model::engine::EngineFacts;
+    pub use crate::model::node::{Gpu, GpuVendor, NodeFacts};
     pub use crate::model::query::{parse_conditions, parse_duration};
+    pub use crate::model::resources::{Allocation, GpuAmount, TaskResources};
     pub use crate::model::targets::Targets;
     pub use crate::model::task::{Outcome, TaskState};
     pub use crate::model::{EngineUuid, MapId, PROTOCOL_VERSION, TaskId, UnixTime, VERSION};

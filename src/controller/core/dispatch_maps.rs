@@ -15,6 +15,9 @@ use std::time::Duration;
 /// An engine holds this many tasks of unknown duration: one running, one queued.
 const UNKNOWN_DEPTH: u32 = 2;
 
+/// The maximum number of nodes that run empty for one lane.
+const MAX_NODES: u32 = 8;
+
 impl Core {
     /// What tasks of this lane need of an engine; None for bound requests, which need different ones.
     pub(super) fn unit_of(&self, lane: LaneId) -> Option<Unit> {
@@ -32,6 +35,7 @@ impl Core {
                 short: 0,
             },
             request,
+            claim: self.queue.claim(lane.map),
         })
     }
 
@@ -57,7 +61,9 @@ impl Core {
             match &unit.request {
                 None => self.engines.want(Wanted { unit, engines: None }),
                 Some(request) => {
-                    let failed = self.engines.reserve(&unit, request, failed, now);
+                    let lag = self.queue.most_held().saturating_sub(unit.claim.held);
+                    let nodes = (lag / unit.cpus() / 2).clamp(1, MAX_NODES) as usize;
+                    let failed = self.engines.reserve(&unit, request, nodes, failed, now);
                     self.queue.set_failed(shape, failed);
                 }
             }

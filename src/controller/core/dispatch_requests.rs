@@ -46,6 +46,7 @@ impl Core {
                 below: self.config.hwm,
                 short: 0,
             },
+            claim: self.queue.claim(lane.map),
         }
     }
 

@@ -7,7 +7,7 @@
 //!
 //! Lanes whose tasks fit the same engines have the same **shape**. If the first of a shape cannot be placed, none can: a
 //! round tries one lane for each shape, however many wait.
-use super::engines::{Failed, LaneId, Runs};
+use super::engines::{Claim, Failed, LaneId, Runs};
 use crate::model::MapId;
 use crate::model::resources::Request;
 use std::cmp::Reverse;
@@ -80,6 +80,7 @@ pub(super) struct Queue {
     shapes: Vec<Option<ShapeState>>,
     free_shapes: Vec<usize>,
     by_shape: HashMap<Shape, usize>,
+    by_held: BTreeSet<(u32, MapId)>,
     /// The first lane of each shape.
     heads: BTreeMap<Place, usize>,
     /// The service of the owner that was served last, by priority: those that come (again) begin with it.
@@ -201,6 +202,11 @@ impl Queue {
         if held > 0 {
             self.owners.entry(owner).or_default();
         }
+        let before = self.owners.get(&owner).map_or(0, |owner| owner.held);
+        self.by_held.remove(&(before, owner));
+        if held > 0 {
+            self.by_held.insert((held, owner));
+        }
         self.change(owner, |owner| owner.held = held);
         self.forget_unused(owner);
     }
@@ -244,12 +250,27 @@ impl Queue {
     /// When the first lane of this shape was last tried in vain.
     pub(super) fn failed(&self, index: usize) -> Failed {
         let state = self.shapes.get(index).and_then(Option::as_ref);
-        state.map(|state| state.failed).unwrap_or_default()
+        state.map(|state| state.failed.clone()).unwrap_or_default()
     }
     pub(super) fn set_failed(&mut self, index: usize, failed: Failed) {
         if let Some(state) = self.shapes.get_mut(index).and_then(Option::as_mut) {
             state.failed = failed;
         }
+    }
+
+    /// The claim of an owner to engines.
+    pub(super) fn claim(&self, owner: MapId) -> Claim {
+        let owner = self.owners.get(&owner);
+        owner.map_or_else(Claim::default, |owner| Claim {
+            priority: owner.priority,
+            held: owner.held,
+            service: owner.service,
+        })
+    }
+
+    /// The most processors that any owner holds.
+    pub(super) fn most_held(&self) -> u32 {
+        self.by_held.last().map_or(0, |(held, _)| *held)
     }
 
     /// How many owners come before this lane.

@@ -12,7 +12,7 @@ mod why_not;
 
 pub(super) use departures::{ANNOUNCE_AGAIN, Departures, ORPHAN_GRACE, announce};
 pub(crate) use engine::Engine;
-pub(crate) use why_not::{Failed, LaneId, Room, Runs, Unit, Wanted, WhyNot};
+pub(crate) use why_not::{Claim, Failed, LaneId, Room, Runs, Unit, Wanted, WhyNot};
 
 use super::outbox::{Outbox, Timer};
 use crate::model::engine::{EngineFacts, EngineStatus};

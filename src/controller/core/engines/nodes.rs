@@ -6,7 +6,7 @@
 use super::Engine;
 use super::cores::united;
 use super::node::{Node, Share};
-use super::why_not::{LaneId, Obstacle, WhyNot};
+use super::why_not::{Claim, LaneId, Obstacle, Unit, WhyNot};
 use crate::model::engine::EngineFacts;
 use crate::model::memory::Memory;
 use crate::model::node::{Gpu, NodeFacts, NumaCores};
@@ -42,10 +42,18 @@ pub(super) struct Reservation {
     pub node: NodeIndex,
     pub lane: LaneId,
     pub request: Request,
+    claim: Claim,
 }
 
-/// The maximum number of lanes that have a reservation.
-const MAX_RESERVATIONS: usize = 16;
+impl Reservation {
+    /// Whether such a task, of a lane that comes after this one, has to leave it what it needs.
+    fn binds(&self, unit: &Unit) -> bool {
+        self.claim.outweighs(self.request.resources.cpus, &unit.claim)
+    }
+}
+
+/// The maximum number of reservations.
+const MAX_RESERVATIONS: usize = 32;
 
 impl Nodes {
     /// Adds an engine to its node. All engines of a node report the same; the last one counts, unless GPUs are in use.
@@ -241,22 +249,22 @@ impl Nodes {
 
     // ---- reservations
 
-    /// Those on this node that come before this lane.
-    fn reserved_before(&self, index: NodeIndex, lane: LaneId) -> impl Iterator<Item = &Reservation> {
-        let before = self.reserved.iter().take_while(move |reservation| reservation.lane != lane);
-        before.filter(move |reservation| reservation.node == index)
+    /// Those on this node that come before such a task, and bind it.
+    fn reserved_before(&self, index: NodeIndex, unit: &Unit) -> impl Iterator<Item = &Reservation> {
+        let before = self.reserved.iter().take_while(move |reservation| reservation.lane != unit.lane);
+        before.filter(move |reservation| reservation.node == index && reservation.binds(unit))
     }
 
-    /// Reservations that come before this lane, and that a task with these resources would delay.
-    pub(super) fn delayed_reservations(&self, index: NodeIndex, taken: &Request, lane: LaneId) -> impl Iterator<Item = &Reservation> {
-        let before = self.reserved_before(index, lane);
+    /// Reservations that come before such a task, and that it would delay if it took these resources.
+    pub(super) fn delayed_reservations(&self, index: NodeIndex, taken: &Request, unit: &Unit) -> impl Iterator<Item = &Reservation> {
+        let before = self.reserved_before(index, unit);
         before.filter(move |reservation| self.nodes.get(index).is_some_and(|node| !node.leaves(taken, &reservation.request)))
     }
 
-    /// The lane before this one whose task could start sooner if this engine got no more tasks.
-    pub(super) fn keeps_from_refill(&self, index: NodeIndex, share: Option<&Share>, lane: LaneId) -> Option<WhyNot> {
+    /// The lane before such a task that could start sooner if this engine got no more tasks.
+    pub(super) fn keeps_from_refill(&self, index: NodeIndex, share: Option<&Share>, unit: &Unit) -> Option<WhyNot> {
         let node = self.nodes.get(index)?;
-        let mut before = self.reserved_before(index, lane);
+        let mut before = self.reserved_before(index, unit);
         let holder = before.find(|reservation| node.helps(share, &reservation.request))?;
         Some(WhyNot::Reserved { map: holder.lane.map })
     }
@@ -287,12 +295,13 @@ impl Nodes {
             .extend(self.reserved.drain(..).map(|reservation| reservation.node));
     }
 
-    /// The node that such a task waits for: `last` if it could run there, else one without reservation, with most processors
-    /// free. Only nodes with an engine that `could` take it.
+    /// The node that such a task waits for: one of `last` if it could run there, else the one without reservation that has most
+    /// processors free; none of `reserved`. Only nodes with an engine that `could` take it.
     pub(super) fn choose_to_reserve(
         &self,
         request: &Request,
-        last: Option<NodeIndex>,
+        last: &mut Vec<NodeIndex>,
+        reserved: &[NodeIndex],
         could: impl Fn(&EngineUuid) -> bool,
     ) -> Option<NodeIndex> {
         if !self.may_reserve() {
@@ -302,23 +311,30 @@ impl Nodes {
             let node = self.nodes.get(*index);
             node.is_some_and(|node| node.could_run(request) && node.engines.iter().any(&could))
         };
+        while !last.is_empty() {
+            let node = last.remove(0);
+            if is_able(&node) {
+                return Some(node);
+            }
+        }
         let is_reserved = |index: NodeIndex| self.reserved.iter().any(|reservation| reservation.node == index);
         let rank = |index: &NodeIndex| {
             let free = self.nodes.get(*index).map(|node| node.free_cpus(true));
             (!is_reserved(*index), free, std::cmp::Reverse(*index))
         };
-        let last = last.filter(is_able);
-        last.or_else(|| (0..self.nodes.len()).filter(is_able).max_by_key(rank))
+        let others = (0..self.nodes.len()).filter(|index| !reserved.contains(index));
+        others.filter(is_able).max_by_key(rank)
     }
 
     pub(super) fn may_reserve(&self) -> bool {
         self.reserved.len() < MAX_RESERVATIONS
     }
 
-    pub(super) fn reserve(&mut self, node: NodeIndex, lane: LaneId, request: &Request) {
+    pub(super) fn reserve(&mut self, node: NodeIndex, unit: &Unit, request: &Request) {
         self.reserved.push(Reservation {
             node,
-            lane,
+            lane: unit.lane,
+            claim: unit.claim,
             request: request.clone(),
         });
     }

@@ -1,6 +1,6 @@
 //! Which engine takes a task. [`Engines::why_not`] decides for one engine, and is what explanations quote.
 use super::super::event::EventTime;
-use super::{Engine, Engines, Failed, LaneId, Runs, Unit, Wanted, WhyNot};
+use super::{Engine, Engines, Failed, Runs, Unit, Wanted, WhyNot};
 use crate::model::EngineUuid;
 use crate::model::resources::Request;
 use std::time::Duration;
@@ -20,8 +20,8 @@ impl Engines {
         match (engine.share(), &unit.request) {
             (Some(share), Some(_)) if share.lane == lane => match has_room {
                 true => self
-                    .wanted_by(engine, lane, now)
-                    .or_else(|| self.nodes.keeps_from_refill(engine.node(), Some(share), lane)),
+                    .wanted_by(engine, unit, now)
+                    .or_else(|| self.nodes.keeps_from_refill(engine.node(), Some(share), unit)),
                 false => Some(busy),
             },
             (Some(share), _) => Some(WhyNot::Dedicated { map: share.lane.map }),
@@ -34,8 +34,8 @@ impl Engines {
                 let in_node = self.nodes.obstacle_to_one_cpu(engine.node(), false).map(WhyNot::Node);
                 in_node
                     .or_else(|| (!has_room).then_some(busy))
-                    .or_else(|| self.nodes.keeps_from_refill(engine.node(), None, lane))
-                    .or_else(|| self.wanted_by(engine, lane, now))
+                    .or_else(|| self.nodes.keeps_from_refill(engine.node(), None, unit))
+                    .or_else(|| self.wanted_by(engine, unit, now))
             }
             (None, None) => {
                 let in_node = self.nodes.obstacle_to_one_cpu(engine.node(), true).map(WhyNot::Node);
@@ -53,7 +53,7 @@ impl Engines {
     /// The lane that comes first and has a reservation which these resources would delay. Tasks that are known to end before
     /// it can start do not.
     fn reserved_there(&self, node: usize, taken: &Request, unit: &Unit, now: EventTime) -> Option<WhyNot> {
-        let mut delayed = self.nodes.delayed_reservations(node, taken, unit.lane);
+        let mut delayed = self.nodes.delayed_reservations(node, taken, unit);
         let ends = unit
             .known_s
             .and_then(|s| Duration::try_from_secs_f64(s).ok())
@@ -80,8 +80,9 @@ impl Engines {
     }
 
     /// The lane that comes first and could use this engine, if it became idle.
-    fn wanted_by(&self, engine: &Engine, lane: LaneId, now: EventTime) -> Option<WhyNot> {
-        let before = self.wanted.iter().take_while(|wanted| wanted.unit.lane != lane);
+    fn wanted_by(&self, engine: &Engine, unit: &Unit, now: EventTime) -> Option<WhyNot> {
+        let before = self.wanted.iter().take_while(|wanted| wanted.unit.lane != unit.lane);
+        let before = before.filter(|wanted| wanted.unit.claim.outweighs(wanted.unit.cpus(), &unit.claim));
         let mut before = before.filter(|wanted| {
             let among = wanted.engines.as_ref().is_none_or(|engines| engines.contains(&engine.facts().uuid));
             among && engine.why_never(wanted.unit.runs).is_none() && engine.has_time_for(wanted.unit.limit_s, now.unix)
@@ -89,15 +90,16 @@ impl Engines {
         before.next().map(|wanted| WhyNot::Wanted { map: wanted.unit.lane.map })
     }
 
-    /// Whether a lane that waits could use any engine that such a task could.
-    fn is_any_wanted(&self, runs: Runs) -> bool {
+    /// Whether a lane that comes first could use any engine that such a task could.
+    fn is_any_wanted(&self, unit: &Unit) -> bool {
         self.wanted.iter().any(|wanted| {
             let covers = match wanted.unit.runs {
-                Runs::Command => runs != Runs::Message,
-                Runs::Python => runs == Runs::Python,
-                Runs::Message => runs != Runs::Command,
+                Runs::Command => unit.runs != Runs::Message,
+                Runs::Python => unit.runs == Runs::Python,
+                Runs::Message => unit.runs != Runs::Command,
             };
-            covers && wanted.engines.is_none() && wanted.unit.limit_s.is_none()
+            let outweighs = wanted.unit.claim.outweighs(wanted.unit.cpus(), &unit.claim);
+            covers && outweighs && wanted.engines.is_none() && wanted.unit.limit_s.is_none()
         })
     }
 
@@ -115,7 +117,7 @@ impl Engines {
 
     /// The least loaded engine that may take such a task, which needs no more than an engine.
     pub(crate) fn choose(&self, unit: &Unit, now: EventTime) -> Option<EngineUuid> {
-        let refills = !self.is_any_wanted(unit.runs);
+        let refills = !self.is_any_wanted(unit);
         let may_hold = |load: u32| unit.room.admits(load, false) && (load == 0 || refills);
         let may = |(_, e): &(&EngineUuid, &Engine)| self.why_not(e, unit, now).is_none();
         let native = self.by_load().filter(|(_, e)| e.is_native());
@@ -149,22 +151,28 @@ impl Engines {
         own.find(may).cloned()
     }
 
-    /// Lets a node run empty for a task that could not be placed: lanes after it leave what it needs there. It is the same node
-    /// as in the last round if that can still run it. Only nodes with an engine that could take it once idle are considered.
-    pub(crate) fn reserve(&mut self, unit: &Unit, request: &Request, failed: Failed, now: EventTime) -> Failed {
+    /// Lets nodes run empty for tasks that could not be placed: lanes after them leave what they need there. They are the same
+    /// nodes as in the last round if those can still run them. Only nodes with an engine that could take one once idle are
+    /// considered.
+    pub(crate) fn reserve(&mut self, unit: &Unit, request: &Request, nodes: usize, failed: Failed, now: EventTime) -> Failed {
         let at = self.nodes.read_clock();
         if failed.hopeless_at.is_some_and(|hopeless_at| hopeless_at == self.nodes.changed()) {
             return Failed { at, ..failed };
         }
-        let could = |uuid: &EngineUuid| {
-            let engine = self.by_uuid.get(uuid);
-            engine.is_some_and(|e| e.why_never(unit.runs).is_none() && e.has_time_for(unit.limit_s, now.unix))
-        };
-        let reserved = self.nodes.choose_to_reserve(request, failed.reserved, could);
-        if let Some(node) = reserved {
-            self.nodes.reserve(node, unit.lane, request);
+        let mut last = failed.reserved;
+        let mut reserved = Vec::new();
+        while reserved.len() < nodes {
+            let could = |uuid: &EngineUuid| {
+                let engine = self.by_uuid.get(uuid);
+                engine.is_some_and(|e| e.why_never(unit.runs).is_none() && e.has_time_for(unit.limit_s, now.unix))
+            };
+            let Some(node) = self.nodes.choose_to_reserve(request, &mut last, &reserved, could) else {
+                break;
+            };
+            self.nodes.reserve(node, unit, request);
+            reserved.push(node);
         }
-        let hopeless_at = (reserved.is_none() && self.nodes.may_reserve()).then(|| self.nodes.changed());
+        let hopeless_at = (reserved.is_empty() && self.nodes.may_reserve()).then(|| self.nodes.changed());
         Failed { at, reserved, hopeless_at }
     }
 }

@@ -31,6 +31,36 @@ pub(crate) struct Unit {
     /// How long it is known to take, in seconds.
     pub known_s: Option<f64>,
     pub room: Room,
+    pub claim: Claim,
+}
+
+impl Unit {
+    pub(crate) fn cpus(&self) -> u32 {
+        self.request.as_ref().map_or(1, |request| request.resources.cpus).max(1)
+    }
+}
+
+/// The claim of a lane to engines, against others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub priority: i32,
+    /// Processors that the tasks of its owner hold.
+    pub held: u32,
+    /// What its owner has had so far: processors times microseconds.
+    pub service: u64,
+}
+
+/// A lane that waits may keep engines from one that has had so much more, per processor of its tasks.
+const QUANTUM_US: u64 = 2_000_000;
+
+impl Claim {
+    /// Whether a lane with this claim, which comes first and whose tasks need so many processors, may keep engines from the
+    /// other: engines are left idle for it, so small differences do not count.
+    pub(crate) fn outweighs(&self, cpus: u32, other: &Claim) -> bool {
+        self.priority > other.priority
+            || other.held >= self.held.saturating_add(cpus.saturating_mul(2))
+            || other.service >= self.service.saturating_add(QUANTUM_US.saturating_mul(u64::from(cpus)))
+    }
 }
 
 /// The kind of work.
@@ -100,12 +130,12 @@ pub(crate) struct Wanted {
 }
 
 /// When the first lane of a shape was last tried in vain: only nodes that have gained since are worth another look.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Failed {
     /// The clock of the nodes at that time; 0 if it was never tried.
     pub at: u64,
-    /// The node that was reserved for it.
-    pub reserved: Option<usize>,
+    /// The nodes that were reserved for it.
+    pub reserved: Vec<usize>,
     /// The clock of engines that joined or changed, if none of their nodes could ever run it.
     pub hopeless_at: Option<u64>,
 }
