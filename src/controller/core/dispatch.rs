@@ -3,7 +3,7 @@
 use super::Core;
 use super::engines::{LaneId, Runs};
 use super::scheduler::Shape;
-use crate::model::MapId;
+use crate::model::{EngineUuid, MapId};
 
 impl Core {
     /// Sends all that can be sent.
@@ -28,12 +28,32 @@ impl Core {
                 false => after = Some(place),
             }
         }
+        for engine in self.engines.take_with_room() {
+            self.refill(&engine);
+        }
+        self.update_queue();
+    }
+
+    /// Sends an engine more tasks of the maps that it holds tasks of, unless lanes that come first may keep it from them.
+    fn refill(&mut self, uuid: &EngineUuid) {
+        let Some(engine) = self.engines.get(uuid) else { return };
+        let lanes = engine.holders().flat_map(|(map, _)| self.queue.lanes_of(map));
+        let lanes: Vec<LaneId> = lanes.filter(|lane| self.maps.is_open(lane.map)).collect();
+        for lane in lanes {
+            let (Some(unit), Some(engine)) = (self.unit_of(lane), self.engines.get(uuid)) else {
+                continue;
+            };
+            if engine.load() > 0 && self.engines.why_not(engine, &unit, self.out.now()).is_none() {
+                self.send_batch(&unit, uuid);
+            }
+        }
     }
 
     /// Brings the queue up to date with maps, sessions, and what engines hold of them.
     fn update_queue(&mut self) {
+        let now = self.out.now().since_start;
         for (owner, held) in self.engines.take_touched() {
-            self.queue.set_held(owner, held);
+            self.queue.set_held(owner, held, now);
         }
         for id in self.maps.take_changed() {
             self.update_map(id);
@@ -50,7 +70,7 @@ impl Core {
                 };
                 match waiting {
                     0 => self.queue.remove(lane),
-                    _ => self.queue.insert(lane, 0, shape),
+                    _ => self.queue.insert(lane, 0, now, shape),
                 }
             }
         }
@@ -80,7 +100,7 @@ impl Core {
             };
             match map.ready_in(lane.lane) {
                 0 => self.queue.remove(lane),
-                _ => self.queue.insert(lane, map.priority(), shape),
+                _ => self.queue.insert(lane, map.priority(), self.out.now().since_start, shape),
             }
         }
     }

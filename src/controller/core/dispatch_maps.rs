@@ -25,6 +25,8 @@ impl Core {
             return self.unit_of_session(lane);
         };
         let (request, limit_s) = map.needs_in(lane.lane);
+        let cpus = request.as_ref().map_or(1, |request| request.resources.cpus);
+        let now = self.out.now().since_start;
         Some(Unit {
             lane,
             runs: if map.is_command() { Runs::Command } else { Runs::Python },
@@ -35,7 +37,7 @@ impl Core {
                 short: 0,
             },
             request,
-            claim: self.queue.claim(lane.map),
+            claim: self.queue.claim(lane.map, cpus, map.mean().seconds(), now),
         })
     }
 
@@ -48,11 +50,8 @@ impl Core {
     /// Sends tasks of a lane to one engine. Returns false if none can take any.
     pub(super) fn send_from_map(&mut self, lane: LaneId, shape: usize) -> bool {
         let now = self.out.now();
-        let Some((unit, map)) = self.unit_of(lane).zip(self.maps.get(lane.map)) else {
-            return false;
-        };
-        let (ready, mean, depth) = (map.ready_in(lane.lane) as u32, map.mean(), self.depth(map));
-        let failed = self.queue.failed(shape);
+        let Some(unit) = self.unit_of(lane) else { return false };
+        let mut failed = self.queue.failed(shape);
         let chosen = match &unit.request {
             None => self.engines.choose(&unit, now),
             Some(request) => self.engines.choose_with_share(&unit, request, failed.at, now),
@@ -61,15 +60,29 @@ impl Core {
             match &unit.request {
                 None => self.engines.want(Wanted { unit, engines: None }),
                 Some(request) => {
+                    failed.is_binding |= unit.claim.outweighs(unit.cpus(), &self.queue.best_served(unit.claim.priority));
                     let lag = self.queue.most_held().saturating_sub(unit.claim.held);
-                    let nodes = (lag / unit.cpus() / 2).clamp(1, MAX_NODES) as usize;
+                    let nodes = lag.saturating_mul(2).div_ceil(unit.cpus()).clamp(1, MAX_NODES) as usize;
                     let failed = self.engines.reserve(&unit, request, nodes, failed, now);
                     self.queue.set_failed(shape, failed);
                 }
             }
             return false;
         };
-        let room = Prefetch::room(depth, self.engines.get(&engine).map_or(0, Engine::load)).max(1);
+        if failed.is_binding {
+            failed.is_binding = false;
+            self.queue.set_failed(shape, failed);
+        }
+        self.send_batch(&unit, &engine)
+    }
+
+    /// Sends tasks of a lane to an engine that may take some. Returns false if there are none.
+    pub(super) fn send_batch(&mut self, unit: &Unit, engine: &EngineUuid) -> bool {
+        let (lane, now) = (unit.lane, self.out.now());
+        let Some(map) = self.maps.get(lane.map) else { return false };
+        let (ready, mean, depth) = (map.ready_in(lane.lane) as u32, map.mean(), self.depth(map));
+        let load = self.engines.get(engine).map_or(0, Engine::load);
+        let room = Prefetch::room(depth, load).max(1);
         let count = match &unit.request {
             None => {
                 let engines = self.engines.free(unit.runs == Runs::Command).max(1);
@@ -81,12 +94,12 @@ impl Core {
         let take = |map: &mut Map| std::iter::from_fn(|| map.take(lane.lane)).take(count).collect::<Vec<_>>();
         let tasks = self.maps.change(lane.map, take).unwrap_or_default();
         let was_sent = !tasks.is_empty();
-        self.send_tasks(lane.map, &engine, tasks);
+        self.send_tasks(lane.map, engine, tasks);
         let expected_s = self
             .maps
             .get(lane.map)
             .and_then(|map| map.options().time_s.or(map.mean().seconds()));
-        self.engines.change(&engine, |e| e.set_pace(expected_s, now.since_start));
+        self.engines.change(engine, |e| e.set_pace(expected_s, load == 0, now.since_start));
         was_sent
     }
 

@@ -46,7 +46,7 @@ impl Core {
                 below: self.config.hwm,
                 short: 0,
             },
-            claim: self.queue.claim(lane.map),
+            claim: self.queue.claim(lane.map, 1, None, self.out.now().since_start),
         }
     }
 
@@ -170,8 +170,14 @@ impl Core {
         let is_quick = self.is_quick(open);
         self.out.push(open.to_engine(uuid, native, supports_files));
         self.requests.note_sent(is_quick);
-        let session = self.requests.get(msg_id).map(|open| open.task().map);
-        session.and_then(|session| self.engines.change(uuid, |e| e.assign_request(msg_id, session, is_quick)));
+        let Some(open) = self.requests.get(msg_id) else { return };
+        let session = open.task().map;
+        let each_s = open.function().and_then(|function| self.requests.mean(function).seconds());
+        let now = self.out.now().since_start;
+        self.engines.change(uuid, |e| {
+            e.set_pace(each_s, e.load() == 0, now);
+            e.assign_request(msg_id, session, is_quick);
+        });
     }
 
     /// Resends requests to a reconnected engine that holds only `has`: the missing ones never reached it, or it returned them

@@ -258,14 +258,13 @@ impl Core {
         self.engines.get(engine).is_some_and(|e| e.load() > 0)
     }
 
-    /// What waits, waits for a reason: no engine could take it now, by the rule that explanations quote.
+    /// What waits, waits for a reason: no idle engine could take it now, by the rule that explanations quote.
     fn check_waiting(&self) {
         let mut after = None;
-        let idle_only = |unit: &engines::Unit| unit.runs == engines::Runs::Message;
         while let Some((place, _)) = self.queue.next(after) {
             after = Some(place);
             let Some(unit) = self.unit_of(place.lane()) else { continue };
-            for (_, engine) in self.engines.iter().filter(|(_, e)| !idle_only(&unit) || e.load() == 0) {
+            for (_, engine) in self.engines.iter().filter(|(_, e)| e.load() == 0) {
                 let why = self.engines.why_not(engine, &unit, self.out.now());
                 assert!(why.is_some(), "engine {} could take {unit:?}", engine.id());
             }

@@ -5,13 +5,14 @@
 //! had least of them so far, then those submitted first. So owners share engines equally, whatever their tasks take
 //! (max-min fairness now, start-time fair queueing over time).
 //!
-//! Lanes whose tasks fit the same engines have the same **shape**. If the first of a shape cannot be placed, none can: a
-//! round tries one lane for each shape, however many wait.
-use super::engines::{Claim, Failed, LaneId, Runs};
+//! Lanes whose tasks fit the same engines have the same **shape**. If the first of a shape gets no engine, none does: a round
+//! tries one lane for each shape, however many wait. After it, engines get more tasks of the lanes that they already hold.
+use super::engines::{Claim, Failed, LaneId, MIN_TOLERANCE_US, Runs};
 use crate::model::MapId;
 use crate::model::resources::Request;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 /// What decides which engines may take a task.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -58,6 +59,8 @@ struct Owner {
     priority: i32,
     held: u32,
     service: u64,
+    /// Since when it waits, or held nothing.
+    since: Duration,
     /// Its lanes with ready tasks, with their shape.
     lanes: Vec<(u32, usize)>,
 }
@@ -89,7 +92,7 @@ pub(super) struct Queue {
 
 impl Queue {
     /// Notes that a lane has ready tasks; `shape` is asked for if it had none.
-    pub(super) fn insert(&mut self, lane: LaneId, priority: i32, shape: impl FnOnce() -> Shape) {
+    pub(super) fn insert(&mut self, lane: LaneId, priority: i32, now: Duration, shape: impl FnOnce() -> Shape) {
         let owner = self.owners.entry(lane.map).or_default();
         if owner.lanes.iter().any(|(known, _)| *known == lane.lane) {
             return;
@@ -98,6 +101,7 @@ impl Queue {
             let begins = self.virtual_time.get(&priority).copied().unwrap_or_default();
             owner.service = owner.service.max(begins);
             owner.priority = priority;
+            owner.since = now;
         }
         let shape = shape();
         let index = match self.by_shape.get(&shape) {
@@ -184,6 +188,12 @@ impl Queue {
         }
     }
 
+    /// The lanes of an owner that have ready tasks.
+    pub(super) fn lanes_of(&self, owner: MapId) -> impl Iterator<Item = LaneId> {
+        let lanes = self.owners.get(&owner).into_iter().flat_map(|owner| &owner.lanes);
+        lanes.map(move |(lane, _)| LaneId { map: owner, lane: *lane })
+    }
+
     fn change(&mut self, map: MapId, change: impl FnOnce(&mut Owner)) {
         let Some(owner) = self.owners.get_mut(&map) else { return };
         let before: Vec<(usize, Place)> = owner.lanes.iter().map(|(lane, index)| (*index, owner.place(map, *lane))).collect();
@@ -198,7 +208,7 @@ impl Queue {
     }
 
     /// The processors that an owner's tasks hold now.
-    pub(super) fn set_held(&mut self, owner: MapId, held: u32) {
+    pub(super) fn set_held(&mut self, owner: MapId, held: u32, now: Duration) {
         if held > 0 {
             self.owners.entry(owner).or_default();
         }
@@ -207,7 +217,10 @@ impl Queue {
         if held > 0 {
             self.by_held.insert((held, owner));
         }
-        self.change(owner, |owner| owner.held = held);
+        self.change(owner, |owner| {
+            owner.held = held;
+            owner.since = now;
+        });
         self.forget_unused(owner);
     }
 
@@ -258,14 +271,31 @@ impl Queue {
         }
     }
 
-    /// The claim of an owner to engines.
-    pub(super) fn claim(&self, owner: MapId) -> Claim {
+    /// The claim of an owner to engines, for tasks that need so many processors for so long, in seconds.
+    pub(super) fn claim(&self, owner: MapId, cpus: u32, takes_s: Option<f64>, now: Duration) -> Claim {
+        let takes_us = (2e6 * takes_s.unwrap_or_default()) as u64;
+        let tolerance = u64::from(cpus).saturating_mul(takes_us.max(MIN_TOLERANCE_US));
         let owner = self.owners.get(&owner);
         owner.map_or_else(Claim::default, |owner| Claim {
             priority: owner.priority,
             held: owner.held,
             service: owner.service,
+            waited_us: match owner.held {
+                0 => now.saturating_sub(owner.since).as_micros() as u64,
+                _ => 0,
+            },
+            tolerance,
         })
+    }
+
+    /// The claim of an owner that has had as much as any of this priority.
+    pub(super) fn best_served(&self, priority: i32) -> Claim {
+        Claim {
+            priority,
+            held: self.most_held(),
+            service: self.virtual_time.get(&priority).copied().unwrap_or_default(),
+            ..Claim::default()
+        }
     }
 
     /// The most processors that any owner holds.
@@ -316,6 +346,8 @@ impl Queue {
 mod tests {
     use super::*;
 
+    const NOW: Duration = Duration::ZERO;
+
     fn plain() -> Shape {
         Shape {
             runs: Runs::Python,
@@ -333,7 +365,7 @@ mod tests {
     fn lanes_come_by_priority_then_by_what_their_owner_holds_then_by_what_it_had() {
         let mut queue = Queue::default();
         for (map, priority) in [(1, 0), (2, 0), (3, 5), (4, -1)] {
-            queue.insert(LaneId::first(MapId(map)), priority, plain);
+            queue.insert(LaneId::first(MapId(map)), priority, NOW, plain);
         }
         let mut order = Vec::new();
         while let Some(map) = first(&queue) {
@@ -343,11 +375,11 @@ mod tests {
         }
         assert_eq!(order, [3, 1, 2, 4]);
         for map in [1, 2] {
-            queue.insert(LaneId::first(MapId(map)), 0, plain);
+            queue.insert(LaneId::first(MapId(map)), 0, NOW, plain);
         }
-        queue.set_held(MapId(1), 1);
+        queue.set_held(MapId(1), 1, NOW);
         assert_eq!(first(&queue), Some(2));
-        queue.set_held(MapId(2), 1);
+        queue.set_held(MapId(2), 1, NOW);
         assert_eq!(first(&queue), Some(1));
         queue.charge(MapId(1), 1, 0.5);
         assert_eq!(first(&queue), Some(2));
@@ -359,10 +391,10 @@ mod tests {
     #[test]
     fn an_owner_that_comes_late_has_no_claim_on_the_past() {
         let mut queue = Queue::default();
-        queue.insert(LaneId::first(MapId(1)), 0, plain);
+        queue.insert(LaneId::first(MapId(1)), 0, NOW, plain);
         queue.charge(MapId(1), 1, 3600.0);
         queue.serve(MapId(1));
-        queue.insert(LaneId::first(MapId(2)), 0, plain);
+        queue.insert(LaneId::first(MapId(2)), 0, NOW, plain);
         queue.charge(MapId(2), 1, 0.001);
         assert_eq!(first(&queue), Some(1), "the second one has had a turn since it came");
     }
@@ -375,7 +407,7 @@ mod tests {
                 limit_ms: Some(u64::from(map % 3)),
                 ..plain()
             };
-            queue.insert(LaneId::first(MapId(map)), 0, time);
+            queue.insert(LaneId::first(MapId(map)), 0, NOW, time);
         }
         queue.check();
         let mut tried = Vec::new();

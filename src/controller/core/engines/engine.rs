@@ -10,6 +10,9 @@ use std::time::Duration;
 /// Bundles that an engine caches, besides those that open maps need.
 const MAX_BUNDLES: usize = 32;
 
+/// Tasks are queued behind those of other maps if these end within this time.
+const SOON: Duration = Duration::from_millis(50);
+
 /// Durations are since the controller's start.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -294,17 +297,29 @@ impl Engine {
         }
     }
     /// The maps and submissions that have tasks here, with the processors that they hold.
-    pub(super) fn holders(&self) -> impl Iterator<Item = (MapId, u32)> {
+    pub(crate) fn holders(&self) -> impl Iterator<Item = (MapId, u32)> {
         self.holders.iter().map(|holder| (holder.map, holder.cpus))
     }
     /// Changes since the last call of the processors that maps and submissions hold.
     pub(super) fn take_holder_changes(&mut self) -> Vec<(MapId, i32)> {
         std::mem::take(&mut self.holder_changes)
     }
-    /// Notes how long its current tasks take, if known.
-    pub(crate) fn set_pace(&mut self, each_s: Option<f64>, now: Duration) {
-        self.pace = each_s.and_then(|each| Duration::try_from_secs_f64(each).ok());
-        self.pace_since = now;
+    /// Notes how long its new tasks take, if known; `is_first`: it was idle.
+    pub(crate) fn set_pace(&mut self, each_s: Option<f64>, is_first: bool, now: Duration) {
+        let each = each_s.and_then(|each| Duration::try_from_secs_f64(each).ok());
+        if is_first {
+            (self.pace, self.pace_since) = (each, now);
+        } else {
+            self.pace = self.pace.zip(each).map(|(one, other)| one.max(other));
+        }
+    }
+    /// Whether all that it holds belongs to this map, or session.
+    pub(super) fn holds_only(&self, map: MapId) -> bool {
+        self.holders.iter().all(|holder| holder.map == map)
+    }
+    /// Whether it is expected to end all that it holds soon: tasks of others may be queued behind.
+    pub(super) fn is_free_soon(&self, now: Duration) -> bool {
+        self.expected_end(now).is_some_and(|end| end <= now + SOON)
     }
     /// It begins the next task.
     pub(crate) fn restart_pace(&mut self, now: Duration) {

@@ -12,7 +12,7 @@ mod why_not;
 
 pub(super) use departures::{ANNOUNCE_AGAIN, Departures, ORPHAN_GRACE, announce};
 pub(crate) use engine::Engine;
-pub(crate) use why_not::{Claim, Failed, LaneId, Room, Runs, Unit, Wanted, WhyNot};
+pub(crate) use why_not::{Claim, Failed, LaneId, MIN_TOLERANCE_US, Room, Runs, Unit, Wanted, WhyNot};
 
 use super::outbox::{Outbox, Timer};
 use crate::model::engine::{EngineFacts, EngineStatus};
@@ -47,6 +47,8 @@ pub(crate) struct Engines {
     /// Processors that each map's tasks, and each session's requests, hold; those that changed.
     held: HashMap<MapId, u32>,
     touched: Vec<MapId>,
+    /// Engines that hold tasks, and fewer than before.
+    with_room: Vec<EngineUuid>,
     next_id: u32,
     nodes: Nodes,
     /// Engines with a share of their node, by the lane that it is for and by load.
@@ -141,6 +143,9 @@ impl Engines {
             self.native_free = self.native_free + counts(may_now) - counts(may);
         }
         if gained {
+            if engine.load() > 0 {
+                self.with_room.push(uuid.clone());
+            }
             self.freed = true;
             self.nodes.note_gain(node);
         }
@@ -173,6 +178,11 @@ impl Engines {
                 (None, None) => {}
             }
         }
+    }
+
+    /// Engines that hold tasks, and fewer than at the last call.
+    pub(crate) fn take_with_room(&mut self) -> Vec<EngineUuid> {
+        std::mem::take(&mut self.with_room)
     }
 
     /// The owners of tasks whose number of processors changed since the last call, with what they hold now.

@@ -6,7 +6,7 @@
 use super::Engine;
 use super::cores::united;
 use super::node::{Node, Share};
-use super::why_not::{Claim, LaneId, Obstacle, Unit, WhyNot};
+use super::why_not::{LaneId, Obstacle, Unit, WhyNot};
 use crate::model::engine::EngineFacts;
 use crate::model::memory::Memory;
 use crate::model::node::{Gpu, NodeFacts, NumaCores};
@@ -42,13 +42,14 @@ pub(super) struct Reservation {
     pub node: NodeIndex,
     pub lane: LaneId,
     pub request: Request,
-    claim: Claim,
+    priority: i32,
+    is_binding: bool,
 }
 
 impl Reservation {
     /// Whether such a task, of a lane that comes after this one, has to leave it what it needs.
     fn binds(&self, unit: &Unit) -> bool {
-        self.claim.outweighs(self.request.resources.cpus, &unit.claim)
+        self.is_binding || self.priority > unit.claim.priority
     }
 }
 
@@ -330,11 +331,12 @@ impl Nodes {
         self.reserved.len() < MAX_RESERVATIONS
     }
 
-    pub(super) fn reserve(&mut self, node: NodeIndex, unit: &Unit, request: &Request) {
+    pub(super) fn reserve(&mut self, node: NodeIndex, unit: &Unit, request: &Request, is_binding: bool) {
         self.reserved.push(Reservation {
             node,
             lane: unit.lane,
-            claim: unit.claim,
+            priority: unit.claim.priority,
+            is_binding,
             request: request.clone(),
         });
     }

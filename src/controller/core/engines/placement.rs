@@ -5,6 +5,9 @@ use crate::model::EngineUuid;
 use crate::model::resources::Request;
 use std::time::Duration;
 
+/// Engines with tasks that are considered for more, least loaded first.
+const MAX_LOADED: usize = 8;
+
 impl Engines {
     /// Why this engine cannot take such a task now; None if it can.
     pub(crate) fn why_not(&self, engine: &Engine, unit: &Unit, now: EventTime) -> Option<WhyNot> {
@@ -32,8 +35,9 @@ impl Engines {
             }
             (None, None) if engine.load() > 0 => {
                 let in_node = self.nodes.obstacle_to_one_cpu(engine.node(), false).map(WhyNot::Node);
+                let may_queue = unit.runs == Runs::Message || engine.holds_only(lane.map) || engine.is_free_soon(now.since_start);
                 in_node
-                    .or_else(|| (!has_room).then_some(busy))
+                    .or_else(|| (!has_room || !may_queue).then_some(busy))
                     .or_else(|| self.nodes.keeps_from_refill(engine.node(), None, unit))
                     .or_else(|| self.wanted_by(engine, unit, now))
             }
@@ -90,19 +94,6 @@ impl Engines {
         before.next().map(|wanted| WhyNot::Wanted { map: wanted.unit.lane.map })
     }
 
-    /// Whether a lane that comes first could use any engine that such a task could.
-    fn is_any_wanted(&self, unit: &Unit) -> bool {
-        self.wanted.iter().any(|wanted| {
-            let covers = match wanted.unit.runs {
-                Runs::Command => unit.runs != Runs::Message,
-                Runs::Python => unit.runs == Runs::Python,
-                Runs::Message => unit.runs != Runs::Command,
-            };
-            let outweighs = wanted.unit.claim.outweighs(wanted.unit.cpus(), &unit.claim);
-            covers && outweighs && wanted.engines.is_none() && wanted.unit.limit_s.is_none()
-        })
-    }
-
     // ---- a round, in which lanes come in their order
 
     pub(crate) fn begin_round(&mut self) {
@@ -115,17 +106,23 @@ impl Engines {
         self.wanted.push(wanted);
     }
 
-    /// The least loaded engine that may take such a task, which needs no more than an engine.
-    pub(crate) fn choose(&self, unit: &Unit, now: EventTime) -> Option<EngineUuid> {
-        let refills = !self.is_any_wanted(unit);
-        let may_hold = |load: u32| unit.room.admits(load, false) && (load == 0 || refills);
+    /// The least loaded engine that may take such a task, which needs no more than an engine: an idle one, or one of the first
+    /// that hold tasks.
+    pub(crate) fn choose<'a>(&'a self, unit: &Unit, now: EventTime) -> Option<EngineUuid> {
         let may = |(_, e): &(&EngineUuid, &Engine)| self.why_not(e, unit, now).is_none();
-        let native = self.by_load().filter(|(_, e)| e.is_native());
-        let any = native.take_while(|(_, e)| may_hold(e.load())).find(may);
+        let any = self.by_load().filter(|(_, e)| e.is_native());
         let limited = self.commands_only.iter().filter(|_| unit.runs == Runs::Command);
         let limited = limited.filter_map(|(_, _, uuid)| Some((uuid, self.by_uuid.get(uuid)?)));
-        let limited = limited.take_while(|(_, e)| may_hold(e.load())).find(may);
-        let least = any.into_iter().chain(limited).min_by_key(|(_, e)| (e.load(), e.turn()));
+        let of = |candidates: &mut dyn Iterator<Item = (&'a EngineUuid, &'a Engine)>| {
+            let mut loaded = 0;
+            let mut is_worth_a_look = |e: &Engine| {
+                loaded += usize::from(e.load() > 0);
+                unit.room.admits(e.load(), false) && loaded <= MAX_LOADED
+            };
+            candidates.take_while(|(_, e)| is_worth_a_look(e)).find(may)
+        };
+        let least = [of(&mut any.into_iter()), of(&mut limited.into_iter())];
+        let least = least.into_iter().flatten().min_by_key(|(_, e)| (e.load(), e.turn()));
         least.map(|(uuid, _)| uuid.clone())
     }
 
@@ -159,7 +156,7 @@ impl Engines {
         if failed.hopeless_at.is_some_and(|hopeless_at| hopeless_at == self.nodes.changed()) {
             return Failed { at, ..failed };
         }
-        let mut last = failed.reserved;
+        let mut last = failed.reserved.clone();
         let mut reserved = Vec::new();
         while reserved.len() < nodes {
             let could = |uuid: &EngineUuid| {
@@ -169,10 +166,15 @@ impl Engines {
             let Some(node) = self.nodes.choose_to_reserve(request, &mut last, &reserved, could) else {
                 break;
             };
-            self.nodes.reserve(node, unit, request);
+            self.nodes.reserve(node, unit, request, failed.is_binding);
             reserved.push(node);
         }
         let hopeless_at = (reserved.is_empty() && self.nodes.may_reserve()).then(|| self.nodes.changed());
-        Failed { at, reserved, hopeless_at }
+        Failed {
+            at,
+            reserved,
+            hopeless_at,
+            ..failed
+        }
     }
 }

@@ -48,18 +48,25 @@ pub(crate) struct Claim {
     pub held: u32,
     /// What its owner has had so far: processors times microseconds.
     pub service: u64,
+    /// For how long its owner has held none, in microseconds.
+    pub waited_us: u64,
+    /// How much more, in the unit of `service`, others may have had: engines that are left idle for it cost as well.
+    pub tolerance: u64,
 }
 
-/// A lane that waits may keep engines from one that has had so much more, per processor of its tasks.
-const QUANTUM_US: u64 = 2_000_000;
+/// The least tolerance, for each processor that a task needs: a map worker that is started and stopped costs as well.
+pub(crate) const MIN_TOLERANCE_US: u64 = 2_000_000;
+/// A lane that holds nothing for so long may keep engines from all others of its priority that hold some.
+const PATIENCE_US: u64 = 5_000_000;
 
 impl Claim {
     /// Whether a lane with this claim, which comes first and whose tasks need so many processors, may keep engines from the
-    /// other: engines are left idle for it, so small differences do not count.
+    /// other.
     pub(crate) fn outweighs(&self, cpus: u32, other: &Claim) -> bool {
         self.priority > other.priority
             || other.held >= self.held.saturating_add(cpus.saturating_mul(2))
-            || other.service >= self.service.saturating_add(QUANTUM_US.saturating_mul(u64::from(cpus)))
+            || other.service >= self.service.saturating_add(self.tolerance)
+            || (self.held == 0 && self.waited_us >= PATIENCE_US)
     }
 }
 
@@ -136,6 +143,8 @@ pub(crate) struct Failed {
     pub at: u64,
     /// The nodes that were reserved for it.
     pub reserved: Vec<usize>,
+    /// All others of its priority leave it what it needs there, until one of its tasks is sent.
+    pub is_binding: bool,
     /// The clock of engines that joined or changed, if none of their nodes could ever run it.
     pub hopeless_at: Option<u64>,
 }
