@@ -1,7 +1,7 @@
 //! `pcluster map`: a function or a command over many inputs, results in their order.
 //!
 //! Parts: [`options`] (of tasks), [`own_cluster`] (`-n`), [`follow`] (waiting for a map), [`results`] (their output),
-//! [`report`] (failures), [`reduce`] (folding the values), [`interrupts`] (Ctrl-C).
+//! [`report`] (failures), [`tip`] (memory), [`reduce`] (folding the values), [`interrupts`] (Ctrl-C).
 pub(crate) mod follow;
 pub(crate) mod interrupts;
 pub(crate) mod options;
@@ -9,6 +9,7 @@ pub(crate) mod own_cluster;
 pub(crate) mod reduce;
 pub(crate) mod report;
 pub(crate) mod results;
+mod tip;
 
 use crate::cli::inputs::code::CodeArgs;
 use crate::cli::inputs::{InputArgs, Inputs, Shape, Texts, function};
@@ -17,7 +18,7 @@ use crate::cli::{CommandError, Context, Exit, output};
 use crate::client::submit::Input;
 use crate::client::{Client, ClientError, Feeding, MapReply, Selection};
 use crate::model::MapId;
-use crate::model::definition::{MapDefinition, Work};
+use crate::model::definition::{MapDefinition, MapOptions, Work};
 use crate::model::targets::Targets;
 use bytes::Bytes;
 use follow::{Feed, Job, MapEnd, Taken};
@@ -27,6 +28,7 @@ use reduce::{Reduced, Reduction};
 use report::Report;
 use results::{ResultOptions, Results};
 use std::time::Instant;
+use tip::Peaks;
 
 /// Run a Python function or a command on every input
 ///
@@ -176,6 +178,7 @@ impl Run<'_> {
         let texts = texts.map(|text| -> Input { text.map(Bytes::from).map_err(|e| e.to_string()) });
         let name = definition.options.name.clone().unwrap_or_else(|| definition.work.default_name());
         let (options, work) = (definition.options.clone(), definition.work.clone());
+        let asked = options.clone();
 
         inputs.must_fit(self.client.max_input_bytes())?;
         let begun = self.client.begin(definition).await?;
@@ -226,6 +229,7 @@ impl Run<'_> {
             outputs: results.long_outputs(),
             values: results.wants_values(),
         };
+        let mut peaks = Peaks::default();
         let mut report = Report::new(map);
         report.values_shown = reduction.is_none() && results.shows_readable();
         report.cluster_stays = self.cluster_stays;
@@ -233,7 +237,10 @@ impl Run<'_> {
         let (ended, counts) = job
             .follow(&mut interrupts, &mut progress, &mut |progress, taken| match taken {
                 Taken::Rows(rows) => {
-                    rows.iter().for_each(|row| report.add(row));
+                    for row in &rows {
+                        report.add(row);
+                        peaks.add(row);
+                    }
                     results.take(progress, rows)
                 }
                 Taken::Piece(stream, bytes) => results.take_piece(progress, stream, &bytes),
@@ -247,6 +254,7 @@ impl Run<'_> {
             return Ok(Exit::Interrupted);
         }
         report.print(context, &counts, began.elapsed());
+        self.print_tip(&peaks, &asked, counts.total).await;
         if counts.failed() > 0 && reduction.is_some() && !self.args.results.skip_failed {
             let hint = "reduce the remaining values with --skip-failed, or fix the cause and run the map again";
             return Err(CommandError::failed(format!("map {map} was not reduced: {} of its tasks failed", counts.failed())).hint(hint));
@@ -255,6 +263,17 @@ impl Run<'_> {
         match reduction {
             None => results.end().map(|()| exit),
             Some(reduction) => write_reduced(reduction, results, &mut interrupts, exit).await,
+        }
+    }
+
+    /// Tells if more tasks could run at a time with less memory for each.
+    async fn print_tip(&self, peaks: &Peaks, options: &MapOptions, tasks: u64) {
+        if !peaks.is_enough(options) || self.context.quiet {
+            return;
+        }
+        let engines = self.client.status().await.map(|status| status.engines).unwrap_or_default();
+        if let Some(tip) = peaks.tip(options, tasks, &engines) {
+            self.context.note(tip);
         }
     }
 

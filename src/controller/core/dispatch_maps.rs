@@ -161,6 +161,8 @@ impl Core {
                 index: task.index,
                 run: task.run,
                 input: raw(&task.input),
+                mem_bytes: task.ask().mem_bytes,
+                limit_s: task.ask().limit_s,
             });
         }
         self.maps.change(id, |map| {

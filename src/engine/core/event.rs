@@ -2,6 +2,7 @@
 use super::unit::{CommandEnd, Request, Unit, WorkerKey, WorkerResult};
 use crate::model::definition::MapDefinition;
 use crate::model::resources::Allocation;
+use crate::model::task::Ask;
 use crate::model::{MapId, UnixTime};
 use crate::wire::content::engine::{Held, OutputRecorded, Progress, Results, Returned, Values, ValuesRequest};
 use bytes::Bytes;
@@ -43,7 +44,7 @@ pub enum Event {
     },
     TasksReceived {
         map: MapId,
-        tasks: Vec<(u32, u32, Bytes)>,
+        tasks: Vec<(u32, u32, Bytes, Ask)>,
     },
     Recorded {
         sequence: u64,

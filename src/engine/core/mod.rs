@@ -37,7 +37,7 @@ pub(crate) use unit::{Unit, WorkerKey};
 
 use crate::model::definition::MapDefinition;
 use crate::model::resources::Allocation;
-use crate::model::task::Outcome;
+use crate::model::task::{Ask, Outcome};
 use crate::model::{MapId, UnixTime};
 use crate::wire::content::engine::{Held, Returned};
 use bytes::Bytes;
@@ -350,10 +350,11 @@ impl Core {
         }
     }
 
-    fn tasks_received(&mut self, map: MapId, tasks: Vec<(u32, u32, Bytes)>, effects: &mut Vec<Effect>) {
-        let task = |(index, run, input)| Unit::Task {
+    fn tasks_received(&mut self, map: MapId, tasks: Vec<(u32, u32, Bytes, Ask)>, effects: &mut Vec<Effect>) {
+        let task = |(index, run, input, ask)| Unit::Task {
             held: Held { map, index, run },
             input,
+            ask,
         };
         match self.leaving.is_some() {
             true => self.return_units(tasks.into_iter().map(task), effects),

@@ -29,6 +29,8 @@ struct Simulation {
     /// Reported with the ends of units.
     peak: Option<u64>,
     command_peak: PeakMemory,
+    /// Of the tasks that are sent.
+    ask: Ask,
     sequences: Vec<u64>,
     returned: Vec<Held>,
     signals: Vec<StopStep>,
@@ -69,6 +71,7 @@ impl Simulation {
             outcomes: Vec::new(),
             peak: None,
             command_peak: PeakMemory::Unknown,
+            ask: Ask::default(),
             sequences: Vec::new(),
             returned: Vec::new(),
             signals: Vec::new(),
@@ -158,7 +161,10 @@ impl Simulation {
     }
 
     fn send(&mut self, map: MapId, indices: impl IntoIterator<Item = u32>) {
-        let tasks: Vec<_> = indices.into_iter().map(|index| (index, 1, Bytes::from_static(b"[]"))).collect();
+        let tasks: Vec<_> = indices
+            .into_iter()
+            .map(|index| (index, 1, Bytes::from_static(b"[]"), self.ask))
+            .collect();
         self.sent.extend(tasks.iter().map(|(index, ..)| held(map, *index)));
         self.event(Event::TasksReceived { map, tasks });
     }
@@ -409,6 +415,35 @@ fn a_task_over_its_memory_limit_is_killed_immediately_and_the_next_one_is_not() 
     let seen = sim.outcomes.iter().map(|(_, o)| (o.cause.clone(), o.peak_memory));
     let expected = [(Some(Cause::MemoryLimit), Some(2000)), (None, Some(1))];
     assert_eq!(seen.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn an_attempt_that_asks_for_more_has_other_limits_than_its_map() {
+    let mut sim = Simulation::new();
+    sim.ask = Ask {
+        mem_bytes: Some(1000),
+        limit_s: Some(4.0),
+    };
+    sim.send(TIMED, 0..1);
+    sim.ask = Ask::default();
+    sim.send(TIMED, 1..2);
+    sim.ready();
+    sim.start_next();
+    sim.pass(3900);
+    sim.event(Event::MemoryMeasured { bytes: 1000 });
+    assert_eq!(sim.signals, []);
+    sim.pass(200);
+    assert_eq!(sim.signals, [StopStep::Interrupt], "its own timeout");
+    sim.finish(4.1);
+    sim.start_next();
+    sim.event(Event::MemoryMeasured { bytes: 2000 });
+    sim.pass(2100);
+    assert_eq!(sim.signals.len(), 2, "the next one has the map's timeout, and no memory limit");
+    sim.finish(2.1);
+    sim.pass(1000);
+    let seen: Vec<_> = sim.outcomes.iter().map(|(_, o)| (o.status, o.cause(), o.peak_memory)).collect();
+    let timeout = |peak| (TaskState::Timeout, Some(Cause::Timeout), peak);
+    assert_eq!(seen, [timeout(Some(1000)), timeout(Some(2000))]);
 }
 
 #[test]
@@ -780,7 +815,7 @@ fn an_engine_that_loses_its_namespace_while_idle_leaves() {
 }
 
 fn tasks(sim: &mut Simulation, map: MapId, indices: std::ops::Range<u32>) -> Vec<Effect> {
-    let tasks = indices.map(|index| (index, 1, Bytes::from_static(b"[]"))).collect();
+    let tasks = indices.map(|index| (index, 1, Bytes::from_static(b"[]"), Ask::default())).collect();
     sim.core.handle(sim.now, Event::TasksReceived { map, tasks })
 }
 
@@ -962,7 +997,7 @@ fn a_reduction_whose_values_cannot_be_stored_is_returned_and_the_reason_reported
         sim.event(Event::Defined { map, definition });
     }
     let send = |sim: &mut Simulation, map| {
-        let tasks = vec![(0, 1, bytes::Bytes::from_static(b"{\"values\":[\"1.0\"]}"))];
+        let tasks = vec![(0, 1, bytes::Bytes::from_static(b"{\"values\":[\"1.0\"]}"), Ask::default())];
         let effects = sim.core.handle(sim.now, Event::TasksReceived { map, tasks });
         assert!(
             effects.iter().any(|effect| matches!(effect, Effect::SendValuesRequest(_))),

@@ -3,7 +3,7 @@ use crate::model::buffer_file::is_name;
 use crate::model::definition::{MapDefinition, Work};
 use crate::model::output::INLINE;
 use crate::model::pickled::Pickled;
-use crate::model::task::{Outcome, TaskError, TaskState};
+use crate::model::task::{Ask, Outcome, TaskError, TaskState};
 use crate::model::{MapId, UnixTime};
 use crate::wire::Message;
 use crate::wire::content::engine::{BUFFERS, Channel, Held};
@@ -19,6 +19,8 @@ pub enum Unit {
     Task {
         held: Held,
         input: Bytes,
+        /// In place of what its map asks for.
+        ask: Ask,
     },
     Request(Arc<Request>),
 }
@@ -28,6 +30,12 @@ impl Unit {
         match self {
             Unit::Task { held, .. } => Some(*held),
             Unit::Request(_) => None,
+        }
+    }
+    pub fn ask(&self) -> Ask {
+        match self {
+            Unit::Task { ask, .. } => *ask,
+            Unit::Request(_) => Ask::default(),
         }
     }
     /// Returns whether another engine could run it.

@@ -9,6 +9,7 @@ use crate::engine::worker::protocol::frame;
 use crate::model::MapId;
 use crate::model::definition::MapDefinition;
 use crate::model::resources::Allocation;
+use crate::model::task::Ask;
 use crate::wire::content::engine::*;
 use crate::wire::{Frames, Message};
 use bytes::Bytes;
@@ -260,6 +261,10 @@ fn decode_tasks(message: &Message) -> Option<DecodedTasks> {
         run: u32,
         #[serde(borrow)]
         input: &'a RawValue,
+        #[serde(default)]
+        mem_bytes: Option<u64>,
+        #[serde(default)]
+        limit_s: Option<f64>,
     }
     let RawTasks {
         map,
@@ -268,9 +273,16 @@ fn decode_tasks(message: &Message) -> Option<DecodedTasks> {
         tasks,
     } = read(message)?;
     let input = |raw: &RawValue| message.content_json.slice_ref(raw.get().as_bytes());
+    let ask = |task: &RawTask| Ask {
+        mem_bytes: task.mem_bytes,
+        limit_s: task.limit_s,
+    };
     let received = Event::TasksReceived {
         map,
-        tasks: tasks.into_iter().map(|task| (task.index, task.run, input(task.input))).collect(),
+        tasks: tasks
+            .into_iter()
+            .map(|task| (task.index, task.run, input(task.input), ask(&task)))
+            .collect(),
     };
     Some(DecodedTasks {
         definition: definition.map(|definition| (map, definition)),

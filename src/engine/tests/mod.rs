@@ -164,6 +164,8 @@ impl TestController {
             .iter()
             .zip(first..)
             .map(|(input, index)| TaskToRun {
+                mem_bytes: None,
+                limit_s: None,
                 index,
                 run: 1,
                 input: RawValue::from_string(input.to_string()).unwrap(),

@@ -315,6 +315,11 @@ pub struct TaskToRun {
     pub index: u32,
     pub run: u32,
     pub input: Box<RawValue>,
+    /// In place of the map's options `mem_bytes` and `timeout_s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_s: Option<f64>,
 }
 
 /// `results` up to this sequence number are on disk.

@@ -2,10 +2,11 @@
 //! (it is in the records).
 use super::super::event::FoundTask;
 use super::super::prefetch::MeanTime;
+use super::attempts::Tries;
 use crate::model::definition::{MapDefinition, MapOptions, Work};
 use crate::model::output::{Output, Stream, Written};
 use crate::model::resources::Request;
-use crate::model::task::{Counts, TaskState};
+use crate::model::task::{Ask, Counts, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -67,6 +68,12 @@ impl InFlight {
     pub(crate) fn written(&self) -> Written {
         self.written
     }
+    pub(crate) fn tries(&self) -> Tries {
+        self.tries
+    }
+    pub(super) fn tries_mut(&mut self) -> &mut Tries {
+        &mut self.tries
+    }
     /// Returns false if it had begun before.
     pub(crate) fn begin(&mut self) -> bool {
         !std::mem::replace(&mut self.begun, true)
@@ -99,22 +106,6 @@ struct Returned {
     engine: Option<EngineUuid>,
 }
 
-/// Failed attempts by cause.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Tries {
-    errors: u32,
-    crashes: u32,
-}
-
-/// What an attempt's failure is charged to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
-    Error,
-    Crash,
-    /// Not the task's: it was lost before it began.
-    Engine,
-}
-
 /// A task taken out of the queue to be sent.
 #[derive(Debug)]
 pub(crate) struct NextTask {
@@ -123,6 +114,13 @@ pub(crate) struct NextTask {
     pub input: Bytes,
     pub engine: Option<EngineUuid>,
     tries: Tries,
+}
+
+impl NextTask {
+    /// What it asks for in place of its map's request.
+    pub(crate) fn ask(&self) -> Ask {
+        self.tries.ask
+    }
 }
 
 #[derive(Debug)]
@@ -432,8 +430,8 @@ impl Map {
     /// Restores an unfinished task; `engine` may still run it. Returns its new run if it must run again.
     pub(crate) fn restore_task(&mut self, task: FoundTask, engine: Option<&EngineUuid>) -> Option<u32> {
         let tries = Tries {
-            errors: task.errors,
-            crashes: task.crashes,
+            used: task.used,
+            ask: task.ask,
         };
         let begun = task.state == TaskState::Running;
         match engine {
@@ -494,17 +492,6 @@ impl Map {
     /// Takes a task from its engine: to be counted as finished, or requeued.
     pub(crate) fn end(&mut self, index: u32) -> Option<InFlight> {
         self.in_flight.remove(&index)
-    }
-
-    /// Charges a failed attempt. Returns true if the task may run again.
-    pub(crate) fn may_rerun(&self, task: &mut InFlight, fault: Fault) -> bool {
-        let options = &self.definition.options;
-        let (used, max) = match fault {
-            Fault::Error => (&mut task.tries.errors, options.retries),
-            Fault::Crash | Fault::Engine => (&mut task.tries.crashes, options.max_crashes),
-        };
-        *used += u32::from(fault != Fault::Engine);
-        *used <= max && !task.cancelled && self.targets.is_none()
     }
 
     /// Queues a task again, under the next run number, so that later messages about this run are ignored. Returns it.

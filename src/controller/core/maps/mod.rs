@@ -1,9 +1,11 @@
 //! The unfinished maps, and what remains of finished ones: whether a task failed.
+mod attempts;
 mod bundles;
 mod map;
 
+pub(super) use attempts::{Fault, Retry};
 pub(super) use bundles::Bundles;
-pub(super) use map::{Fault, InFlight, Map, NextTask, Watch};
+pub(super) use map::{InFlight, Map, NextTask, Watch};
 
 use crate::model::{EngineUuid, MapId, TaskId};
 use std::cmp::Reverse;
