@@ -18,8 +18,9 @@ use crate::cli::{CommandError, Context, Exit, output};
 use crate::client::submit::Input;
 use crate::client::{Client, ClientError, Feeding, MapReply, Selection};
 use crate::model::MapId;
-use crate::model::definition::{MapDefinition, MapOptions, Work};
+use crate::model::definition::{MapDefinition, Work};
 use crate::model::targets::Targets;
+use crate::model::task::Counts;
 use bytes::Bytes;
 use follow::{Feed, Job, MapEnd, Taken};
 use interrupts::Interrupts;
@@ -28,7 +29,6 @@ use reduce::{Reduced, Reduction};
 use report::Report;
 use results::{ResultOptions, Results};
 use std::time::Instant;
-use tip::Peaks;
 
 /// Run a Python function or a command on every input
 ///
@@ -177,8 +177,7 @@ impl Run<'_> {
         };
         let texts = texts.map(|text| -> Input { text.map(Bytes::from).map_err(|e| e.to_string()) });
         let name = definition.options.name.clone().unwrap_or_else(|| definition.work.default_name());
-        let (options, work) = (definition.options.clone(), definition.work.clone());
-        let asked = options.clone();
+        let (options, asked, work) = (definition.options.clone(), definition.options.clone(), definition.work.clone());
 
         inputs.must_fit(self.client.max_input_bytes())?;
         let begun = self.client.begin(definition).await?;
@@ -229,18 +228,14 @@ impl Run<'_> {
             outputs: results.long_outputs(),
             values: results.wants_values(),
         };
-        let mut peaks = Peaks::default();
-        let mut report = Report::new(map);
+        let mut report = Report::new(map, asked);
         report.values_shown = reduction.is_none() && results.shows_readable();
         report.cluster_stays = self.cluster_stays;
         results.begin()?;
         let (ended, counts) = job
             .follow(&mut interrupts, &mut progress, &mut |progress, taken| match taken {
                 Taken::Rows(rows) => {
-                    for row in &rows {
-                        report.add(row);
-                        peaks.add(row);
-                    }
+                    rows.iter().for_each(|row| report.add(row));
                     results.take(progress, rows)
                 }
                 Taken::Piece(stream, bytes) => results.take_piece(progress, stream, &bytes),
@@ -253,8 +248,7 @@ impl Run<'_> {
             }
             return Ok(Exit::Interrupted);
         }
-        report.print(context, &counts, began.elapsed());
-        self.print_tip(&peaks, &asked, counts.total).await;
+        self.report(&report, &counts, began).await;
         if counts.failed() > 0 && reduction.is_some() && !self.args.results.skip_failed {
             let hint = "reduce the remaining values with --skip-failed, or fix the cause and run the map again";
             return Err(CommandError::failed(format!("map {map} was not reduced: {} of its tasks failed", counts.failed())).hint(hint));
@@ -266,13 +260,14 @@ impl Run<'_> {
         }
     }
 
-    /// Tells if more tasks could run at a time with less memory for each.
-    async fn print_tip(&self, peaks: &Peaks, options: &MapOptions, tasks: u64) {
-        if !peaks.is_enough(options) || self.context.quiet {
+    /// Prints the report, and a tip if more tasks could run at a time with less memory for each.
+    async fn report(&self, report: &Report, counts: &Counts, began: Instant) {
+        report.print(self.context, counts, began.elapsed());
+        if !report.may_have_tip() || self.context.quiet {
             return;
         }
         let engines = self.client.status().await.map(|status| status.engines).unwrap_or_default();
-        if let Some(tip) = peaks.tip(options, tasks, &engines) {
+        if let Some(tip) = report.tip(counts.total, &engines) {
             self.context.note(tip);
         }
     }
