@@ -275,7 +275,7 @@ impl MapOptions {
 
     /// The same for an attempt that asks for this.
     pub fn needed_s_with(&self, ask: &Ask) -> Option<f64> {
-        match (self.time_s, ask.limit_s) {
+        match (self.time_s, ask.limit_s()) {
             (Some(time), Some(limit)) => Some(time.max(limit)),
             (_, limit) => limit.or(self.needed_s()),
         }

@@ -126,20 +126,23 @@ impl Cause {
 }
 
 /// What one attempt asks for in place of its map's request: after a failure for which `--retry-mem` or `--retry-time` gives more.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Ask {
     /// Its memory, reserved and enforced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mem_bytes: Option<u64>,
-    /// Its time limit, in seconds.
+    /// Its time limit, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit_s: Option<f64>,
+    pub limit_ms: Option<u64>,
 }
 
 impl Ask {
     pub fn is_default(&self) -> bool {
         *self == Ask::default()
+    }
+    pub fn limit_s(&self) -> Option<f64> {
+        self.limit_ms.map(|ms| ms as f64 / 1000.0)
     }
 }
 

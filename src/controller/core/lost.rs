@@ -53,15 +53,11 @@ impl Core {
             engine,
             outcome: Box::new(outcome),
         });
-        let tries = was.tries();
+        let (ask, used) = (was.ask(), was.used());
         if let Some(run) = self.maps.change(task.map, |map| map.requeue(task.index, was)) {
             self.out.record(Change::TaskReturned { task, run, attempt });
-            if !tries.ask.is_default() {
-                self.out.record(Change::TaskAsks {
-                    task,
-                    ask: tries.ask,
-                    used: tries.used,
-                });
+            if !ask.is_default() {
+                self.out.record(Change::TaskAsks { task, ask, used });
             }
         }
     }

@@ -240,7 +240,7 @@ impl Core {
                 .map(|state| &state.definition.options);
             let ask = unit.ask();
             let timeout = options
-                .and_then(|options| ask.limit_s.or(options.timeout_s))
+                .and_then(|options| ask.limit_s().or(options.timeout_s))
                 .and_then(|s| Duration::try_from_secs_f64(s).ok());
             let memory = options.map(|options| {
                 let limit = ask.mem_bytes.or(options.mem_bytes);

@@ -422,7 +422,7 @@ fn an_attempt_that_asks_for_more_has_other_limits_than_its_map() {
     let mut sim = Simulation::new();
     sim.ask = Ask {
         mem_bytes: Some(1000),
-        limit_s: Some(4.0),
+        limit_ms: Some(4000),
     };
     sim.send(TIMED, 0..1);
     sim.ask = Ask::default();

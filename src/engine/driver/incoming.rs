@@ -264,7 +264,7 @@ fn decode_tasks(message: &Message) -> Option<DecodedTasks> {
         #[serde(default)]
         mem_bytes: Option<u64>,
         #[serde(default)]
-        limit_s: Option<f64>,
+        limit_ms: Option<u64>,
     }
     let RawTasks {
         map,
@@ -275,7 +275,7 @@ fn decode_tasks(message: &Message) -> Option<DecodedTasks> {
     let input = |raw: &RawValue| message.content_json.slice_ref(raw.get().as_bytes());
     let ask = |task: &RawTask| Ask {
         mem_bytes: task.mem_bytes,
-        limit_s: task.limit_s,
+        limit_ms: task.limit_ms,
     };
     let received = Event::TasksReceived {
         map,

@@ -165,7 +165,7 @@ impl TestController {
             .zip(first..)
             .map(|(input, index)| TaskToRun {
                 mem_bytes: None,
-                limit_s: None,
+                limit_ms: None,
                 index,
                 run: 1,
                 input: RawValue::from_string(input.to_string()).unwrap(),

@@ -319,7 +319,7 @@ pub struct TaskToRun {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mem_bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limit_s: Option<f64>,
+    pub limit_ms: Option<u64>,
 }
 
 /// `results` up to this sequence number are on disk.

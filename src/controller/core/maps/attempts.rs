@@ -1,18 +1,11 @@
 //! The attempts of a task: what a failed one is charged to, and what the next one asks for.
-use super::map::{InFlight, Map};
-use crate::model::change::UsedRetries;
+use super::in_flight::InFlight;
+use super::map::Map;
 use crate::model::definition::MapOptions;
 use crate::model::growth::Growth;
 use crate::model::memory::Memory;
 use crate::model::resources::Request;
 use crate::model::task::{Ask, Cause, Outcome, TaskState};
-
-/// Failed attempts by cause, and what the current one asks for in place of the map's request.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Tries {
-    pub used: UsedRetries,
-    pub ask: Ask,
-}
 
 /// What an attempt's failure is charged to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,13 +51,13 @@ impl Map {
     pub(crate) fn retry(&self, task: &mut InFlight, fault: Fault, most_memory: impl FnOnce(&Request) -> Option<u64>) -> Retry {
         let may_repeat = !task.is_cancelled() && self.targets().is_none();
         let options = self.options();
-        let tries = task.tries_mut();
+        let (used, ask) = (&mut task.used, &mut task.ask);
         let (used, max) = match fault {
-            Fault::Error => (&mut tries.used.errors, options.retries),
-            Fault::Crash | Fault::Engine => (&mut tries.used.crashes, options.max_crashes),
+            Fault::Error => (&mut used.errors, options.retries),
+            Fault::Crash | Fault::Engine => (&mut used.crashes, options.max_crashes),
             Fault::Memory | Fault::Time if !may_repeat => return Retry::Never,
-            Fault::Memory => return more_memory(options, tries, most_memory),
-            Fault::Time => return more_time(options, tries),
+            Fault::Memory => return more_memory(options, &mut used.memory, ask, most_memory),
+            Fault::Time => return more_time(options, &mut used.time, ask),
         };
         *used += u32::from(fault != Fault::Engine);
         match *used <= max && may_repeat {
@@ -74,12 +67,12 @@ impl Map {
     }
 }
 
-fn more_memory(options: &MapOptions, tries: &mut Tries, most_memory: impl FnOnce(&Request) -> Option<u64>) -> Retry {
-    let (Some(growth), Some(asked)) = (options.retry_mem, tries.ask.mem_bytes.or(options.mem_bytes)) else {
+fn more_memory(options: &MapOptions, used: &mut u32, ask: &mut Ask, most_memory: impl FnOnce(&Request) -> Option<u64>) -> Retry {
+    let (Some(growth), Some(asked)) = (options.retry_mem, ask.mem_bytes.or(options.mem_bytes)) else {
         return Retry::Never;
     };
     let last = Memory { bytes: asked };
-    if tries.used.memory >= Growth::MAX_RETRIES {
+    if *used >= Growth::MAX_RETRIES {
         return Retry::Exhausted(format!(
             "the last of {} attempts with more memory asked for {last}",
             Growth::MAX_RETRIES
@@ -93,8 +86,8 @@ fn more_memory(options: &MapOptions, tries: &mut Tries, most_memory: impl FnOnce
         Some(next) => {
             // In whole MiB, but not more than there is.
             let next = Memory::of_mib((next as u64).div_ceil(1 << 20)).bytes.min(max).min(of_nodes);
-            tries.used.memory += 1;
-            tries.ask.mem_bytes = Some(next);
+            *used += 1;
+            ask.mem_bytes = Some(next);
             Retry::Again
         }
         None if max <= of_nodes => Retry::Exhausted(format!("the last attempt asked for {last}, which is all that --max-mem allows")),
@@ -102,17 +95,17 @@ fn more_memory(options: &MapOptions, tries: &mut Tries, most_memory: impl FnOnce
     }
 }
 
-fn more_time(options: &MapOptions, tries: &mut Tries) -> Retry {
-    let (Some(growth), Some(asked)) = (options.retry_time, tries.ask.limit_s.or(options.timeout_s)) else {
+fn more_time(options: &MapOptions, used: &mut u32, ask: &mut Ask) -> Retry {
+    let (Some(growth), Some(asked)) = (options.retry_time, ask.limit_s().or(options.timeout_s)) else {
         return Retry::Never;
     };
-    if tries.used.time >= Growth::MAX_RETRIES {
+    if *used >= Growth::MAX_RETRIES {
         return Retry::Exhausted(format!("the last of {} attempts with more time had {asked} s", Growth::MAX_RETRIES));
     }
     match growth.next(asked, options.max_time_s) {
         Some(next) => {
-            tries.used.time += 1;
-            tries.ask.limit_s = Some((next * 1000.0).round() / 1000.0);
+            *used += 1;
+            ask.limit_ms = Some((next * 1000.0).round() as u64);
             Retry::Again
         }
         None => Retry::Exhausted(format!("the last attempt had {asked} s, which is all that --max-time allows")),
@@ -134,10 +127,10 @@ mod tests {
     }
 
     fn memory_of_attempts(options: &MapOptions, most: Option<u64>) -> (Vec<u64>, String) {
-        let (mut tries, mut asked) = (Tries::default(), Vec::new());
+        let (mut used, mut ask, mut asked) = (0, Ask::default(), Vec::new());
         loop {
-            match more_memory(options, &mut tries, |_| most) {
-                Retry::Again => asked.push(tries.ask.mem_bytes.unwrap() >> 20),
+            match more_memory(options, &mut used, &mut ask, |_| most) {
+                Retry::Again => asked.push(ask.mem_bytes.unwrap() >> 20),
                 Retry::Exhausted(why) => return (asked, why),
                 Retry::Never => panic!("without a reason"),
             }
@@ -172,10 +165,10 @@ mod tests {
             max_time_s: Some(50.0),
             ..options()
         };
-        let (mut tries, mut had) = (Tries::default(), Vec::new());
+        let (mut used, mut ask, mut had) = (0, Ask::default(), Vec::new());
         let why = loop {
-            match more_time(&max, &mut tries) {
-                Retry::Again => had.push(tries.ask.limit_s.unwrap()),
+            match more_time(&max, &mut used, &mut ask) {
+                Retry::Again => had.push(ask.limit_s().unwrap()),
                 other => break other,
             }
         };

@@ -149,12 +149,12 @@ impl Ledger {
             story()
         );
         let mem = |ask: &Ask| ask.mem_bytes.or(options.mem_bytes);
-        let time = |ask: &Ask| ask.limit_s.or(options.timeout_s);
+        let time = |ask: &Ask| ask.limit_s().or(options.timeout_s);
         assert_eq!(mem(&ask) > mem(&before), used.memory > had.memory, "{}", story());
         assert_eq!(time(&ask) > time(&before), used.time > had.time, "{}", story());
         assert!(mem(&ask) >= mem(&before) && time(&ask) >= time(&before), "{}", story());
         assert!(options.max_mem_bytes.is_none_or(|max| ask.mem_bytes <= Some(max)), "{}", story());
-        assert!(options.max_time_s.is_none_or(|max| ask.limit_s <= Some(max)), "{}", story());
+        assert!(options.max_time_s.is_none_or(|max| ask.limit_s() <= Some(max)), "{}", story());
         assert!(used.memory.max(used.time) <= 10, "{}", story());
         self.story.push(format!("{task} asks for {ask:?}"));
         self.asks.insert(task, (ask, used));
@@ -733,7 +733,7 @@ impl Harness {
                 for t in &tasks.tasks {
                     let task = TaskId::new(map, t.index);
                     let ask = self.ledger.asks.get(&task).map_or_else(Ask::default, |(ask, _)| *ask);
-                    assert_eq!((t.mem_bytes, t.limit_s), (ask.mem_bytes, ask.limit_s), "{task}");
+                    assert_eq!((t.mem_bytes, t.limit_ms), (ask.mem_bytes, ask.limit_ms), "{task}");
                 }
                 engine.queue.extend(tasks.tasks.iter().map(|t| Held {
                     map,
