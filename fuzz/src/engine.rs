@@ -278,6 +278,7 @@ impl World {
             unread,
             how: "died".into(),
             killed: false,
+            oom_killed: false,
             stderr_tail: String::new(),
             output: Default::default(),
         });
@@ -292,6 +293,7 @@ impl World {
                 ended,
                 how,
                 peak: Default::default(),
+                oom_killed: code == 137,
             }));
         }
     }

@@ -125,12 +125,14 @@ pub enum Event {
     OutputUnclaimed {
         output: [Bytes; 2],
     },
-    /// `worker` is None for the spare. `unread`: number of unread tokens; `how`: a description of its end; `killed`: by a signal.
+    /// `worker` is None for the spare. `unread`: number of unread tokens; `how`: a description of its end; `killed`: by a signal;
+    /// `oom_killed`: by the kernel, for lack of memory.
     WorkerExited {
         worker: Option<WorkerKey>,
         unread: usize,
         how: String,
         killed: bool,
+        oom_killed: bool,
         stderr_tail: String,
         output: [Bytes; 2],
     },

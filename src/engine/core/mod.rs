@@ -282,6 +282,7 @@ impl Core {
                 unread,
                 how,
                 killed,
+                oom_killed,
                 stderr_tail,
                 output,
             } => match worker {
@@ -296,7 +297,7 @@ impl Core {
                     if !self.dispatched.is_empty() && self.workers.is_active(worker) {
                         self.output_arrived(output, effects);
                     }
-                    self.worker_exited(now, worker, unread, (how, killed), stderr_tail, effects);
+                    self.worker_exited(now, worker, unread, (how, killed, oom_killed), stderr_tail, effects);
                 }
             },
             Event::TokensTakenBack { count } => self.recalled(now, count, effects),

@@ -29,6 +29,7 @@ struct Simulation {
     /// Reported with the ends of units.
     peak: Option<u64>,
     command_peak: PeakMemory,
+    oom_killed: bool,
     /// Of the tasks that are sent.
     ask: Ask,
     sequences: Vec<u64>,
@@ -71,6 +72,7 @@ impl Simulation {
             outcomes: Vec::new(),
             peak: None,
             command_peak: PeakMemory::Unknown,
+            oom_killed: false,
             ask: Ask::default(),
             sequences: Vec::new(),
             returned: Vec::new(),
@@ -204,6 +206,7 @@ impl Simulation {
                 ended: self.now.unix,
                 how: CommandExit::Code(0),
                 peak: self.command_peak,
+                oom_killed: self.oom_killed,
             };
             self.event(Event::CommandEnded(end));
         }
@@ -227,6 +230,7 @@ impl Simulation {
                 unread,
                 how,
                 killed: false,
+                oom_killed: self.oom_killed,
                 stderr_tail,
                 output,
             });
@@ -418,6 +422,25 @@ fn a_task_over_its_memory_limit_is_killed_immediately_and_the_next_one_is_not() 
 }
 
 #[test]
+fn a_task_that_the_kernel_kills_for_lack_of_memory_is_not_just_a_crash() {
+    let mut sim = Simulation::new();
+    sim.oom_killed = true;
+    sim.send(CALLS, 0..1);
+    sim.ready();
+    sim.start_next();
+    sim.crash();
+    sim.send(COMMANDS, 0..1);
+    sim.end_command();
+    sim.pass(1000);
+    for (_, outcome) in &sim.outcomes {
+        assert_eq!((outcome.status, outcome.crashed), (TaskState::Lost, true));
+        assert_eq!(outcome.cause(), Some(Cause::MemoryCgroup));
+        assert_eq!(outcome.error.as_ref().unwrap().ename, "OutOfMemory");
+    }
+    assert_eq!(sim.outcomes.len(), 2);
+}
+
+#[test]
 fn an_attempt_that_asks_for_more_has_other_limits_than_its_map() {
     let mut sim = Simulation::new();
     sim.ask = Ask {
@@ -496,6 +519,7 @@ fn a_worker_that_keeps_exiting_while_idle_is_not_restarted_forever() {
                 unread,
                 how: "died".into(),
                 killed,
+                oom_killed: false,
                 stderr_tail: String::new(),
                 output: Default::default(),
             });
@@ -517,6 +541,7 @@ fn a_worker_killed_before_it_is_ready_is_restarted_a_limited_number_of_times() {
         unread: 0,
         how: "the Python worker was killed by signal 9 (SIGKILL)".into(),
         killed: true,
+        oom_killed: false,
         stderr_tail: String::new(),
         output: Default::default(),
     };
@@ -796,6 +821,7 @@ fn an_engine_that_loses_its_namespace_while_idle_leaves() {
         unread: 0,
         how: "died".into(),
         killed: true,
+        oom_killed: false,
         stderr_tail: String::new(),
         output: Default::default(),
     };
