@@ -1,9 +1,10 @@
 //! `pcluster map`: a function or a command over many inputs, results in their order.
 //!
-//! Parts: [`options`] (of tasks), [`own_cluster`] (`-n`), [`follow`] (waiting for a map), [`results`] (their output),
+//! Parts: [`options`] (of tasks), [`own_cluster`] (`-n`), [`follow`] (waiting for a map), `long_values`, [`results`] (their output),
 //! [`report`] (failures), [`tip`] (memory), [`reduce`] (folding the values), [`interrupts`] (Ctrl-C).
 pub(crate) mod follow;
 pub(crate) mod interrupts;
+mod long_values;
 pub(crate) mod options;
 pub(crate) mod own_cluster;
 pub(crate) mod reduce;
@@ -205,13 +206,7 @@ impl Run<'_> {
             }
         }
         context.note_verbose(format!("map {map}: {name}"));
-        let feeding = Feeding::default();
-        let (feeder, state) = (self.client.clone(), feeding.clone());
-        let feed = Feed {
-            task: tokio::spawn(async move { feeder.feed(map, texts, state).await }),
-            feeding,
-            is_stream: inputs.is_stream(),
-        };
+        let feed = self.feed(map, texts, inputs.is_stream());
         if self.args.detach {
             return self.detach(feed, interrupts, map).await;
         }
@@ -227,6 +222,7 @@ impl Run<'_> {
             detachable: self.cluster_stays,
             outputs: results.long_outputs(),
             values: results.wants_values(),
+            inputs: results.wants_inputs(),
         };
         let mut report = Report::new(map, asked);
         report.values_shown = reduction.is_none() && results.shows_readable();
@@ -269,6 +265,17 @@ impl Run<'_> {
         let engines = self.client.status().await.map(|status| status.engines).unwrap_or_default();
         if let Some(tip) = report.tip(counts.total, &engines) {
             self.context.note(tip);
+        }
+    }
+
+    /// Starts sending the inputs.
+    fn feed(&self, map: MapId, texts: impl Iterator<Item = Input> + Send + 'static, is_stream: bool) -> Feed {
+        let feeding = Feeding::default();
+        let (feeder, state) = (self.client.clone(), feeding.clone());
+        Feed {
+            task: tokio::spawn(async move { feeder.feed(map, texts, state).await }),
+            feeding,
+            is_stream,
         }
     }
 
