@@ -29,7 +29,11 @@ impl Core {
                 continue;
             };
             let now = self.out.now();
-            let could = |idle: &EngineUuid| self.engines.get(idle).is_some_and(|e| self.engines.why_not(e, &unit, now).is_none());
+            let could = |idle: &EngineUuid| {
+                self.engines
+                    .get(idle)
+                    .is_some_and(|e| self.engines.why_not(e, &unit, now).is_none())
+            };
             let Some(at) = idle.iter().position(could) else { continue };
             idle.swap_remove(at);
             self.engines.change(&uuid, |e| e.ask_back());
@@ -40,7 +44,11 @@ impl Core {
 
     /// What the tasks that wait on this engine need, if they wait long and another engine may run them.
     fn queued_unit(&self, uuid: &EngineUuid, load: u32) -> Option<Unit> {
-        let is_balanced = |map| self.maps.get(map).is_some_and(|map| map.targets().is_none() && map.request().is_none());
+        let is_balanced = |map| {
+            self.maps
+                .get(map)
+                .is_some_and(|map| map.targets().is_none() && map.request().is_none())
+        };
         let map = self.engines.get(uuid)?.unshared_map(is_balanced)?;
         let waits_s = self.maps.get(map)?.mean().seconds()? * f64::from(load - 1);
         (waits_s >= WORTH_S).then(|| self.unit_of(LaneId::first(map)))?
