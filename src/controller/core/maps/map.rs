@@ -623,7 +623,11 @@ mod tests {
         m.counts.ok = 1;
         assert_eq!(m.next_answer(), Some(Duration::from_secs(7) + WATCH_PAUSE));
         m.counts.ok = 2;
-        assert_eq!(m.next_answer(), Some(Duration::from_secs(7)), "a client may wait for this one before it sends more");
+        assert_eq!(
+            m.next_answer(),
+            Some(Duration::from_secs(7)),
+            "a client may wait for this one before it sends more"
+        );
     }
 
     #[test]
