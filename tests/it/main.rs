@@ -17,6 +17,7 @@ mod recovery;
 mod resources;
 mod results;
 mod retention;
+mod retry;
 mod scheduling;
 mod small_commands;
 mod storage;

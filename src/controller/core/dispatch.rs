@@ -31,6 +31,7 @@ impl Core {
         for engine in self.engines.take_with_room() {
             self.refill(&engine);
         }
+        self.level_queues();
         self.update_queue();
     }
 

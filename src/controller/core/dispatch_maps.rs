@@ -43,8 +43,10 @@ impl Core {
 
     /// The number of tasks of this map that an engine may hold.
     fn depth(&self, map: &Map) -> u32 {
-        let unknown = if map.request().is_some() { 1 } else { UNKNOWN_DEPTH };
-        self.prefetch.depth(map.mean(), unknown)
+        match map.request() {
+            Some(_) => self.prefetch.depth(map.mean(), 1),
+            None => self.prefetch.depth_with_successor(map.mean(), UNKNOWN_DEPTH),
+        }
     }
 
     /// Sends tasks of a lane to one engine. Returns false if none can take any.
@@ -136,7 +138,12 @@ impl Core {
         let mut buffers = Vec::new();
         for task in &tasks {
             let buffers = takes_buffers.then_some(&mut buffers);
-            to_run.push(TaskToRun::new(task.index, task.run, task.input.clone(), buffers));
+            let to_send = TaskToRun::new(task.index, task.run, task.input.clone(), buffers);
+            to_run.push(TaskToRun {
+                mem_bytes: task.ask().mem_bytes,
+                limit_ms: task.ask().limit_ms,
+                ..to_send
+            });
         }
         self.maps.change(id, |map| {
             self.engines.change(engine, |e| {

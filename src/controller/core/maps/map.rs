@@ -2,17 +2,18 @@
 //! (it is in the records).
 use super::super::event::FoundTask;
 use super::super::prefetch::MeanTime;
-use super::in_flight::{Ask, Fault, InFlight, Tries};
+use super::in_flight::InFlight;
+use crate::model::change::UsedRetries;
 use crate::model::definition::{MapDefinition, MapOptions, Work};
 use crate::model::resources::Request;
-use crate::model::task::{Counts, TaskState};
+use crate::model::task::{Ask, Counts, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The minimum interval between answers to the watches of a map.
+/// The minimum interval between answers to the watches of a map, while more results are to come.
 const WATCH_PAUSE: Duration = Duration::from_millis(20);
 
 /// Tasks of at least this many bytes are read by the records' thread.
@@ -33,7 +34,7 @@ struct Chunk {
 struct Returned {
     run: u32,
     input: Bytes,
-    tries: Tries,
+    used: UsedRetries,
     /// The target engine, for a map with targets.
     engine: Option<EngineUuid>,
 }
@@ -52,8 +53,15 @@ pub(crate) struct NextTask {
     pub run: u32,
     pub input: Bytes,
     pub engine: Option<EngineUuid>,
-    tries: Tries,
+    used: UsedRetries,
     ask: Ask,
+}
+
+impl NextTask {
+    /// What it asks for in place of what its map does.
+    pub(crate) fn ask(&self) -> Ask {
+        self.ask
+    }
 }
 
 #[derive(Debug)]
@@ -269,15 +277,7 @@ impl Map {
     /// What tasks of this lane need of their node, and how long they may take.
     pub(crate) fn needs_in(&self, lane: u32) -> (Option<Request>, Option<f64>) {
         let ask = self.ask_of(lane);
-        let request = match ask.mem_bytes {
-            Some(mem_bytes) => Some(Request {
-                mem_bytes,
-                ..self.request.clone().unwrap_or_default()
-            }),
-            None => self.request.clone(),
-        };
-        let limit_s = ask.limit_ms.map(|ms| ms as f64 / 1000.0);
-        (request, limit_s.or_else(|| self.options().needed_s()))
+        (self.options().request_with(&ask), self.options().needed_s_with(&ask))
     }
     /// The tasks of this lane that can be sent now.
     pub(crate) fn ready_in(&self, lane: u32) -> usize {
@@ -313,7 +313,7 @@ impl Map {
                 index,
                 run: task.run,
                 input: task.input,
-                tries: task.tries,
+                used: task.used,
                 engine: task.engine,
             });
         }
@@ -325,7 +325,7 @@ impl Map {
                     index,
                     run: 1,
                     input,
-                    tries: Tries::default(),
+                    used: UsedRetries::default(),
                     ask,
                     engine,
                 });
@@ -397,13 +397,13 @@ impl Map {
             *counter = counter.saturating_sub(1);
         }
         let run = task.run + 1;
-        self.queue(task.index, run, task.input, Tries::default(), Ask::default());
+        self.queue(task.index, run, task.input, UsedRetries::default(), Ask::default());
         Some(run)
     }
 
-    fn queue(&mut self, index: u32, run: u32, input: Bytes, tries: Tries, ask: Ask) {
+    fn queue(&mut self, index: u32, run: u32, input: Bytes, used: UsedRetries, ask: Ask) {
         let engine = self.target_of(index);
-        let returned = Returned { run, input, tries, engine };
+        let returned = Returned { run, input, used, engine };
         self.lane_for(ask).returned.insert(index, returned);
     }
 
@@ -423,15 +423,14 @@ impl Map {
 
     /// Restores an unfinished task; `engine` may still run it. Returns its new run if it must run again.
     pub(crate) fn restore_task(&mut self, task: FoundTask, engine: Option<&EngineUuid>) -> Option<u32> {
-        let tries = Tries {
-            errors: task.errors,
-            crashes: task.crashes,
-        };
+        let (used, ask) = (task.used, task.ask);
+        // In-flight tasks have a lane, too.
+        self.lane_for(ask);
         let begun = task.state == TaskState::Running;
         match engine {
             _ if !begun && task.state != TaskState::Assigned => match task.run {
                 0..=1 => self.push_chunk(task.index, task.input, 1),
-                run => self.queue(task.index, run, task.input, tries, Ask::default()),
+                run => self.queue(task.index, run, task.input, used, ask),
             },
             Some(engine) => {
                 let in_flight = InFlight {
@@ -441,8 +440,8 @@ impl Map {
                     sent: 0,
                     begun,
                     written: task.written,
-                    tries,
-                    ask: Ask::default(),
+                    used,
+                    ask,
                     cancelled: task.cancelled,
                 };
                 self.in_flight.insert(task.index, in_flight);
@@ -450,7 +449,7 @@ impl Map {
             None => {
                 // Its engine left without a record of it: start another run.
                 let run = task.run + 1;
-                self.queue(task.index, run, task.input, tries, Ask::default());
+                self.queue(task.index, run, task.input, used, ask);
                 return Some(run);
             }
         }
@@ -478,7 +477,7 @@ impl Map {
             sent,
             begun: false,
             written: Default::default(),
-            tries: task.tries,
+            used: task.used,
             ask: task.ask,
             cancelled: false,
         };
@@ -490,17 +489,6 @@ impl Map {
         self.in_flight.remove(&index)
     }
 
-    /// Charges a failed attempt. Returns true if the task may run again.
-    pub(crate) fn may_rerun(&self, task: &mut InFlight, fault: Fault) -> bool {
-        let options = &self.definition.options;
-        let (used, max) = match fault {
-            Fault::Error => (&mut task.tries.errors, options.retries),
-            Fault::Crash | Fault::Engine => (&mut task.tries.crashes, options.max_crashes),
-        };
-        *used += u32::from(fault != Fault::Engine);
-        *used <= max && !task.cancelled && self.targets.is_none()
-    }
-
     /// Queues a task again, under the next run number, so that later messages about this run are ignored. Returns it.
     pub(crate) fn requeue(&mut self, index: u32, task: InFlight) -> u32 {
         let run = task.run + 1;
@@ -508,7 +496,7 @@ impl Map {
         let returned = Returned {
             run,
             input: task.input,
-            tries: task.tries,
+            used: task.used,
             engine,
         };
         self.lane_for(task.ask).returned.insert(index, returned);
@@ -546,7 +534,8 @@ impl Map {
 
     /// When watches may be answered again; None without watches.
     pub(crate) fn next_answer(&self) -> Option<Duration> {
-        (!self.watches.is_empty()).then_some(self.answered + WATCH_PAUSE)
+        let pause = if self.counts.pending() > 0 { WATCH_PAUSE } else { Duration::ZERO };
+        (!self.watches.is_empty()).then_some(self.answered + pause)
     }
 
     /// Takes the watches whose results are available or whose time is up.
@@ -613,6 +602,32 @@ mod tests {
         let order: Vec<_> = std::iter::from_fn(|| m.take(0)).map(|t| (t.index, t.run, t.input)).collect();
         assert_eq!(order, [(0, 2, "[1]".into()), (2, 1, "[3]".into()), (3, 1, Bytes::from("[4]"))]);
         assert!(!m.has_ready() && m.dropped.is_empty());
+    }
+
+    #[test]
+    fn answers_wait_for_more_results_only_if_there_are_tasks() {
+        let mut m = map();
+        m.push(Bytes::from_static(b"1\n2"), 2);
+        m.answered = Duration::from_secs(7);
+        assert_eq!(m.next_answer(), None);
+        m.watch(Watch {
+            client: Bytes::new(),
+            parent: Bytes::new(),
+            from: 0,
+            limit: 1,
+            without_inputs: false,
+            until: Duration::from_secs(9),
+            done: None,
+            begun: None,
+        });
+        m.counts.ok = 1;
+        assert_eq!(m.next_answer(), Some(Duration::from_secs(7) + WATCH_PAUSE));
+        m.counts.ok = 2;
+        assert_eq!(
+            m.next_answer(),
+            Some(Duration::from_secs(7)),
+            "a client may wait for this one before it sends more"
+        );
     }
 
     #[test]
