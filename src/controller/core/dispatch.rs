@@ -5,6 +5,9 @@ use super::engines::{LaneId, Runs};
 use super::scheduler::Shape;
 use crate::model::{EngineUuid, MapId};
 
+/// What a task of unknown duration is expected to take, in seconds.
+const UNKNOWN_S: f64 = 1.0;
+
 impl Core {
     /// Sends all that can be sent.
     pub(super) fn dispatch(&mut self) {
@@ -88,6 +91,9 @@ impl Core {
             return;
         }
         self.queue.set_priority(id, map.priority());
+        let cpus = map.request().map_or(1, |request| request.resources.cpus);
+        let each_s = map.mean().seconds().unwrap_or(UNKNOWN_S);
+        self.queue.set_ahead(id, cpus, each_s * map.all_in_flight().len() as f64);
         for lane in 0..map.lanes() {
             let lane = LaneId { map: id, lane };
             let shape = || {

@@ -52,28 +52,30 @@ impl Core {
     /// Sends tasks of a lane to one engine. Returns false if none can take any.
     pub(super) fn send_from_map(&mut self, lane: LaneId, shape: usize) -> bool {
         let now = self.out.now();
-        let Some(unit) = self.unit_of(lane) else { return false };
-        let mut failed = self.queue.failed(shape);
+        let Some(mut unit) = self.unit_of(lane) else { return false };
+        let failed = self.queue.failed(shape);
         let chosen = match &unit.request {
             None => self.engines.choose(&unit, now),
             Some(request) => self.engines.choose_with_share(&unit, request, failed.at, now),
         };
         let Some(engine) = chosen else {
-            match &unit.request {
+            match unit.request.clone() {
                 None => self.engines.want(Wanted { unit, engines: None }),
                 Some(request) => {
-                    failed.is_binding |= unit.claim.outweighs(unit.cpus(), &self.queue.best_served(unit.claim.priority));
+                    if self.queue.may_bind(lane.map, &unit.claim, unit.cpus()) {
+                        self.queue.set_binding(lane.map, true);
+                        unit.claim.is_binding = true;
+                    }
                     let lag = self.queue.most_held().saturating_sub(unit.claim.held);
                     let nodes = lag.saturating_mul(2).div_ceil(unit.cpus()).clamp(1, MAX_NODES) as usize;
-                    let failed = self.engines.reserve(&unit, request, nodes, failed, now);
+                    let failed = self.engines.reserve(&unit, &request, nodes, failed, now);
                     self.queue.set_failed(shape, failed);
                 }
             }
             return false;
         };
-        if failed.is_binding {
-            failed.is_binding = false;
-            self.queue.set_failed(shape, failed);
+        if unit.claim.is_binding {
+            self.queue.set_binding(lane.map, false);
         }
         self.send_batch(&unit, &engine)
     }

@@ -29,6 +29,8 @@ pub(super) struct Shape {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     priority: Reverse<i32>,
+    /// False for one that has waited long enough.
+    is_late: bool,
     /// Processors that the owner's tasks hold.
     held: u32,
     /// What the owner has had: processors times microseconds.
@@ -59,6 +61,10 @@ struct Owner {
     priority: i32,
     held: u32,
     service: u64,
+    /// What its tasks with engines are expected to have besides.
+    ahead: u64,
+    /// Its tasks have waited long enough for the nodes reserved for them.
+    is_binding: bool,
     /// Since when it waits, or held nothing.
     since: Duration,
     /// Its lanes with ready tasks, with their shape.
@@ -66,11 +72,17 @@ struct Owner {
 }
 
 impl Owner {
+    /// What it has had, and is about to have.
+    fn had(&self) -> u64 {
+        self.service.saturating_add(self.ahead)
+    }
+
     fn place(&self, owner: MapId, lane: u32) -> Place {
         Place {
             priority: Reverse(self.priority),
+            is_late: !self.is_binding,
             held: self.held,
-            service: self.service,
+            service: self.had(),
             owner,
             lane: Reverse(lane),
         }
@@ -84,6 +96,8 @@ pub(super) struct Queue {
     free_shapes: Vec<usize>,
     by_shape: HashMap<Shape, usize>,
     by_held: BTreeSet<(u32, MapId)>,
+    /// Owners that wait, by priority and by what they have had.
+    by_service: BTreeSet<(i32, u64, MapId)>,
     /// The first lane of each shape.
     heads: BTreeMap<Place, usize>,
     /// The service of the owner that was served last, by priority: those that come (again) begin with it.
@@ -110,6 +124,7 @@ impl Queue {
         };
         let Some(owner) = self.owners.get_mut(&lane.map) else { return };
         owner.lanes.push((lane.lane, index));
+        self.by_service.insert((owner.priority, owner.had(), lane.map));
         let place = owner.place(lane.map, lane.lane);
         self.add_place(index, place);
     }
@@ -161,6 +176,10 @@ impl Queue {
         };
         let (_, index) = owner.lanes.swap_remove(at);
         let place = owner.place(lane.map, lane.lane);
+        if owner.lanes.is_empty() {
+            owner.is_binding = false;
+            self.by_service.remove(&(owner.priority, owner.had(), lane.map));
+        }
         self.remove_place(index, &place);
         if let Some(state) = self
             .shapes
@@ -196,8 +215,12 @@ impl Queue {
 
     fn change(&mut self, map: MapId, change: impl FnOnce(&mut Owner)) {
         let Some(owner) = self.owners.get_mut(&map) else { return };
+        let waits = self.by_service.remove(&(owner.priority, owner.had(), map));
         let before: Vec<(usize, Place)> = owner.lanes.iter().map(|(lane, index)| (*index, owner.place(map, *lane))).collect();
         change(owner);
+        if waits {
+            self.by_service.insert((owner.priority, owner.had(), map));
+        }
         let after: Vec<Place> = owner.lanes.iter().map(|(lane, _)| owner.place(map, *lane)).collect();
         for ((index, before), after) in before.into_iter().zip(after) {
             if before != after {
@@ -231,11 +254,20 @@ impl Queue {
         self.change(owner, |owner| owner.service = owner.service.saturating_add(had));
     }
 
+    /// Its tasks with engines need so many processors for so long, in seconds.
+    pub(super) fn set_ahead(&mut self, owner: MapId, cpus: u32, seconds: f64) {
+        let ahead = (seconds.max(0.0) * 1e6) as u64;
+        let ahead = ahead.saturating_mul(u64::from(cpus.max(1)));
+        if self.owners.get(&owner).is_some_and(|owner| owner.ahead != ahead) {
+            self.change(owner, |owner| owner.ahead = ahead);
+        }
+    }
+
     /// Notes that an owner's tasks were sent.
     pub(super) fn serve(&mut self, owner: MapId) {
         if let Some(owner) = self.owners.get(&owner) {
             let time = self.virtual_time.entry(owner.priority).or_default();
-            *time = (*time).max(owner.service);
+            *time = (*time).max(owner.had());
         }
     }
 
@@ -271,6 +303,11 @@ impl Queue {
         }
     }
 
+    /// Whether its tasks have waited long enough: it comes before all others of its priority.
+    pub(super) fn set_binding(&mut self, owner: MapId, is_binding: bool) {
+        self.change(owner, |owner| owner.is_binding = is_binding);
+    }
+
     /// The claim of an owner to engines, for tasks that need so many processors for so long, in seconds.
     pub(super) fn claim(&self, owner: MapId, cpus: u32, takes_s: Option<f64>, now: Duration) -> Claim {
         let takes_us = (2e6 * takes_s.unwrap_or_default()) as u64;
@@ -279,23 +316,30 @@ impl Queue {
         owner.map_or_else(Claim::default, |owner| Claim {
             priority: owner.priority,
             held: owner.held,
-            service: owner.service,
+            service: owner.had(),
             waited_us: match owner.held {
                 0 => now.saturating_sub(owner.since).as_micros() as u64,
                 _ => 0,
             },
             tolerance,
+            is_binding: owner.is_binding,
         })
     }
 
-    /// The claim of an owner that has had as much as any of this priority.
-    pub(super) fn best_served(&self, priority: i32) -> Claim {
-        Claim {
+    /// Whether a lane has waited long enough: its owner has had least of those that wait, and some of them outweighs.
+    pub(super) fn may_bind(&self, owner: MapId, claim: &Claim, cpus: u32) -> bool {
+        let priority = claim.priority;
+        let mut waiting = self.by_service.range((priority, 0, MapId(0))..=(priority, u64::MAX, MapId(u32::MAX)));
+        let least = waiting.next().map(|(_, service, _)| *service).unwrap_or_default();
+        let most = waiting.next_back().map_or(least, |(_, service, _)| *service);
+        let best_served = Claim {
             priority,
             held: self.most_held(),
-            service: self.virtual_time.get(&priority).copied().unwrap_or_default(),
+            service: most,
             ..Claim::default()
-        }
+        };
+        let is_first = self.owners.get(&owner).is_some_and(|owner| owner.had() <= least);
+        is_first && claim.outweighs(cpus, &best_served)
     }
 
     /// The most processors that any owner holds.
@@ -336,6 +380,9 @@ impl Queue {
                 );
             }
         }
+        let waiting = self.owners.iter().filter(|(_, owner)| !owner.lanes.is_empty());
+        let by_service: BTreeSet<_> = waiting.map(|(map, owner)| (owner.priority, owner.had(), *map)).collect();
+        assert_eq!(by_service, self.by_service);
         assert!(self.owners.values().all(|owner| owner.held > 0 || !owner.lanes.is_empty()));
         let lanes: usize = self.shapes.iter().flatten().map(|state| state.lanes.len()).sum();
         assert_eq!(lanes, self.owners.values().map(|owner| owner.lanes.len()).sum::<usize>());

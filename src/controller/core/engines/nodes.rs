@@ -331,12 +331,12 @@ impl Nodes {
         self.reserved.len() < MAX_RESERVATIONS
     }
 
-    pub(super) fn reserve(&mut self, node: NodeIndex, unit: &Unit, request: &Request, is_binding: bool) {
+    pub(super) fn reserve(&mut self, node: NodeIndex, unit: &Unit, request: &Request) {
         self.reserved.push(Reservation {
             node,
             lane: unit.lane,
             priority: unit.claim.priority,
-            is_binding,
+            is_binding: unit.claim.is_binding,
             request: request.clone(),
         });
     }

@@ -156,7 +156,7 @@ impl Engines {
         if failed.hopeless_at.is_some_and(|hopeless_at| hopeless_at == self.nodes.changed()) {
             return Failed { at, ..failed };
         }
-        let mut last = failed.reserved.clone();
+        let mut last = failed.reserved;
         let mut reserved = Vec::new();
         while reserved.len() < nodes {
             let could = |uuid: &EngineUuid| {
@@ -166,15 +166,10 @@ impl Engines {
             let Some(node) = self.nodes.choose_to_reserve(request, &mut last, &reserved, could) else {
                 break;
             };
-            self.nodes.reserve(node, unit, request, failed.is_binding);
+            self.nodes.reserve(node, unit, request);
             reserved.push(node);
         }
         let hopeless_at = (reserved.is_empty() && self.nodes.may_reserve()).then(|| self.nodes.changed());
-        Failed {
-            at,
-            reserved,
-            hopeless_at,
-            ..failed
-        }
+        Failed { at, reserved, hopeless_at }
     }
 }

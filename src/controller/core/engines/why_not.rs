@@ -50,6 +50,8 @@ pub(crate) struct Claim {
     pub service: u64,
     /// For how long its owner has held none, in microseconds.
     pub waited_us: u64,
+    /// It has waited long enough: all others of its priority leave it what it needs, until one of its tasks is sent.
+    pub is_binding: bool,
     /// How much more, in the unit of `service`, others may have had: engines that are left idle for it cost as well.
     pub tolerance: u64,
 }
@@ -143,8 +145,6 @@ pub(crate) struct Failed {
     pub at: u64,
     /// The nodes that were reserved for it.
     pub reserved: Vec<usize>,
-    /// All others of its priority leave it what it needs there, until one of its tasks is sent.
-    pub is_binding: bool,
     /// The clock of engines that joined or changed, if none of their nodes could ever run it.
     pub hopeless_at: Option<u64>,
 }

@@ -464,7 +464,7 @@ impl Map {
     pub(super) fn in_flight_mut(&mut self, index: u32) -> Option<&mut InFlight> {
         self.in_flight.get_mut(&index)
     }
-    pub(crate) fn all_in_flight(&self) -> impl Iterator<Item = (u32, &InFlight)> {
+    pub(crate) fn all_in_flight(&self) -> impl ExactSizeIterator<Item = (u32, &InFlight)> {
         self.in_flight.iter().map(|(index, task)| (*index, task))
     }
 
