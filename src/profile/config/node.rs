@@ -222,7 +222,7 @@ impl<'de> Deserialize<'de> for NodeResources {
 }
 
 /// Whether a profile may give a resource this name.
-fn check_name(name: &str) -> Result<(), String> {
+pub(super) fn check_name(name: &str) -> Result<(), String> {
     match misspelt(name) {
         Some(right) => Err(format!("{name:?} is not a resource: write {right}")),
         None if !is_resource_name(name) => Err(format!(
