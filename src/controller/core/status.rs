@@ -55,12 +55,13 @@ impl Core {
                 return Some(format!("map {id} waits: {why}"));
             }
             let (holder, host) = nodes.reservation().filter(|(holder, _)| *holder != id)?;
+            let unit = self.unit_of(super::engines::LaneId::first(id))?;
             let mut idle = self
                 .engines
                 .iter()
                 .filter(|(_, e)| e.load() == 0 && e.may_take(map.is_command()))
                 .peekable();
-            let waits = idle.peek().is_some() && !idle.any(|(_, e)| map.request().is_none() && self.engines.admits(e, Some(id)));
+            let waits = idle.peek().is_some() && !idle.any(|(_, e)| self.engines.why_not(e, &unit, self.out.now()).is_none());
             waits.then(|| format!("map {id} waits: {host} is reserved for map {holder}, which came first"))
         };
         self.maps.runnable().filter_map(why).collect()
