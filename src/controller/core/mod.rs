@@ -21,6 +21,7 @@ mod api;
 mod cancel;
 pub(crate) mod dependency;
 mod dispatch;
+mod dispatch_bound;
 mod dispatch_maps;
 mod dispatch_requests;
 pub(crate) mod effect;
@@ -58,7 +59,7 @@ pub(crate) use effect::{Query, QueryKind};
 pub use event::{Event, EventTime, Facts};
 
 use crate::model::change::Change;
-use crate::model::{EngineUuid, TaskId};
+use crate::model::{EngineUuid, MapId, TaskId};
 use crate::profile::config::ControllerConfig;
 use bytes::Bytes;
 use engines::{Departures, Engines};
@@ -69,6 +70,7 @@ use prefetch::Prefetch;
 use requests::{Broadcasts, Reconnects, Requests};
 use retention::Retention;
 use scheduler::Queue;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 pub struct Core {
@@ -77,6 +79,8 @@ pub struct Core {
     out: Outbox,
     engines: Engines,
     queue: Queue,
+    /// Maps with targets whose tasks wait for resources.
+    bound_maps: BTreeSet<MapId>,
     maps: Maps,
     bundles: Bundles,
     requests: Requests,
@@ -105,6 +109,7 @@ impl Core {
             out,
             engines: Engines::default(),
             queue: Queue::default(),
+            bound_maps: BTreeSet::new(),
             departures: Departures::default(),
             maps: Maps::default(),
             bundles: Bundles::default(),
