@@ -12,6 +12,7 @@ pub(crate) mod change;
 pub(crate) mod cores;
 pub(crate) mod definition;
 pub(crate) mod engine;
+pub(crate) mod growth;
 pub(crate) mod ids;
 pub(crate) mod job;
 pub(crate) mod memory;

@@ -17,6 +17,7 @@ mod recovery;
 mod resources;
 mod results;
 mod retention;
+mod retry;
 mod small_commands;
 mod storage;
 mod support;

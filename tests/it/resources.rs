@@ -182,7 +182,9 @@ fn a_node_keeps_its_gpus_for_their_tasks_when_the_controller_is_killed() {
     signal(cluster.controller_pid(), SIGKILL);
     let third = ["map", "work.py:wait", "--range", "2..3", "--gpus", "1", "--detach"];
     // A client reports a controller whose process is gone at once.
-    wait_until("the next controller accepts a map", || (cluster.run(&third).code == Some(0)).then_some(()));
+    wait_until("the next controller accepts a map", || {
+        (cluster.run(&third).code == Some(0)).then_some(())
+    });
     let used = || (cluster.json(&["engines"])["nodes"][0]["used"]["gpus"] == 2.0).then_some(());
     wait_until("the engines have reported their GPUs", used);
     assert!(!started(2), "a third task has started on two GPUs");

@@ -1,15 +1,18 @@
 //! `pcluster map`: a function or a command over many inputs, results in their order.
 //!
-//! Parts: [`options`] (of tasks), [`needs`] (their resources), [`own_cluster`] (`-n`), [`follow`] (waiting for a map), [`results`] (their output),
-//! [`report`] (failures), [`reduce`] (folding the values), [`interrupts`] (Ctrl-C).
+//! Parts: [`options`] (of tasks), [`needs`] (their resources), [`own_cluster`] (`-n`), [`follow`] (waiting for a map),
+//! `long_values`, [`results`] (their output), [`report`] (failures), [`tip`] (memory), [`reduce`] (folding the values),
+//! [`interrupts`] (Ctrl-C).
 pub(crate) mod follow;
 pub(crate) mod interrupts;
+mod long_values;
 pub(crate) mod needs;
 pub(crate) mod options;
 pub(crate) mod own_cluster;
 pub(crate) mod reduce;
 pub(crate) mod report;
 pub(crate) mod results;
+mod tip;
 
 use crate::cli::inputs::code::CodeArgs;
 use crate::cli::inputs::{InputArgs, Inputs, Shape, Texts, function};
@@ -20,6 +23,7 @@ use crate::client::{Client, ClientError, Feeding, MapReply, Selection};
 use crate::model::MapId;
 use crate::model::definition::{MapDefinition, Work};
 use crate::model::targets::Targets;
+use crate::model::task::Counts;
 use crate::profile::Config;
 use bytes::Bytes;
 use follow::{Feed, Job, MapEnd, Taken};
@@ -177,7 +181,7 @@ impl Run<'_> {
         };
         let texts = texts.map(|text| -> Input { text.map(Bytes::from).map_err(|e| e.to_string()) });
         let name = definition.options.name.clone().unwrap_or_else(|| definition.work.default_name());
-        let (options, work) = (definition.options.clone(), definition.work.clone());
+        let (options, asked, work) = (definition.options.clone(), definition.options.clone(), definition.work.clone());
 
         inputs.must_fit(self.client.max_input_bytes())?;
         let begun = self.client.begin(definition).await?;
@@ -205,13 +209,7 @@ impl Run<'_> {
             }
         }
         context.note_verbose(format!("map {map}: {name}"));
-        let feeding = Feeding::default();
-        let (feeder, state) = (self.client.clone(), feeding.clone());
-        let feed = Feed {
-            task: tokio::spawn(async move { feeder.feed(map, texts, state).await }),
-            feeding,
-            is_stream: inputs.is_stream(),
-        };
+        let feed = self.feed(map, texts, inputs.is_stream());
         if self.args.detach {
             return self.detach(feed, interrupts, map).await;
         }
@@ -227,8 +225,9 @@ impl Run<'_> {
             detachable: self.cluster_stays,
             outputs: results.long_outputs(),
             values: results.wants_values(),
+            inputs: results.wants_inputs(),
         };
-        let mut report = Report::new(map);
+        let mut report = Report::new(map, asked);
         report.values_shown = reduction.is_none() && results.shows_readable();
         report.cluster_stays = self.cluster_stays;
         results.begin()?;
@@ -248,7 +247,7 @@ impl Run<'_> {
             }
             return Ok(Exit::Interrupted);
         }
-        report.print(context, &counts, began.elapsed());
+        self.report(&report, &counts, began).await;
         if counts.failed() > 0 && reduction.is_some() && !self.args.results.skip_failed {
             let hint = "reduce the remaining values with --skip-failed, or fix the cause and run the map again";
             return Err(CommandError::failed(format!("map {map} was not reduced: {} of its tasks failed", counts.failed())).hint(hint));
@@ -257,6 +256,29 @@ impl Run<'_> {
         match reduction {
             None => results.end().map(|()| exit),
             Some(reduction) => write_reduced(reduction, results, &mut interrupts, exit).await,
+        }
+    }
+
+    /// Prints the report, and a tip if more tasks could run at a time with less memory for each.
+    async fn report(&self, report: &Report, counts: &Counts, began: Instant) {
+        report.print(self.context, counts, began.elapsed());
+        if !report.may_have_tip() || self.context.quiet {
+            return;
+        }
+        let engines = self.client.status().await.map(|status| status.engines).unwrap_or_default();
+        if let Some(tip) = report.tip(counts.total, &engines) {
+            self.context.note(tip);
+        }
+    }
+
+    /// Starts sending the inputs.
+    fn feed(&self, map: MapId, texts: impl Iterator<Item = Input> + Send + 'static, is_stream: bool) -> Feed {
+        let feeding = Feeding::default();
+        let (feeder, state) = (self.client.clone(), feeding.clone());
+        Feed {
+            task: tokio::spawn(async move { feeder.feed(map, texts, state).await }),
+            feeding,
+            is_stream,
         }
     }
 

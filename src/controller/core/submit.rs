@@ -91,6 +91,9 @@ impl Core {
 
     /// Refuses a map whose tasks ask for more than any node has.
     pub(super) fn check_resources(&self, definition: &MapDefinition) -> Result<(), ErrorContent> {
+        if let Err(why) = definition.options.check_retries() {
+            return Err(ErrorContent::new("ValueError", why));
+        }
         let Some(request) = definition.options.request() else {
             return Ok(());
         };
@@ -169,6 +172,7 @@ impl Core {
                     limit: watch.limit,
                     wait_ms: watch.wait_ms,
                     done: None,
+                    without_inputs: watch.without_inputs,
                 };
                 self.watch(context, &request, Some(engines));
             }

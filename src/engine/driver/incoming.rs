@@ -10,6 +10,7 @@ use crate::engine::worker::protocol::frame;
 use crate::model::MapId;
 use crate::model::definition::MapDefinition;
 use crate::model::resources::Allocation;
+use crate::model::task::Ask;
 use crate::wire::content::engine::*;
 use crate::wire::{Frames, Message};
 use bytes::Bytes;
@@ -291,6 +292,12 @@ fn decode_tasks(message: &Message) -> Option<DecodedTasks> {
         run: u32,
         #[serde(borrow)]
         input: &'a RawValue,
+        #[serde(default)]
+        mem_bytes: Option<u64>,
+        #[serde(default)]
+        limit_ms: Option<u64>,
+        #[serde(default)]
+        in_buffer: bool,
     }
     let RawTasks {
         map,
@@ -298,11 +305,24 @@ fn decode_tasks(message: &Message) -> Option<DecodedTasks> {
         allocation,
         tasks,
     } = read(message)?;
-    let input = |raw: &RawValue| message.content_json.slice_ref(raw.get().as_bytes());
-    let received = Event::TasksReceived {
-        map,
-        tasks: tasks.into_iter().map(|task| (task.index, task.run, input(task.input))).collect(),
+    let ask = |task: &RawTask| Ask {
+        mem_bytes: task.mem_bytes,
+        limit_ms: task.limit_ms,
     };
+    let mut buffers = message.buffers.iter().cloned();
+    let mut input = |task: &RawTask| match task.in_buffer {
+        true => buffers.next(),
+        false => Some(message.content_json.slice_ref(task.input.get().as_bytes())),
+    };
+    let tasks: Option<Vec<_>> = tasks
+        .iter()
+        .map(|task| Some((task.index, task.run, input(task)?, ask(task))))
+        .collect();
+    let Some(tasks) = tasks else {
+        tracing::warn!(%map, "dropped tasks without the buffers of their inputs");
+        return None;
+    };
+    let received = Event::TasksReceived { map, tasks };
     Some(DecodedTasks {
         definition: definition.map(|definition| (map, definition)),
         allocation: allocation.map(|allocation| (map, allocation)),

@@ -19,6 +19,7 @@ use crate::engine::core::{Core, CoreSettings, Event, Now};
 use crate::engine::forker::Forker;
 use crate::engine::link::{Link, unix_now};
 use crate::engine::node;
+use crate::engine::oom::OomWatch;
 use crate::engine::orphans::OrphanReaper;
 use crate::engine::worker::process::WorkerEvent;
 use crate::engine::worker::watch::OutputWatch;
@@ -70,6 +71,7 @@ pub(super) struct Driver {
     /// Files in the environment of tasks that have a part of their job.
     host_files: Option<CodeDirectory>,
     link: Option<Link>,
+    oom: OomWatch,
     left: bool,
     /// Do not exit after leaving: register as a new engine.
     as_new_engine: bool,
@@ -138,7 +140,7 @@ impl Driver {
             pid: std::process::id(),
             version: crate::model::VERSION.into(),
             python: String::new(),
-            capabilities: ["call", "command", "execute", EngineFacts::JOINED]
+            capabilities: ["call", "command", "execute", EngineFacts::JOINED, EngineFacts::INPUT_BUFFERS]
                 .into_iter()
                 .chain(files)
                 .map(String::from)
@@ -164,6 +166,7 @@ impl Driver {
             bundles: BundleStore::default(),
             host_files: None,
             link: None,
+            oom: OomWatch::new(Path::new("/")),
             left: false,
             as_new_engine: false,
             signals: EngineSignals::watch().map_err(system("cannot watch for signals"))?,
@@ -268,6 +271,8 @@ impl Driver {
             if instant >= heartbeat_at {
                 heartbeat_at = instant + heartbeat;
                 self.send(HEARTBEAT, &Heartbeat {});
+                // Kills that were not those of its own processes.
+                self.oom.has_killed();
                 // An idle controller answers a heartbeat at least every eighth of that time.
                 if reconnecting.is_none() && (is_disconnected || instant - last_message > controller_timeout / 4) {
                     reconnecting = self.try_reconnect();

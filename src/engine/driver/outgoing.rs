@@ -104,7 +104,7 @@ impl Driver {
                 inputs,
             } => {
                 let count = inputs.len();
-                self.send_to_worker(worker, || vec![tasks_frame(map.0, first, inputs.iter())], count);
+                self.send_to_worker(worker, || tasks_frame(map.0, first, &inputs), count);
             }
             Effect::DispatchRequest { ticket, request } => self.dispatch_request(ticket, &request),
             Effect::TakeBackTokens { worker } => {
@@ -151,7 +151,7 @@ impl Driver {
     }
 
     fn start_command(&mut self, unit: Unit, definition: &MapDefinition) {
-        let (Unit::Task { held, input }, Work::Command { argv }) = (unit, &definition.work) else {
+        let (Unit::Task { held, input, .. }, Work::Command { argv }) = (unit, &definition.work) else {
             return;
         };
         let mut env = self.settings.env.clone();

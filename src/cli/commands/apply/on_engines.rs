@@ -90,6 +90,7 @@ pub(crate) fn run_with(
             detachable: true,
             outputs: LongOutputs::Fetched,
             values: true,
+            inputs: true,
         };
         let mut rows = Vec::new();
         let (ended, _) = job
