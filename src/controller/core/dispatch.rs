@@ -29,6 +29,7 @@ impl Core {
                 false => after = Some(place),
             }
         }
+        self.level_queues();
     }
 
     /// Brings the queue up to date with maps, sessions, and what engines hold of them.

@@ -47,6 +47,8 @@ pub(crate) struct Engine {
     finished: u64,
     /// Its assigned tasks are uncertain (the controller restarted, or the connection broke): it must register again.
     uncertain: bool,
+    /// The batch system has ended its job because that used too much memory.
+    out_of_memory: bool,
     /// A `give_back` request is outstanding.
     recall_pending: bool,
     /// It was asked to return tasks because its queue made no progress, and has finished none since.
@@ -84,6 +86,13 @@ pub(super) enum Eligibility {
 }
 
 impl Engine {
+    pub(crate) fn note_out_of_memory(&mut self) {
+        self.out_of_memory = true;
+    }
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        self.out_of_memory
+    }
+
     pub(super) fn new(id: EngineId, facts: EngineFacts, node: NodeIndex, registered: UnixTime, now: Duration) -> Engine {
         Engine {
             id,
@@ -107,6 +116,7 @@ impl Engine {
             to_forget: Vec::new(),
             finished: 0,
             uncertain: false,
+            out_of_memory: false,
             recall_pending: false,
             stuck: false,
             finished_seen: 0,
@@ -439,6 +449,18 @@ impl Engine {
     }
     pub(crate) fn recall(&mut self) {
         (self.recall_pending, self.stuck) = (true, true);
+    }
+    /// Like [`Engine::recall`], of a queue that makes progress.
+    pub(crate) fn ask_back(&mut self) {
+        self.recall_pending = true;
+    }
+    pub(crate) fn is_recalled(&self) -> bool {
+        self.recall_pending
+    }
+    /// A map like this of which it holds a task, without a share of its node for it.
+    pub(crate) fn unshared_map(&self, is_one: impl Fn(MapId) -> bool) -> Option<MapId> {
+        let mut maps = self.tasks.keys().map(|task| task.map).filter(|_| self.share().is_none());
+        maps.find(|map| is_one(*map))
     }
     pub(crate) fn end_recall(&mut self) {
         self.recall_pending = false;
