@@ -46,6 +46,20 @@ impl Core {
             .collect()
     }
 
+    /// Describes maps with targets whose tasks wait for resources of their engines.
+    fn bound_maps_without_resources(&self) -> Vec<String> {
+        let waiting = self.bound_maps.iter();
+        let maps = waiting.filter_map(|id| Some((id, self.maps.get(*id)?)));
+        maps.filter(|(_, map)| map.has_ready())
+            .filter_map(|(id, map)| {
+                let request = map.request()?;
+                Some(format!(
+                    "map {id} waits: its engines are busy, or their nodes have less than {request} free"
+                ))
+            })
+            .collect()
+    }
+
     /// Describes maps whose tasks wait for resources.
     fn maps_without_resources(&self) -> Vec<String> {
         let why = |id: MapId| {
@@ -94,11 +108,15 @@ impl Core {
             running: begun as u64,
             finished: self.finished_tasks,
             disconnected_peers: self.disconnected_peers,
-            notes: [self.maps_without_time(), self.maps_without_resources()]
-                .into_iter()
-                .flatten()
-                .chain(self.requests_without_python())
-                .collect(),
+            notes: [
+                self.maps_without_time(),
+                self.maps_without_resources(),
+                self.bound_maps_without_resources(),
+            ]
+            .into_iter()
+            .flatten()
+            .chain(self.requests_without_python())
+            .collect(),
         };
         self.out.answer(context, &reply);
     }
