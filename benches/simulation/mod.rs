@@ -109,6 +109,12 @@ impl Simulation {
             engine_file: Value::Null,
             seed,
         };
+        // Its engines send no heartbeats.
+        let config = ControllerConfig {
+            heartbeat_interval_ms: 3_600_000,
+            lease_ms: 100 * 3_600_000,
+            ..config
+        };
         Simulation {
             core: Core::new(config, facts, Simulation::time(0)),
             rng: Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),

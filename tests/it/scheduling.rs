@@ -36,7 +36,7 @@ fn maps_of_equal_priority_get_equal_shares_whatever_their_tasks_take() {
         (0..4).for_each(|_| s.add_node(node(4), 4));
         let ranges = [(1_000, 5_000), (200_000, 400_000), (3 * SECOND, 10 * SECOND)];
         let maps = ranges.map(|takes| s.submit(200_000, MapOptions::default(), takes));
-        while s.now < 60 * SECOND {
+        while s.now < 90 * SECOND {
             assert!(s.step());
         }
         let shares = maps.map(|map| s.account(map).cpu_s);
