@@ -43,6 +43,24 @@ pub struct Departure {
     pub ends: Option<UnixTime>,
 }
 
+/// The number of a job, and the element of an array: from `4711`, `4711.3`, `4711_3`, `19[3].server` or `19[].server`.
+fn parts(job: &str) -> (&str, Option<u32>) {
+    let end = job.find(|c: char| !c.is_ascii_digit()).unwrap_or(job.len());
+    let (number, rest) = job.split_at(end);
+    let element = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((element, _)) => element,
+        None => rest.trim_start_matches(['.', '_']),
+    };
+    (number, element.parse().ok())
+}
+
+/// Whether `job`, as a batch system or an engine spells it, is the one that a user means by `asked`: a job, or one element of
+/// an array.
+pub fn is_job(job: &str, asked: &str) -> bool {
+    let ((number, element), (wanted, wanted_element)) = (parts(job), parts(asked));
+    job == asked || (!wanted.is_empty() && number == wanted && (wanted_element.is_none() || element == wanted_element))
+}
+
 /// Why an engine leaves. It is reported, recorded and displayed as text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
@@ -107,6 +125,25 @@ impl Departure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn jobs_are_recognized_in_every_spelling() {
+        for (job, asked) in [
+            ("4711", "4711"),
+            ("4711.3", "4711"),
+            ("4711.3", "4711_3"),
+            ("19[3].server", "19"),
+            ("19[3].server", "19[3]"),
+            ("19[3].server", "19.3"),
+            ("19[].server", "19[].server"),
+            ("7.server", "7"),
+        ] {
+            assert!(is_job(job, asked), "{job} {asked}");
+        }
+        for (job, asked) in [("4711.3", "4711.4"), ("47", "4711"), ("4711", "47"), ("", ""), ("4711", ""), ("4711", "x")] {
+            assert!(!is_job(job, asked) || job == asked, "{job} {asked}");
+        }
+    }
 
     #[test]
     fn a_departure_is_a_walltime_end_if_the_reason_is_walltime_or_a_warning_near_the_end() {

@@ -22,6 +22,10 @@ const TASK_S: f64 = 5e-6;
 pub(super) struct MeanTime(Option<f64>);
 
 impl MeanTime {
+    pub(super) fn seconds(self) -> Option<f64> {
+        self.0
+    }
+
     pub(super) fn learn(&mut self, seconds: f64) {
         let seconds = seconds.max(0.0);
         self.0 = Some(match self.0 {

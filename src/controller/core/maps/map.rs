@@ -6,7 +6,7 @@ use crate::model::definition::{MapDefinition, MapOptions, Work};
 use crate::model::output::{Output, Stream, Written};
 use crate::model::resources::Request;
 use crate::model::task::{Counts, TaskState};
-use crate::model::{EngineId, EngineUuid, MapId};
+use crate::model::{EngineId, EngineUuid, MapId, UnixTime};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -38,6 +38,8 @@ pub(crate) struct InFlight {
     sent: u64,
     /// The engine has reported its start, or may have died of it.
     begun: bool,
+    /// When, as the engine has reported.
+    began: Option<UnixTime>,
     /// Bytes of its output recorded with the next commit or before: stdout, stderr, value.
     written: Written,
     tries: Tries,
@@ -60,6 +62,12 @@ impl InFlight {
     }
     pub(crate) fn has_begun(&self) -> bool {
         self.begun
+    }
+    pub(crate) fn began(&self) -> Option<UnixTime> {
+        self.began
+    }
+    pub(crate) fn note_start(&mut self, at: UnixTime) {
+        self.began = Some(at);
     }
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled
@@ -448,6 +456,7 @@ impl Map {
                     input: task.input,
                     sent: 0,
                     begun,
+                    began: None,
                     written: task.written,
                     tries,
                     cancelled: task.cancelled,
@@ -484,6 +493,7 @@ impl Map {
             input: task.input,
             sent,
             begun: false,
+            began: None,
             written: Default::default(),
             tries: task.tries,
             cancelled: false,
