@@ -1,6 +1,6 @@
 //! Assigns map tasks to engines. Tasks queued on a stuck engine are requested back while another engine is idle.
 use super::Core;
-use super::engines::Engine;
+use super::engines::{Engine, Room, Runs, Unit};
 use super::maps::{Map, NextTask};
 use super::outbox::Timer;
 use super::prefetch::Prefetch;
@@ -68,6 +68,7 @@ impl Core {
             }
             let engines = self.engines.free(is_command).max(1);
             let count = room.min(ready.div_ceil(engines).max(mean.min_batch())).min(ready) as usize;
+            self.check_may_take(id, &engine);
             let take = |map: &mut Map| std::iter::from_fn(|| map.take()).take(count).collect();
             let Some(tasks) = self.maps.change(id, take) else { return true };
             self.send_tasks(id, &engine, tasks);
@@ -91,10 +92,27 @@ impl Core {
             };
             let room = Prefetch::room(depth, self.engines.get(&engine).map_or(0, Engine::load));
             let count = (room.min(mean.min_batch()).max(1) as usize).min(ready);
+            self.check_may_take(id, &engine);
             let take = |map: &mut Map| std::iter::from_fn(|| map.take()).take(count).collect();
             let Some(tasks) = self.maps.change(id, take) else { return };
             self.send_tasks(id, &engine, tasks);
         }
+    }
+
+    /// What the tasks of a balanced map need of an engine.
+    pub(super) fn unit_of(&self, id: MapId) -> Option<Unit> {
+        let map = self.maps.get(id)?;
+        let unknown = if map.request().is_some() { 1 } else { UNKNOWN_DEPTH };
+        Some(Unit {
+            map: id,
+            runs: if map.is_command() { Runs::Command } else { Runs::Python },
+            request: map.request().cloned(),
+            limit_s: map.options().needed_s(),
+            room: Room {
+                below: self.prefetch.depth(map.mean(), unknown) / 2 + 1,
+                short: 0,
+            },
+        })
     }
 
     fn dispatch_targeted(&mut self, id: MapId) {
@@ -117,6 +135,18 @@ impl Core {
             let why = "its target engine left";
             self.finish_unsent(TaskId::new(id, task.index), task.run, TaskState::Lost, "EngineLost", why);
         }
+    }
+
+    /// For tests and debug builds: dispatch and [`super::engines::Engines::why_not`] agree.
+    fn check_may_take(&self, id: MapId, engine: &EngineUuid) {
+        if !cfg!(debug_assertions) {
+            return;
+        }
+        let Some((unit, engine)) = self.unit_of(id).zip(self.engines.get(engine)) else {
+            return;
+        };
+        let why = self.engines.why_not(engine, &unit, self.out.now().unix);
+        debug_assert_eq!(why, None, "map {id} to engine {}", engine.id());
     }
 
     fn send_tasks(&mut self, id: MapId, engine: &EngineUuid, tasks: Vec<NextTask>) {

@@ -143,6 +143,12 @@ impl Engine {
     pub(crate) fn is_unavailable(&self) -> bool {
         self.unavailable.is_some()
     }
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+    pub(super) fn unavailable(&self) -> Option<&String> {
+        self.unavailable.as_ref()
+    }
     pub(crate) fn is_silent(&self, max_silence: Duration, now: Duration) -> bool {
         self.is_connected() && now.saturating_sub(self.last_seen) > max_silence
     }

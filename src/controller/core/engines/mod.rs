@@ -5,9 +5,12 @@
 mod departures;
 mod engine;
 mod nodes;
+mod why_not;
 
 pub(super) use departures::{ANNOUNCE_AGAIN, Departures, ORPHAN_GRACE, announce};
 pub(crate) use engine::Engine;
+pub(crate) use nodes::Obstacle;
+pub(crate) use why_not::{Room, Runs, Unit, WhyNot};
 
 use super::outbox::{Outbox, Timer};
 use crate::model::engine::{EngineFacts, EngineStatus};

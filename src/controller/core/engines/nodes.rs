@@ -3,11 +3,11 @@
 //! An engine that holds tasks takes one processor of its node. For tasks that ask for more, an engine gets an allocation: it
 //! belongs to one map, and lasts for as long as the engine holds tasks of that map. A node with more engines than processors
 //! is full with as many tasks as engines, as long as none asks for more than one processor.
-use super::Engine;
+use super::{Engine, WhyNot};
 use crate::model::engine::EngineFacts;
 use crate::model::memory::Memory;
 use crate::model::node::{Gpu, NodeFacts};
-use crate::model::resources::{Allocation, Request, WHOLE_GPU};
+use crate::model::resources::{Allocation, Request, TaskResources, WHOLE_GPU};
 use crate::model::{EngineUuid, MapId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -109,6 +109,17 @@ impl Node {
         let gpus = taken.resources.gpus.is_zero() || waiting.resources.gpus.is_zero();
         let named = taken.resources.named.keys().all(|name| !waiting.resources.named.contains_key(name));
         cpus && mem && gpus && named
+    }
+
+    /// Why an engine cannot take a task that needs one processor: it holds some already, or one is free.
+    fn obstacle_to_one_cpu(&self, is_idle: bool) -> Option<Obstacle> {
+        if !self.awaited.is_empty() {
+            return Some(Obstacle::Awaited);
+        }
+        // Direct requests may have taken more than there is.
+        let used = self.cpus.saturating_add(self.busy).saturating_add(u32::from(is_idle));
+        let is_free = self.cpus == 0 || used <= self.max_cpus(false);
+        (!is_free).then_some(Obstacle::Cpus { free: 0 })
     }
 
     /// Why such a task cannot start now. One of the node's engines, which takes no other tasks meanwhile, would run it.
@@ -290,15 +301,37 @@ impl Nodes {
     /// Whether an engine of this node may take tasks that need one processor each: it holds some already, or one is free.
     pub(super) fn admits(&self, index: NodeIndex, is_idle: bool, map: Option<MapId>) -> bool {
         let Some(node) = self.nodes.get(index) else { return true };
-        // Direct requests may have taken more than there is.
-        let used = node.cpus.saturating_add(node.busy).saturating_add(u32::from(is_idle));
-        let is_free = node.cpus == 0 || used <= node.max_cpus(false);
         let taken = || {
             let mut taken = Request::default();
             taken.resources.cpus = u32::from(is_idle);
             taken
         };
-        is_free && node.awaited.is_empty() && (self.reserved.is_none() || self.leaves_reserved(index, map, &taken()))
+        node.obstacle_to_one_cpu(is_idle).is_none() && (self.reserved.is_none() || self.leaves_reserved(index, map, &taken()))
+    }
+
+    /// Why this node gives nothing to such a task of one of its engines, which is idle or not.
+    pub(super) fn why_not(&self, index: NodeIndex, is_idle: bool, map: MapId, request: Option<&Request>) -> Option<WhyNot> {
+        let node = self.nodes.get(index)?;
+        let one_cpu = || Request {
+            resources: TaskResources {
+                cpus: u32::from(is_idle),
+                ..TaskResources::default()
+            },
+            mem_bytes: 0,
+        };
+        let taken = match request {
+            Some(request) => request.clone(),
+            None => one_cpu(),
+        };
+        let obstacle = match request {
+            Some(request) => node.obstacle(request),
+            None => node.obstacle_to_one_cpu(is_idle),
+        };
+        let reserved = || {
+            let holder = self.reserved.as_ref().map(|r| r.map)?;
+            (!self.leaves_reserved(index, Some(map), &taken)).then_some(WhyNot::Reserved { map: holder })
+        };
+        obstacle.map(WhyNot::Node).or_else(reserved)
     }
 
     /// Whether tasks of this map leave enough for the map that has a reservation there.
