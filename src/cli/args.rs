@@ -27,7 +27,7 @@ pub(crate) const GROUPS: &[(&str, &[&str])] = &[
         "Work",
         &["map", "apply", "exec", "run", "push", "pull", "scatter", "gather", "signal"],
     ),
-    ("Results", &["results", "resubmit", "cancel", "priority", "wait", "purge"]),
+    ("Results", &["results", "explain", "resubmit", "cancel", "priority", "wait", "purge"]),
     ("Setup", &["doctor", "profile", "template", "completions", "version"]),
 ];
 
@@ -146,6 +146,7 @@ mod tests {
 
         Results:
           results      List maps, their tasks, or the details of a task
+          explain      Explain why a task, map, engine or job is in its state
           resubmit     Run finished tasks again
           cancel       Cancel waiting and running tasks
           priority     Change the priority of a map

@@ -1,9 +1,10 @@
 //! The records of a cluster: from the running controller, or from the database file of a stopped one.
 use super::values::LongValue;
 use super::{CommandError, Context, ErrorKind};
-use crate::client::{Client, ClientError, MapsRequest};
+use crate::client::{Client, ClientError, JobsRequest, MapsRequest};
 use crate::db::Reader;
 use crate::model::definition::MapDefinition;
+use crate::model::job::JobRow;
 use crate::model::output::Stream;
 use crate::model::query::{Column, Comparison, Condition, ConditionValue, MapQuery, TaskQuery};
 use crate::model::task::{AttemptRow, MapRow, TaskRow};
@@ -138,6 +139,20 @@ impl<'a> Records<'a> {
             (offset, left) = (offset + count, left - count);
         }
         Ok(())
+    }
+
+    /// The recorded batch jobs.
+    pub(crate) fn jobs(&self) -> Result<Vec<JobRow>, CommandError> {
+        match self {
+            Records::Running { context, client } => {
+                let request = JobsRequest {
+                    list: true,
+                    ..JobsRequest::default()
+                };
+                Ok(context.block_on(client.jobs(&request))??.jobs)
+            }
+            Records::Stopped(reader) => Ok(reader.jobs()?),
+        }
     }
 
     pub(crate) fn details(&self, task: TaskId) -> Result<Details, CommandError> {

@@ -149,7 +149,7 @@ pub struct Refused {
 }
 
 /// A rounded duration: `40 s`, `3 min`, `2 h 5 min`, `3 d`.
-pub fn about(seconds: f64) -> String {
+pub(crate) fn about(seconds: f64) -> String {
     let seconds = if seconds.is_finite() { seconds.clamp(0.0, 1e9) } else { 0.0 };
     let whole = seconds.ceil() as u64;
     match whole {

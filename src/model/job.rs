@@ -56,7 +56,7 @@ fn parts(job: &str) -> (&str, Option<u32>) {
 
 /// Whether `job`, as a batch system or an engine spells it, is the one that a user means by `asked`: a job, or one element of
 /// an array.
-pub fn is_job(job: &str, asked: &str) -> bool {
+pub(crate) fn is_job(job: &str, asked: &str) -> bool {
     let ((number, element), (wanted, wanted_element)) = (parts(job), parts(asked));
     job == asked || (!wanted.is_empty() && number == wanted && (wanted_element.is_none() || element == wanted_element))
 }

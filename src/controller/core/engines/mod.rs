@@ -371,6 +371,16 @@ impl Engines {
         status
     }
 
+    /// What is free of this engine's node, in words.
+    pub(crate) fn node_free(&self, engine: &Engine) -> String {
+        self.nodes.free(engine.node())
+    }
+
+    /// Whether this engine's node could run such a task if it ran nothing else.
+    pub(crate) fn could_run(&self, engine: &Engine, request: &Request) -> bool {
+        self.nodes.could_run_on(engine.node(), request)
+    }
+
     pub(crate) fn nodes(&self) -> &Nodes {
         &self.nodes
     }

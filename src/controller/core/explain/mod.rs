@@ -6,7 +6,7 @@ mod requests;
 
 use super::Core;
 use super::effect::QueryKind;
-use super::engines::{Engine, WhyNot};
+use super::engines::{Engine, Obstacle, Unit, WhyNot};
 use super::maps::Map;
 use super::outbox::RequestContext;
 use crate::model::explanation::{EngineWork, OpenMap, Placed, Reason, ReasonKind, Refused, Waiting};
@@ -155,7 +155,14 @@ impl Core {
     }
 
     /// Counts an engine that does not take a task.
-    fn add(&self, tally: &mut Tally, engine: &Engine, unit: &super::engines::Unit, why: WhyNot) {
+    fn add(&self, tally: &mut Tally, engine: &Engine, unit: &Unit, why: WhyNot) {
+        let is_held = matches!(why, WhyNot::Busy { .. } | WhyNot::Dedicated { .. });
+        let could = |request| self.engines.could_run(engine, request);
+        let why = match &unit.request {
+            // It will not take it when it is free either.
+            Some(request) if is_held && !could(request) => WhyNot::Node(Obstacle::TooSmall),
+            _ => why,
+        };
         if matches!(why, WhyNot::Busy { .. }) {
             let free_in = next_free::seconds(&self.held(engine), unit.room.below, tally.now());
             tally.add_busy(free_in);
@@ -194,7 +201,7 @@ impl Core {
         EngineWork {
             began: held.first().and_then(|held| held.began),
             tasks: held.into_iter().map(|held| held.task).collect(),
-            node_free: self.engines.nodes().free(engine),
+            node_free: self.engines.node_free(engine),
             refuses: self.why_it_takes_nothing(engine),
         }
     }
@@ -210,7 +217,8 @@ impl Core {
             let Some(unit) = self.unit_of(id).filter(|_| map.targets().is_none()) else {
                 continue;
             };
-            let Some(why) = self.engines.why_not(engine, &unit, now) else { continue };
+            let why = self.engines.why_not(engine, &unit, now);
+            let Some(why) = why.filter(|why| !matches!(why, WhyNot::Busy { .. })) else { continue };
             let mut tally = Tally::new(unit.request.clone(), unit.limit_s, now);
             self.add(&mut tally, engine, &unit, why);
             let Some(Reason { kind, text, .. }) = tally.waiting().reasons.into_iter().next() else {
