@@ -1,5 +1,6 @@
 //! A registered engine: its facts, its assigned work, and what it has been sent.
 use super::nodes::{NodeIndex, Share};
+use super::why_not::{Runs, WhyNot};
 use crate::model::engine::{EngineFacts, EngineState, EngineStatus};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use std::collections::{HashMap, HashSet};
@@ -258,6 +259,20 @@ impl Engine {
             Some(Eligibility::Any) => self.native,
             Some(Eligibility::CommandsOnly) => self.native && is_command,
             None => false,
+        }
+    }
+    /// Why it takes no work of this kind, whatever it holds.
+    pub(super) fn why_never(&self, runs: Runs) -> Option<WhyNot> {
+        if !self.is_connected() {
+            return Some(WhyNot::Silent);
+        }
+        if self.is_leaving() {
+            return Some(WhyNot::Leaving);
+        }
+        match runs {
+            Runs::Command | Runs::Python if !self.is_native() => Some(WhyNot::Ipengine),
+            Runs::Command => None,
+            Runs::Python | Runs::Message => self.unavailable().cloned().map(WhyNot::NoPython),
         }
     }
     /// True unless a task with this timeout could outlast the engine's job.

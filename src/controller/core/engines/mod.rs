@@ -9,7 +9,6 @@ mod why_not;
 
 pub(super) use departures::{ANNOUNCE_AGAIN, Departures, ORPHAN_GRACE, announce};
 pub(crate) use engine::Engine;
-pub(crate) use nodes::Obstacle;
 pub(crate) use why_not::{Room, Runs, Unit, WhyNot};
 
 use super::outbox::{Outbox, Timer};
@@ -283,6 +282,27 @@ impl Engines {
     /// Whether the engine may take a task that needs one processor: of this map, or None for a request.
     pub(crate) fn admits(&self, engine: &Engine, map: Option<MapId>) -> bool {
         engine.share().is_none() && self.nodes.admits(engine.node(), engine.load() == 0, map)
+    }
+
+    /// Why this engine cannot take such a task now; None if it can.
+    pub(crate) fn why_not(&self, engine: &Engine, unit: &Unit, now: UnixTime) -> Option<WhyNot> {
+        if let Some(why) = engine.why_never(unit.runs) {
+            return Some(why);
+        }
+        if !engine.has_time_for(unit.limit_s, now) {
+            return engine.facts().ends.map(|ends| WhyNot::EndsTooSoon { ends });
+        }
+        let has_room = unit.room.admits(engine.load(), engine.holds_only_quick());
+        let busy = WhyNot::Busy { load: engine.load() };
+        match (engine.share(), &unit.request) {
+            (Some(share), Some(_)) if share.map == unit.map => (!has_room).then_some(busy),
+            (Some(share), _) => Some(WhyNot::Dedicated { map: share.map }),
+            (None, Some(_)) if engine.load() > 0 => Some(busy),
+            (None, request) => {
+                let in_node = self.nodes.why_not(engine.node(), engine.load() == 0, unit.map, request.as_ref());
+                in_node.or_else(|| (!has_room).then_some(busy))
+            }
+        }
     }
 
     /// An engine for tasks that ask for more than one processor, with what it gives them. First idle ones, which get a share of

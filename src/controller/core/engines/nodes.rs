@@ -3,7 +3,8 @@
 //! An engine that holds tasks takes one processor of its node. For tasks that ask for more, an engine gets an allocation: it
 //! belongs to one map, and lasts for as long as the engine holds tasks of that map. A node with more engines than processors
 //! is full with as many tasks as engines, as long as none asks for more than one processor.
-use super::{Engine, WhyNot};
+use super::Engine;
+use super::why_not::{Obstacle, WhyNot};
 use crate::model::engine::EngineFacts;
 use crate::model::memory::Memory;
 use crate::model::node::{Gpu, NodeFacts};
@@ -62,28 +63,6 @@ impl Share {
     pub(super) fn request(&self) -> &Request {
         &self.request
     }
-}
-
-/// Why a node has no room for a task now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Obstacle {
-    /// It never has: it lacks resources altogether.
-    TooSmall,
-    /// After a restart, an engine with a share has not registered again.
-    Awaited,
-    Cpus {
-        free: u32,
-    },
-    Memory {
-        free: u64,
-    },
-    Gpus {
-        free: u32,
-    },
-    Named {
-        name: String,
-        free: u64,
-    },
 }
 
 impl Node {

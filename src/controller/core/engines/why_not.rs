@@ -1,6 +1,4 @@
 //! Why an engine cannot take a task now: the one predicate that dispatch obeys and that explanations quote.
-use super::nodes::Obstacle;
-use super::{Engine, Engines};
 use crate::model::resources::Request;
 use crate::model::{MapId, UnixTime};
 
@@ -22,6 +20,7 @@ pub(crate) struct Unit {
 pub(crate) enum Runs {
     Command,
     Python,
+    #[expect(dead_code, reason = "requests follow")]
     /// A request of an ipyparallel client, which an `ipengine` takes as well.
     Message,
 }
@@ -36,9 +35,9 @@ pub(crate) struct Room {
 }
 
 impl Room {
-    pub(super) fn is_in(self, engine: &Engine) -> bool {
-        let load = engine.load();
-        self.below == 0 || load < self.below || (self.short > 0 && load <= self.short && engine.holds_only_quick())
+    /// For an engine that holds `load` tasks; `only_short`: all of them are short requests.
+    pub(super) fn admits(self, load: u32, only_short: bool) -> bool {
+        self.below == 0 || load < self.below || (only_short && self.short > 0 && load <= self.short)
     }
 }
 
@@ -71,41 +70,24 @@ pub(crate) enum WhyNot {
     },
 }
 
-impl Engines {
-    /// Why this engine cannot take such a task now; None if it can.
-    pub(crate) fn why_not(&self, engine: &Engine, unit: &Unit, now: UnixTime) -> Option<WhyNot> {
-        if let Some(why) = engine.why_never(unit.runs) {
-            return Some(why);
-        }
-        if !engine.has_time_for(unit.limit_s, now) {
-            return engine.facts().ends.map(|ends| WhyNot::EndsTooSoon { ends });
-        }
-        let busy = WhyNot::Busy { load: engine.load() };
-        match (engine.share(), &unit.request) {
-            (Some(share), Some(_)) if share.map == unit.map => (!unit.room.is_in(engine)).then_some(busy),
-            (Some(share), _) => Some(WhyNot::Dedicated { map: share.map }),
-            (None, Some(_)) if engine.load() > 0 => Some(busy),
-            (None, request) => {
-                let in_node = self.nodes.why_not(engine.node(), engine.load() == 0, unit.map, request.as_ref());
-                in_node.or_else(|| (!unit.room.is_in(engine)).then_some(busy))
-            }
-        }
-    }
-}
-
-impl Engine {
-    /// Why it takes no work of this kind, whatever it holds.
-    fn why_never(&self, runs: Runs) -> Option<WhyNot> {
-        if !self.is_connected() {
-            return Some(WhyNot::Silent);
-        }
-        if self.is_leaving() {
-            return Some(WhyNot::Leaving);
-        }
-        match runs {
-            Runs::Command | Runs::Python if !self.is_native() => Some(WhyNot::Ipengine),
-            Runs::Command => None,
-            Runs::Python | Runs::Message => self.unavailable().cloned().map(WhyNot::NoPython),
-        }
-    }
+/// Why a node has no room for a task now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    /// It never has: it lacks resources altogether.
+    TooSmall,
+    /// After a restart, an engine with a share has not registered again.
+    Awaited,
+    Cpus {
+        free: u32,
+    },
+    Memory {
+        free: u64,
+    },
+    Gpus {
+        free: u32,
+    },
+    Named {
+        name: String,
+        free: u64,
+    },
 }
