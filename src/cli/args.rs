@@ -27,7 +27,10 @@ pub(crate) const GROUPS: &[(&str, &[&str])] = &[
         "Work",
         &["map", "apply", "exec", "run", "push", "pull", "scatter", "gather", "signal"],
     ),
-    ("Results", &["results", "explain", "resubmit", "cancel", "priority", "wait", "purge"]),
+    (
+        "Results",
+        &["results", "explain", "resubmit", "cancel", "priority", "wait", "purge"],
+    ),
     ("Setup", &["doctor", "profile", "template", "completions", "version"]),
 ];
 

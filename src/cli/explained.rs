@@ -62,9 +62,15 @@ pub(crate) fn waits(waiting: &Waiting, absent: &[Absent]) -> String {
     let mut text = format!("waiting: {waiting}");
     // Of processes that have ended, only the last ones explain something.
     let explains = |absent: &&Absent| absent.stage != Stage::Ended || waiting.engines == 0;
-    let is_independent = waiting.reasons.iter().any(|r| matches!(r.kind, ReasonKind::AfterMap | ReasonKind::MaxRunning));
+    let is_independent = waiting
+        .reasons
+        .iter()
+        .any(|r| matches!(r.kind, ReasonKind::AfterMap | ReasonKind::MaxRunning));
     if !is_independent {
-        absent.iter().filter(explains).for_each(|absent| text.push_str(&format!("; {absent}")));
+        absent
+            .iter()
+            .filter(explains)
+            .for_each(|absent| text.push_str(&format!("; {absent}")));
     }
     text
 }

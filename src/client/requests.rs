@@ -7,10 +7,10 @@ use crate::model::targets::Targets;
 use crate::model::task::{MapRow, TaskRow};
 use crate::model::{EngineId, MapId, TaskId};
 use crate::wire::content::client::{
-    CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, EXPLAIN, ExplainReply, ExplainRequest, JOBS, JobsReply, JobsRequest, MAPS, MapsReply, MapsRequest, OUTPUT, OutputReply,
-    OutputRequest, PRIORITY, PURGE, PriorityRequest, PurgeRequest, RESUBMIT, ResubmitRequest, SIGNAL_ENGINES, STATUS, STOP, STOP_ENGINES,
-    Selection, SelectionReply, SelectionRequest, SignalEnginesReply, SignalEnginesRequest, StatusReply, StopEnginesRequest, StopRequest,
-    TASKS, TasksReply, TasksRequest,
+    CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, EXPLAIN, ExplainReply, ExplainRequest, JOBS, JobsReply, JobsRequest, MAPS,
+    MapsReply, MapsRequest, OUTPUT, OutputReply, OutputRequest, PRIORITY, PURGE, PriorityRequest, PurgeRequest, RESUBMIT, ResubmitRequest,
+    SIGNAL_ENGINES, STATUS, STOP, STOP_ENGINES, Selection, SelectionReply, SelectionRequest, SignalEnginesReply, SignalEnginesRequest,
+    StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply, TasksRequest,
 };
 use bytes::Bytes;
 use serde::Serialize;

@@ -88,7 +88,12 @@ pub(crate) fn absent(profile: &ProfileDir, cluster_id: &str) -> Vec<Absent> {
             };
             let is_same = |other: &Absent| {
                 let (jobs, engines) = (other.jobs, other.engines);
-                *other == Absent { jobs, engines, ..found.clone() }
+                *other
+                    == Absent {
+                        jobs,
+                        engines,
+                        ..found.clone()
+                    }
             };
             let at = all.iter().position(is_same).unwrap_or(all.len());
             if at == all.len() {
@@ -136,7 +141,11 @@ pub(crate) fn elements(profile: &ProfileDir, cluster_id: &str, asked: &str) -> V
     let mut found = Vec::new();
     for launched in state.launched() {
         let is_asked = |job: &BatchJob, element: &u32| is_job(&job.element_name(*element), asked);
-        if !launched.jobs.iter().any(|job| job.elements.iter().any(|element| is_asked(job, element))) {
+        if !launched
+            .jobs
+            .iter()
+            .any(|job| job.elements.iter().any(|element| is_asked(job, element)))
+        {
             continue;
         }
         let states = states(launched, profile, &config);

@@ -20,6 +20,8 @@ open_enum! {
         TooSmall => "too_small",
         InUse => "in_use",
         Reserved => "reserved",
+        /// Another map comes first.
+        Behind => "behind",
         EndsTooSoon => "ends_too_soon",
         NoPython => "no_python",
         Silent => "silent",
@@ -66,6 +68,13 @@ pub struct Waiting {
     /// What else is to be known, for people.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+}
+
+impl Waiting {
+    /// False if it waits for something else, whatever engines there are.
+    pub(crate) fn depends_on_engines(&self) -> bool {
+        self.reasons.iter().all(|reason| reason.engines > 0)
+    }
 }
 
 impl fmt::Display for Waiting {
@@ -154,7 +163,7 @@ pub(crate) fn about(seconds: f64) -> String {
     let whole = seconds.ceil() as u64;
     match whole {
         0..=1 => "1 s".into(),
-        s if s < 90 => format!("{s} s"),
+        s if s <= 90 => format!("{s} s"),
         s if s < 90 * 60 => format!("{} min", (s + 30) / 60),
         s if s < 48 * 3600 => {
             let minutes = (s + 30) / 60;
@@ -218,6 +227,9 @@ mod tests {
     #[test]
     fn durations_are_rounded() {
         let all = [0.0, 0.2, 40.0, 89.5, 170.0, 5400.0, 7500.0, 200_000.0, f64::NAN].map(about);
-        assert_eq!(all, ["1 s", "1 s", "40 s", "90 s", "3 min", "1 h 30 min", "2 h 5 min", "2 d", "1 s"]);
+        assert_eq!(
+            all,
+            ["1 s", "1 s", "40 s", "90 s", "3 min", "1 h 30 min", "2 h 5 min", "2 d", "1 s"]
+        );
     }
 }

@@ -74,7 +74,9 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
 
 /// What the controller knows now; nothing if the cluster is stopped, or its controller is older.
 fn ask(records: &Records, request: &ExplainRequest, context: &Context) -> Result<Option<ExplainReply>, CommandError> {
-    let Records::Running { client, .. } = records else { return Ok(None) };
+    let Records::Running { client, .. } = records else {
+        return Ok(None);
+    };
     match context.block_on(client.explain(request))? {
         Ok(reply) => Ok(Some(reply)),
         Err(error) if error.is_unsupported() => {

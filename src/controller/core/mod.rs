@@ -277,5 +277,6 @@ impl Core {
             }
         }
         self.requests.check(&self.engines);
+        self.check_explanations();
     }
 }

@@ -45,12 +45,7 @@ struct LastOutput {
 }
 
 /// All attempts, oldest first; the current one if it has ended, or has written something.
-pub(super) fn all(
-    row: &TaskRow,
-    earlier: &[AttemptRow],
-    engines: &[EngineRow],
-    records: &Records,
-) -> Result<Vec<Attempt>, CommandError> {
+pub(super) fn all(row: &TaskRow, earlier: &[AttemptRow], engines: &[EngineRow], records: &Records) -> Result<Vec<Attempt>, CommandError> {
     let skipped = earlier.len().saturating_sub(MAX_ATTEMPTS);
     let mut attempts = Vec::new();
     for attempt in &earlier[skipped..] {
@@ -103,12 +98,7 @@ fn job_of(engine: Option<EngineId>, engines: &[EngineRow]) -> Option<String> {
     Some(row.facts.job.clone()).filter(|job| !job.is_empty())
 }
 
-fn last_output(
-    task: TaskId,
-    run: u32,
-    outputs: [(Stream, &Output); 2],
-    records: &Records,
-) -> Result<Option<LastOutput>, CommandError> {
+fn last_output(task: TaskId, run: u32, outputs: [(Stream, &Output); 2], records: &Records) -> Result<Option<LastOutput>, CommandError> {
     let Some((stream, output)) = outputs.into_iter().find(|(_, output)| !output.is_empty()) else {
         return Ok(None);
     };
@@ -145,7 +135,11 @@ pub(super) fn write(text: &mut Text, attempts: &[Attempt], earlier: usize, now: 
         if let Some(engine) = attempt.engine {
             let host = attempt.host.as_deref().unwrap_or_default();
             let job = attempt.job.as_deref().map(|job| format!("job {job}"));
-            let place: Vec<String> = Some(host.to_string()).filter(|host| !host.is_empty()).into_iter().chain(job).collect();
+            let place: Vec<String> = Some(host.to_string())
+                .filter(|host| !host.is_empty())
+                .into_iter()
+                .chain(job)
+                .collect();
             line.push_str(&format!(" on engine {engine}"));
             if !place.is_empty() {
                 line.push_str(&format!(" ({})", place.join(", ")));

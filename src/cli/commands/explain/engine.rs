@@ -63,7 +63,10 @@ pub(super) fn explain(id: EngineId, context: &Context) -> Result<(), CommandErro
             job: Some(facts.job.as_str()).filter(|job| !job.is_empty()),
             job_state: job.as_ref().map(recorded),
             ends: facts.ends.map(UnixTime::to_iso),
-            registered: present.map_or_else(|| row.map(|row| row.registered), |e| Some(e.registered)).unwrap_or_default().to_iso(),
+            registered: present
+                .map_or_else(|| row.map(|row| row.registered), |e| Some(e.registered))
+                .unwrap_or_default()
+                .to_iso(),
             gone: row.and_then(|row| row.gone).filter(|_| present.is_none()).map(UnixTime::to_iso),
             reason: present.map_or_else(|| row.and_then(|row| row.reason.as_deref()), |engine| engine.reason.as_deref()),
             finished: present.map(|engine| engine.finished),

@@ -132,9 +132,14 @@ fn elements(asked: Vec<JobElement>, rows: Vec<JobRow>) -> Vec<ElementView> {
             continue;
         }
         // Why it could not be asked.
-        let why = asked.iter().find(|element| same(row, element)).map(|element| element.reason.clone());
+        let why = asked
+            .iter()
+            .find(|element| same(row, element))
+            .map(|element| element.reason.clone());
         let reason = match why {
-            Some(why) => format!("{}; it cannot be asked now: {why}", row.reason).trim_start_matches("; ").to_string(),
+            Some(why) => format!("{}; it cannot be asked now: {why}", row.reason)
+                .trim_start_matches("; ")
+                .to_string(),
             None => row.reason.clone(),
         };
         all.push(ElementView {
@@ -172,12 +177,7 @@ fn elements(asked: Vec<JobElement>, rows: Vec<JobRow>) -> Vec<ElementView> {
     all
 }
 
-fn engines(
-    present: &[EngineStatus],
-    recorded: &[crate::model::engine::EngineRow],
-    now: UnixTime,
-    context: &Context,
-) -> Vec<EngineView> {
+fn engines(present: &[EngineStatus], recorded: &[crate::model::engine::EngineRow], now: UnixTime, context: &Context) -> Vec<EngineView> {
     let mut all: Vec<EngineView> = Vec::new();
     for engine in present {
         let facts = &engine.facts;
@@ -191,7 +191,10 @@ fn engines(
             line: format!("{}: {}", engine_name(engine.id.0, &facts.host), engine.state),
         });
     }
-    for row in recorded.iter().filter(|row| !present.iter().any(|engine| engine.facts.uuid == row.facts.uuid)) {
+    for row in recorded
+        .iter()
+        .filter(|row| !present.iter().any(|engine| engine.facts.uuid == row.facts.uuid))
+    {
         let name = engine_name(row.id.0, &row.facts.host);
         let why = row.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
         let line = match row.gone {

@@ -91,7 +91,11 @@ fn still(row: &MapRow, records: &Records, context: &Context) -> String {
     match (row.completed, records) {
         (Some(_), _) => match map_state(row) {
             "ok" => "it has finished".into(),
-            _ => format!("it has finished; run failed tasks again: pcluster resubmit{} {} --failed", context.options(), row.map),
+            _ => format!(
+                "it has finished; run failed tasks again: pcluster resubmit{} {} --failed",
+                context.options(),
+                row.map
+            ),
         },
         (None, Records::Stopped(_)) => format!("the cluster is stopped; pcluster start{} continues it", context.options()),
         (None, Records::Running { .. }) if !row.closed => "its inputs are still being sent".into(),

@@ -9,7 +9,7 @@ mod why_not;
 
 pub(super) use departures::{ANNOUNCE_AGAIN, Departures, ORPHAN_GRACE, announce};
 pub(crate) use engine::Engine;
-pub(crate) use why_not::{Room, Runs, Unit, WhyNot};
+pub(crate) use why_not::{Obstacle, Room, Runs, Unit, WhyNot};
 
 use super::outbox::{Outbox, Timer};
 use crate::model::engine::{EngineFacts, EngineStatus};

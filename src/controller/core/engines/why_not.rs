@@ -20,7 +20,6 @@ pub(crate) struct Unit {
 pub(crate) enum Runs {
     Command,
     Python,
-    #[expect(dead_code, reason = "requests follow")]
     /// A request of an ipyparallel client, which an `ipengine` takes as well.
     Message,
 }

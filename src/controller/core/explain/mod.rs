@@ -16,7 +16,8 @@ use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::content::client::{ExplainReply, ExplainRequest, ok};
 use reasons::Tally;
 
-/// The number of maps that one status explains, and that one reason names.
+/// The numbers of maps that one status looks at and reports, and that one reason names.
+const MAX_EXPLAINED: usize = 100;
 const MAX_NOTES: usize = 20;
 const MAX_MAPS: usize = 10;
 
@@ -151,7 +152,23 @@ impl Core {
                 Some(why) => self.add(&mut tally, engine, &unit, why),
             }
         }
+        if let Some(earlier) = self.earlier_map(id) {
+            tally.give_able_to(earlier);
+        }
         Some(tally.waiting())
+    }
+
+    /// A map that comes before this one and waits for the same engines.
+    fn earlier_map(&self, id: MapId) -> Option<MapId> {
+        let is_command = self.maps.get(id)?.is_command();
+        let waits = |other: &MapId| {
+            let map = self
+                .maps
+                .get(*other)
+                .filter(|map| map.is_command() == is_command && map.targets().is_none());
+            map.is_some_and(|map| self.why_no_engine_is_asked(map).is_empty())
+        };
+        self.maps.runnable().take_while(|other| *other != id).find(waits)
     }
 
     /// Counts an engine that does not take a task.
@@ -217,17 +234,23 @@ impl Core {
             let Some(unit) = self.unit_of(id).filter(|_| map.targets().is_none()) else {
                 continue;
             };
-            let why = self.engines.why_not(engine, &unit, now);
-            let Some(why) = why.filter(|why| !matches!(why, WhyNot::Busy { .. })) else { continue };
+            let Some(why) = self.engines.why_not(engine, &unit, now) else {
+                continue;
+            };
             let mut tally = Tally::new(unit.request.clone(), unit.limit_s, now);
             self.add(&mut tally, engine, &unit, why);
-            let Some(Reason { kind, text, .. }) = tally.waiting().reasons.into_iter().next() else {
+            let reason = tally.waiting().reasons.into_iter().next();
+            let Some(Reason { kind, text, .. }) = reason.filter(|reason| reason.kind != ReasonKind::Busy) else {
                 continue;
             };
             match all.iter_mut().find(|refused| refused.text == text) {
                 Some(refused) if refused.maps.len() < MAX_MAPS => refused.maps.push(id),
                 Some(_) => {}
-                None => all.push(Refused { maps: vec![id], kind, text }),
+                None => all.push(Refused {
+                    maps: vec![id],
+                    kind,
+                    text,
+                }),
             }
         }
         all
@@ -235,17 +258,35 @@ impl Core {
 
     // ---- for `status`
 
-    /// Why maps wait, if that is not obvious: not merely because engines are busy.
+    /// Why maps wait, if that is not obvious: if engines that are not busy do not take their tasks.
     pub(super) fn why_maps_wait(&self) -> Vec<String> {
-        let is_obvious = |reason: &Reason| matches!(reason.kind, ReasonKind::Busy | ReasonKind::NoEngines);
+        use ReasonKind::{Busy, EndsTooSoon, InUse, OtherResources, Reconnecting, Reserved, TooSmall};
+        let is_noted = |reason: &Reason| matches!(reason.kind, InUse | Reserved | TooSmall | EndsTooSoon | Reconnecting);
+        let is_busy = |reason: &Reason| matches!(reason.kind, Busy | OtherResources);
         let note = |id: MapId| {
-            let map = self.maps.get(id).filter(|map| map.targets().is_none())?;
-            let waiting = self.why_map_waits(id)?;
-            let busy = waiting.reasons.iter().any(|reason| is_obvious(reason));
-            let is_stuck = map.all_in_flight().next().is_none() && !busy;
-            is_stuck.then(|| format!("map {id} waits: {waiting}"))
+            let waiting = self.why_map_waits(id).filter(|waiting| waiting.depends_on_engines())?;
+            let noted = waiting.reasons.iter().any(is_noted) || !waiting.reasons.iter().any(is_busy);
+            noted.then(|| format!("map {id} waits: {waiting}"))
         };
-        self.maps.runnable().filter_map(note).take(MAX_NOTES).collect()
+        self.maps.runnable().take(MAX_EXPLAINED).filter_map(note).take(MAX_NOTES).collect()
+    }
+
+    /// Checks that all work that waits has an explanation, which dispatch does not contradict; for tests and debug builds.
+    pub(super) fn check_explanations(&self) {
+        for id in self.maps.runnable() {
+            let waiting = self.why_map_waits(id);
+            let Some(waiting) = waiting else {
+                panic!("map {id} waits without an explanation")
+            };
+            assert!(!waiting.reasons.is_empty(), "map {id} waits without a reason");
+            assert_eq!(waiting.able, 0, "map {id} waits: {waiting}");
+        }
+        for msg_id in self.requests.unassigned() {
+            let Some(request) = self.requests.get(msg_id) else { continue };
+            let waiting = self.why_request_waits(request);
+            assert!(!waiting.reasons.is_empty(), "{} waits without a reason", request.task());
+            assert_eq!(waiting.able, 0, "{} waits: {waiting}", request.task());
+        }
     }
 }
 

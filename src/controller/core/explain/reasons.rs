@@ -28,6 +28,7 @@ enum Key {
     Dedicated,
     InUse(Pool),
     Reserved,
+    Behind,
     TooSmall(Pool),
     NoFacts,
     EndsTooSoon,
@@ -87,6 +88,13 @@ impl Tally {
 
     pub(super) fn add_able(&mut self) {
         self.able += 1;
+    }
+
+    /// The engines that could take it are for a map that comes first.
+    pub(super) fn give_able_to(&mut self, map: MapId) {
+        for _ in 0..std::mem::take(&mut self.able) {
+            self.group(Key::Behind, 0).maps.insert(map);
+        }
     }
 
     /// An engine that will take it when it has finished others, if known in so many seconds.
@@ -187,6 +195,7 @@ impl Tally {
                 (ReasonKind::InUse, format!("{has} {up_to}{free} and it asks for {wants}"))
             }
             Key::Reserved => (ReasonKind::Reserved, format!("reserved for {}", maps(&group.maps))),
+            Key::Behind => (ReasonKind::Behind, format!("{is} for {}, which comes first", maps(&group.maps))),
             Key::TooSmall(pool) => {
                 let (there, wants) = self.amounts(pool, group.most, "");
                 (ReasonKind::TooSmall, format!("{has} {up_to}{there} and it asks for {wants}"))
@@ -219,7 +228,11 @@ impl Tally {
             Key::Leaving => (ReasonKind::Leaving, "leaving".into()),
             Key::Ipengine => (
                 ReasonKind::NotNative,
-                format!("{is} ipengine{} and {} no maps", if one { "" } else { "s" }, if one { "takes" } else { "take" }),
+                format!(
+                    "{is} ipengine{} and {} no maps",
+                    if one { "" } else { "s" },
+                    if one { "takes" } else { "take" }
+                ),
             ),
         };
         Reason {

@@ -2,6 +2,7 @@
 //! against the table of transitions, and seeded random simulations.
 mod admin;
 mod clients;
+mod explain;
 mod fake_requests;
 mod harness;
 mod hub;
