@@ -257,6 +257,7 @@ impl World {
             started,
             ended,
             output: [Bytes::from_static(b"last"), Bytes::new()],
+            peak_memory: Some(1 << 20),
             result,
         });
     }
@@ -286,7 +287,12 @@ impl World {
         if std::mem::take(&mut self.command) {
             let (started, ended) = (self.now.unix, self.now.unix);
             let how = CommandExit::Code(i32::try_from(code).unwrap_or(1));
-            self.event(Event::CommandEnded(CommandEnd { started, ended, how }));
+            self.event(Event::CommandEnded(CommandEnd {
+                started,
+                ended,
+                how,
+                peak: Default::default(),
+            }));
         }
     }
 

@@ -20,7 +20,7 @@ objects, one a line. Times are ISO 8601 in UTC, durations are seconds.
 aborted timeout lost`. Its `state` is `open` (more inputs may come), `queued`, `running`, `ok` or `failed`.
 
 **A task** has `task map index state input value stdout stderr exit_code error engine host attempts submitted started
-completed duration label`, and if applicable:
+completed duration label peak_memory cause`, and if applicable:
 
 - `exact`, `type`, `pickled`: JSON cannot hold the value. `exact` is false, `type` is its Python type, `value` is a
   rendering, and `pickled` is the value itself, a pickle in base64.

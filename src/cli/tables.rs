@@ -8,6 +8,7 @@ use super::views::{error_line, map_state};
 use crate::cli::output::shown;
 use crate::model::definition::Work;
 use crate::model::engine::EngineStatus;
+use crate::model::memory::Memory;
 use crate::model::output::{Output, Stream};
 use crate::model::task::{MapRow, TaskRow, TaskState};
 use crate::model::{EngineId, TaskId, UnixTime};
@@ -69,7 +70,8 @@ pub(crate) fn maps(rows: &[MapRow], now: UnixTime, terminal: &Terminal) -> Strin
     table.render(terminal)
 }
 
-pub(crate) fn tasks(rows: &[TaskRow], now: UnixTime, terminal: &Terminal) -> String {
+/// `memory`: with the column of peak memory.
+pub(crate) fn tasks(rows: &[TaskRow], memory: bool, now: UnixTime, terminal: &Terminal) -> String {
     // Without a terminal the columns are always the same.
     let errors = !terminal.stdout || rows.iter().any(|row| row.error.is_some());
     let repeated = !terminal.stdout || rows.iter().any(|row| row.attempts > 1);
@@ -78,6 +80,9 @@ pub(crate) fn tasks(rows: &[TaskRow], now: UnixTime, terminal: &Terminal) -> Str
         table = table.number("ATTEMPTS");
     }
     table = table.column("TIME");
+    if memory {
+        table = table.number("MEMORY");
+    }
     // On a narrow terminal, inputs and errors need the space.
     let roomy = !terminal.stdout || terminal.width >= 100;
     if roomy {
@@ -98,6 +103,9 @@ pub(crate) fn tasks(rows: &[TaskRow], now: UnixTime, terminal: &Terminal) -> Str
             cells.push(Cell::new(row.attempts));
         }
         cells.push(Cell::or_dash(row.duration.or(so_far).map(times::duration)));
+        if memory {
+            cells.push(Cell::or_dash(row.peak_memory.map(rounded)));
+        }
         if roomy {
             cells.push(Cell::or_dash(row.completed.map(|t| when(t, now, terminal))));
         }
@@ -140,6 +148,7 @@ pub(crate) fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
     line("started", row.started.map(point));
     line("completed", row.completed.map(point));
     line("duration", row.duration.map(times::duration));
+    line("memory", row.peak_memory.map(|bytes| format!("peak {}", rounded(bytes))));
     line("msg_id", row.msg_id.clone());
     if let (Some(size), None) = (row.value_size, &row.value) {
         let task = row.task;
@@ -164,7 +173,8 @@ pub(crate) fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
             .as_ref()
             .map(|e| format!(": {}", one_line(&error_line(e))))
             .unwrap_or_default();
-        let lasted = times::duration(outcome.ended.since(outcome.started));
+        let used = outcome.peak_memory.map(|bytes| format!(", peak memory {}", rounded(bytes)));
+        let lasted = times::duration(outcome.ended.since(outcome.started)) + &used.unwrap_or_default();
         let place = place(attempt.engine, attempt.host.as_deref())
             .map(|p| format!(" on engine {p}"))
             .unwrap_or_default();
@@ -177,6 +187,10 @@ pub(crate) fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
         push_block(&mut text, "traceback", traceback);
     }
     visible(&text).into_owned()
+}
+
+fn rounded(bytes: u64) -> String {
+    Memory { bytes }.rounded()
 }
 
 /// `3 on node17`

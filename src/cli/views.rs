@@ -3,7 +3,7 @@
 use super::values::Inexact;
 use crate::model::definition::MapDefinition;
 use crate::model::output::Output;
-use crate::model::task::{AttemptRow, MapRow, TaskError, TaskRow, TaskState};
+use crate::model::task::{AttemptRow, Cause, MapRow, TaskError, TaskRow, TaskState};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -137,6 +137,10 @@ pub(crate) struct TaskView<'a> {
     pub completed: Option<String>,
     pub duration: Option<f64>,
     pub label: Option<&'a str>,
+    /// In bytes, as far as measured.
+    pub peak_memory: Option<u64>,
+    /// Why it failed.
+    pub cause: Option<&'a Cause>,
     /// Only for tasks of ipyparallel's clients.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub msg_id: Option<&'a str>,
@@ -161,6 +165,8 @@ pub(crate) struct AttemptView<'a> {
     pub started: String,
     pub completed: String,
     pub duration: f64,
+    pub peak_memory: Option<u64>,
+    pub cause: Option<&'a Cause>,
 }
 
 impl<'a> AttemptView<'a> {
@@ -177,6 +183,8 @@ impl<'a> AttemptView<'a> {
             started: outcome.started.to_iso(),
             completed: outcome.ended.to_iso(),
             duration: micros(outcome.ended.since(outcome.started)),
+            peak_memory: outcome.peak_memory,
+            cause: outcome.cause.as_ref(),
         }
     }
 }
@@ -204,6 +212,8 @@ impl<'a> TaskView<'a> {
             completed: row.completed.map(UnixTime::to_iso),
             duration: row.duration.map(micros),
             label: row.label.as_deref(),
+            peak_memory: row.peak_memory,
+            cause: row.cause.as_ref(),
             msg_id: row.msg_id.as_deref(),
             definition: None,
             earlier: None,
@@ -211,7 +221,7 @@ impl<'a> TaskView<'a> {
     }
 }
 
-pub(crate) const TASK_CSV_HEADER: [&str; 19] = [
+pub(crate) const TASK_CSV_HEADER: [&str; 21] = [
     "task",
     "map",
     "index",
@@ -231,16 +241,18 @@ pub(crate) const TASK_CSV_HEADER: [&str; 19] = [
     "completed",
     "duration",
     "label",
+    "peak_memory",
+    "cause",
 ];
 
-pub(crate) fn task_csv(row: &TaskRow) -> [Vec<u8>; 19] {
+pub(crate) fn task_csv(row: &TaskRow) -> [Vec<u8>; 21] {
     let outputs = [row.stdout.bytes.to_vec(), row.stderr.bytes.to_vec()];
     let mut fields = task_csv_texts(row).map(String::into_bytes);
     [fields[7], fields[8]] = outputs;
     fields
 }
 
-fn task_csv_texts(row: &TaskRow) -> [String; 19] {
+fn task_csv_texts(row: &TaskRow) -> [String; 21] {
     let text = |t: &Option<String>| t.clone().unwrap_or_default();
     let raw = |t: &Option<Box<RawValue>>| t.as_ref().map(|r| r.get().to_string()).unwrap_or_default();
     let time = |t: Option<UnixTime>| t.map(UnixTime::to_iso).unwrap_or_default();
@@ -264,6 +276,8 @@ fn task_csv_texts(row: &TaskRow) -> [String; 19] {
         time(row.completed),
         row.duration.map(|d| micros(d).to_string()).unwrap_or_default(),
         text(&row.label),
+        row.peak_memory.map(|bytes| bytes.to_string()).unwrap_or_default(),
+        row.cause.as_ref().map(|cause| cause.as_str().to_string()).unwrap_or_default(),
     ]
 }
 

@@ -248,6 +248,9 @@ fn finished_tasks(reader: &Reader, selection: &Selection) -> Result<Vec<FoundMap
                 engine: None,
                 errors: 0,
                 crashes: 0,
+                memory_retries: 0,
+                time_retries: 0,
+                ask: Default::default(),
                 cancelled: false,
                 written: Default::default(),
                 input: row

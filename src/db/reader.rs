@@ -101,7 +101,7 @@ impl Reader {
         const OPERATION: &str = "read tasks from";
         let bad = |cause: QueryError| self.bad_query(OPERATION, &cause);
         let select = tasks::rows(query, self.version).map_err(bad)?;
-        let count = tasks::count(query).map_err(bad)?;
+        let count = tasks::count(query, self.version).map_err(bad)?;
         self.read(OPERATION, |connection| {
             let mut statement = connection.prepare_cached(&select.text)?;
             let found = statement.query_map(params_from_iter(select.values), rows::task_row)?;

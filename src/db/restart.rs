@@ -8,7 +8,7 @@ use crate::model::change::Request;
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineFacts;
 use crate::model::output::Written;
-use crate::model::task::{Counts, TaskState};
+use crate::model::task::{Ask, Counts, TaskState};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use bytes::Bytes;
 use rusqlite::{Connection, Row};
@@ -59,6 +59,10 @@ pub(crate) struct UnfinishedTask {
     /// Attempts since it was (re)submitted that ended in a crash, and that failed otherwise.
     pub crashes: u32,
     pub failures: u32,
+    /// Used retries with more memory, and with more time; and what its current attempt asks for in place of its map's request.
+    pub memory_retries: u32,
+    pub time_retries: u32,
+    pub ask: Ask,
     /// Its current attempt is the last.
     pub cancelled: bool,
     /// Recorded bytes of its current run's output and value.
@@ -101,7 +105,7 @@ impl Reader {
     /// Calls `take` with each unfinished task of a map in input order, without holding more than one.
     pub(crate) fn unfinished_tasks(&self, map: MapId, take: &mut dyn FnMut(UnfinishedTask)) -> Result<(), DbError> {
         let sql = "SELECT id, state, run, engine, attempts, crashes, failures, input, \
-                   EXISTS (SELECT 1 FROM cancelling c WHERE c.task = task.id AND c.run = task.run) \
+                   EXISTS (SELECT 1 FROM cancelling c WHERE c.task = task.id AND c.run = task.run), memory_retries, time_retries, ask \
                    FROM task INDEXED BY task_unfinished WHERE id BETWEEN ?1 AND ?2 AND completed IS NULL ORDER BY id";
         self.read("read unfinished tasks from", |connection| {
             let mut select = connection.prepare_cached(sql)?;
@@ -123,6 +127,9 @@ impl Reader {
                     attempts: row.get(4)?,
                     crashes: row.get(5)?,
                     failures: row.get(6)?,
+                    memory_retries: row.get(9)?,
+                    time_retries: row.get(10)?,
+                    ask: rows::ask(row, 11)?.unwrap_or_default(),
                     cancelled: row.get(8)?,
                     input: bytes(row, 7)?,
                 });

@@ -3,7 +3,7 @@ use super::outputs;
 use crate::model::definition::MapDefinition;
 use crate::model::output::Stream;
 use crate::model::pickled::Pickled;
-use crate::model::task::{AttemptRow, Counts, MapRow, Outcome, TaskError, TaskRow, TaskState};
+use crate::model::task::{Ask, AttemptRow, Cause, Counts, MapRow, Outcome, TaskError, TaskRow, TaskState};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,6 +14,8 @@ use serde_json::value::{RawValue, to_raw_value};
 
 /// The first schema version that records the type of a pickled value.
 const TYPES_SINCE: i32 = 8;
+/// ... and the first that records what attempts ask for and use, and why they fail.
+pub(super) const ATTEMPTS_SINCE: i32 = 14;
 
 /// The columns for [`task_row`], of `task t` in a file with this schema version. `msg_id` and `label` are expressions for the last two columns.
 pub(super) fn task_columns(version: i32, brief: bool, msg_id: &str, label: &str) -> String {
@@ -26,7 +28,12 @@ pub(super) fn task_columns(version: i32, brief: bool, msg_id: &str, label: &str)
     };
     format!(
         "t.id, t.state, t.engine, t.host, t.attempts, t.submitted, t.started, t.completed, t.exit_code, t.input, t.ename, t.evalue, \
-         t.repr, {long}, {msg_id}, {label}, t.run"
+         t.repr, {long}, {msg_id}, {label}, t.run, {}",
+        if version < ATTEMPTS_SINCE {
+            "NULL, NULL, NULL"
+        } else {
+            "t.peak_memory, t.cause, t.ask"
+        }
     )
 }
 
@@ -70,7 +77,22 @@ pub(super) fn task_row(row: &Row) -> rusqlite::Result<TaskRow> {
         duration: started.zip(completed).map(|(from, to)| UnixTime(to).since(UnixTime(from))),
         msg_id: row.get(19)?,
         label: row.get(20)?,
+        peak_memory: peak_memory(row, 22)?,
+        cause: row.get_ref(23)?.as_str_or_null()?.map(Cause::from),
+        ask: ask(row, 24)?,
     })
+}
+
+fn peak_memory(row: &Row, column: usize) -> rusqlite::Result<Option<u64>> {
+    Ok(row.get::<_, Option<i64>>(column)?.map(|bytes| bytes.max(0) as u64))
+}
+
+/// NULL, and what a newer version has written, is the map's own request.
+pub(super) fn ask(row: &Row, column: usize) -> rusqlite::Result<Option<Ask>> {
+    Ok(row
+        .get_ref(column)?
+        .as_str_or_null()?
+        .and_then(|text| serde_json::from_str(text).ok()))
 }
 
 /// JSON text; text that is not JSON becomes a JSON string.
@@ -169,7 +191,12 @@ pub(super) fn attempt_columns(version: i32) -> String {
     let python_type = if version < TYPES_SINCE { "NULL" } else { "type" };
     format!(
         "run, engine, state, crashed, started, completed, exit_code, value, pickled, repr, stdout, stderr, ename, evalue, traceback, \
-         host, {python_type}"
+         host, {python_type}, {}",
+        if version < ATTEMPTS_SINCE {
+            "NULL, NULL, NULL"
+        } else {
+            "peak_memory, cause, ask"
+        }
     )
 }
 
@@ -195,6 +222,8 @@ pub(super) fn attempt_row(row: &Row) -> rusqlite::Result<AttemptRow> {
         exit_code: row.get(6)?,
         error,
         crashed: row.get(3)?,
+        cause: row.get_ref(18)?.as_str_or_null()?.map(Cause::from),
+        peak_memory: peak_memory(row, 17)?,
         started: row.get::<_, Option<f64>>(4)?.map_or(ended, UnixTime),
         ended,
     };
@@ -202,6 +231,7 @@ pub(super) fn attempt_row(row: &Row) -> rusqlite::Result<AttemptRow> {
         run: row.get(0)?,
         engine: row.get::<_, Option<u32>>(1)?.map(EngineId),
         host: row.get(15)?,
+        ask: ask(row, 19)?,
         outcome,
     })
 }

@@ -21,6 +21,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0011_long_values.sql"),
     include_str!("migrations/0012_nodes.sql"),
     include_str!("migrations/0013_table_names.sql"),
+    include_str!("migrations/0014_attempts.sql"),
 ];
 
 /// Views are not migrated: each migration ends by creating the current ones.

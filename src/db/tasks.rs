@@ -1,6 +1,6 @@
 //! A [`TaskQuery`] as SQL. Only enums become SQL text; every value is a parameter.
 use super::error::QueryError;
-use super::rows::task_columns;
+use super::rows::{ATTEMPTS_SINCE, task_columns};
 use crate::model::query::{Column, Comparison, Condition, ConditionValue, TaskQuery};
 use crate::model::task::{Counts, TaskState};
 use rusqlite::types::Value;
@@ -67,6 +67,14 @@ fn matching(query: &TaskQuery) -> Result<Sql, QueryError> {
     Ok(Sql { text, values })
 }
 
+/// The text for a file with this schema version, which may lack a column: it is NULL there.
+fn for_version(version: i32, text: String) -> String {
+    match version < ATTEMPTS_SINCE {
+        true => text.replace("t.peak_memory", "NULL").replace("t.cause", "NULL"),
+        false => text,
+    }
+}
+
 fn json_list(numbers: impl Iterator<Item = i64>) -> Value {
     serde_json::Value::from_iter(numbers).to_string().into()
 }
@@ -92,14 +100,15 @@ pub(super) fn rows(query: &TaskQuery, version: i32) -> Result<Sql, QueryError> {
         values.push(query.limit.map_or(Value::from(-1i64), signed));
         values.push(signed(query.offset));
     }
+    let text = for_version(version, text);
     Ok(Sql { text, values })
 }
 
 /// The number of matching tasks without limit and offset.
-pub(super) fn count(query: &TaskQuery) -> Result<Sql, QueryError> {
+pub(super) fn count(query: &TaskQuery, version: i32) -> Result<Sql, QueryError> {
     let Sql { text, values } = matching(query)?;
     Ok(Sql {
-        text: format!("SELECT count(*) {text}"),
+        text: for_version(version, format!("SELECT count(*) {text}")),
         values,
     })
 }
@@ -158,6 +167,8 @@ fn expression(column: Column) -> &'static str {
         Column::Stdout => "t.stdout",
         Column::Stderr => "t.stderr",
         Column::Label => LABEL,
+        Column::PeakMemory => "t.peak_memory",
+        Column::Cause => "t.cause",
     }
 }
 

@@ -30,7 +30,9 @@ CREATE VIEW tasks AS SELECT
                                         FROM output o WHERE o.task = t.id AND o.stream = 'stderr')
          WHEN typeof(t.stderr) = 'blob' THEN '(see pcluster results)' ELSE t.stderr END AS stderr,
     t.traceback,
-    r.msg_id
+    r.msg_id,
+    t.peak_memory,
+    t.cause
 FROM task t
 JOIN map m ON m.id = t.id >> 32
 LEFT JOIN request r ON r.task = t.id;

@@ -1,5 +1,5 @@
 //! Runs commands: tasks that are a program with arguments, without a shell and without Python.
-use super::core::unit::{CommandEnd, CommandExit};
+use super::core::unit::{CommandEnd, CommandExit, PeakMemory};
 use super::exec::Program;
 use super::forker::Forker;
 use super::signal::{signal_group, signal_name};
@@ -145,13 +145,20 @@ pub(super) async fn run(
     clock: fn() -> UnixTime,
 ) {
     let started = clock();
-    let how = run_inner(&to_run, &forker, &running, &events).await;
+    let mut peak = PeakMemory::Unknown;
+    let how = run_inner(&to_run, &forker, &running, &events, &mut peak).await;
     running.pid.store(-1, Ordering::SeqCst);
     let ended = clock();
-    let _ = events.send(CommandEvent::Ended(CommandEnd { started, ended, how })).await;
+    let _ = events.send(CommandEvent::Ended(CommandEnd { started, ended, how, peak })).await;
 }
 
-async fn run_inner(to_run: &CommandSpec, forker: &Forker, running: &RunningCommand, events: &Sender<CommandEvent>) -> CommandExit {
+async fn run_inner(
+    to_run: &CommandSpec,
+    forker: &Forker,
+    running: &RunningCommand,
+    events: &Sender<CommandEvent>,
+    peak: &mut PeakMemory,
+) -> CommandExit {
     let Some(program) = to_run.argv.first() else {
         return CommandExit::NotStarted("CommandNotFound".into(), "the command is empty".into());
     };
@@ -179,6 +186,7 @@ async fn run_inner(to_run: &CommandSpec, forker: &Forker, running: &RunningComma
         argv: to_run.argv.clone(),
         environment: std::env::vars_os().chain(set).collect(),
         directory: directory.clone(),
+        cores: options.cores.clone(),
     };
     let mut child = match forker.start(to_start).await {
         Ok(child) => child,
@@ -227,13 +235,16 @@ async fn run_inner(to_run: &CommandSpec, forker: &Forker, running: &RunningComma
         }
     };
     match status {
-        Some(Ok(status)) => match (status.code(), status.signal()) {
-            (Some(code), _) => CommandExit::Code(code),
-            (None, signal) => {
-                let number = signal.unwrap_or_default();
-                CommandExit::Signal(number, signal_name(number))
+        Some(Ok((status, measured))) => {
+            *peak = measured;
+            match (status.code(), status.signal()) {
+                (Some(code), _) => CommandExit::Code(code),
+                (None, signal) => {
+                    let number = signal.unwrap_or_default();
+                    CommandExit::Signal(number, signal_name(number))
+                }
             }
-        },
+        }
         Some(Err(e)) => CommandExit::NotStarted("CommandLost".into(), format!("cannot wait for {program:?}: {e}")),
         None => CommandExit::NotStarted("CommandLost".into(), format!("{program:?} has ended with an unknown status")),
     }

@@ -2,13 +2,16 @@
 //! starting thread waits (`CLONE_VM` and `CLONE_VFORK`, clone(2)). posix_spawn(3) does the same, but does not support
 //! `PR_SET_PDEATHSIG`; fork copies the page tables of an engine, which takes longer than many programs run.
 use super::signal::signal_group;
+use crate::model::cores::CoreSet;
 use nix::libc::{self, c_char, c_int, c_void};
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::{Pid, getpid};
-use rustix::process::{PidfdFlags, WaitOptions};
+use rustix::process::PidfdFlags;
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
@@ -27,6 +30,8 @@ pub(crate) struct Program {
     pub argv: Vec<String>,
     pub environment: BTreeMap<OsString, OsString>,
     pub directory: Option<String>,
+    /// The processors to which it is bound; empty for those of this process.
+    pub cores: CoreSet,
 }
 
 /// The program as C strings.
@@ -81,6 +86,16 @@ impl Program {
 pub(super) struct StartedProcess {
     pub pid: Pid,
     pub end: OwnedFd,
+    /// This process's own peak memory while the child ran in it, in bytes: the kernel reports no lower one for the child.
+    pub own_peak: u64,
+}
+
+/// Two measurements of one peak differ by less (the kernel counts pages for each processor).
+const INACCURACY: u64 = 1 << 20;
+
+/// This process's peak memory since the last reset, in bytes.
+fn own_peak() -> u64 {
+    getrusage(UsageWho::RUSAGE_SELF).map_or(u64::MAX, |usage| ((usage.max_rss().max(0) as u64) << 10) + INACCURACY)
 }
 
 /// Returns whether the kernel supports pidfds (Linux 5.3 for all operations used).
@@ -103,6 +118,8 @@ pub(super) struct Starter {
     stack: Vec<u128>,
     /// The location of the last program, which is tried first (shells do the same).
     last: Option<LastProgram>,
+    /// `/proc/self/clear_refs`, if the kernel has it.
+    clear_refs: Option<File>,
 }
 
 struct LastProgram {
@@ -116,6 +133,7 @@ impl Default for Starter {
         Starter {
             stack: vec![0; STACK / size_of::<u128>()],
             last: None,
+            clear_refs: File::options().write(true).open("/proc/self/clear_refs").ok(),
         }
     }
 }
@@ -168,6 +186,10 @@ impl Starter {
             path_index: 0,
             errno: 0,
         };
+        if let Some(file) = &mut self.clear_refs {
+            // Resets this process's peak (proc_pid_clear_refs(5)).
+            let _ = file.write(b"5");
+        }
         // A signal handler in the child would run in this process's memory.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
         let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
@@ -201,18 +223,27 @@ impl Starter {
                 at: at.clone(),
             });
         }
-        Ok(StartedProcess { pid, end })
+        let own_peak = own_peak();
+        Ok(StartedProcess { pid, end, own_peak })
     }
 }
 
-/// Reaps a child that has ended or will end soon.
-pub(super) fn wait_for_exit(pid: Pid) -> io::Result<ExitStatus> {
-    // nix cannot represent an end by a real-time signal.
-    let pid = known(pid)?;
-    let ended = rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(pid), WaitOptions::empty()))?;
-    ended
-        .map(|(_, status)| ExitStatus::from_raw(status.as_raw()))
-        .ok_or_else(|| io::ErrorKind::NotFound.into())
+/// Reaps a child that has ended or will end soon. Also returns the peak memory of its largest process, in bytes (wait4(2)).
+pub(super) fn wait_for_exit(pid: Pid) -> io::Result<(ExitStatus, u64)> {
+    let mut status = 0;
+    loop {
+        // SAFETY: both point to variables of this function; zeros are a valid `rusage`.
+        #[expect(unsafe_code, reason = "neither nix nor rustix has wait4")]
+        let (ended, usage) = unsafe {
+            let mut usage: libc::rusage = std::mem::zeroed();
+            (libc::wait4(pid.as_raw(), &mut status, 0, &mut usage), usage)
+        };
+        match ended {
+            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            -1 => return Err(io::Error::last_os_error()),
+            _ => return Ok((ExitStatus::from_raw(status), (usage.ru_maxrss.max(0) as u64) << 10)),
+        }
+    }
 }
 
 /// Runs in the parent's memory on its own stack: must call only async-signal-safe functions, and must not allocate or panic.

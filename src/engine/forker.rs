@@ -1,11 +1,14 @@
 //! Starts child processes from one thread that lives as long as the engine: the kernel kills a child when the thread that started
 //! it ends, and threads of the runtime are short-lived.
+use super::core::unit::PeakMemory;
 use super::exec::{self, Program, StartedProcess, Starter};
 use super::orphans::{MARK, OrphanReaper, ProcessOwner};
 use super::signal::signal_group;
+use crate::model::cores::CoreSet;
 use crate::sys::async_fd::watch_readable;
 use crate::sys::child_setup::{ChildSetup, set_up_child};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid, pipe2};
 use std::fs::File;
@@ -18,7 +21,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 
 enum StartRequest {
-    Child(Box<Command>, oneshot::Sender<io::Result<Child>>),
+    Child(Box<Command>, CoreSet, oneshot::Sender<io::Result<Child>>),
     Program(Box<Program>, [OwnedFd; 2], oneshot::Sender<io::Result<StartedProcess>>),
 }
 
@@ -37,6 +40,7 @@ pub(crate) struct StartedProgram {
     pub stdout: OwnedFd,
     pub stderr: OwnedFd,
     end: ExitWaiter,
+    own_peak: u64,
     owner: Option<ProcessOwner>,
     reaper: Arc<OrphanReaper>,
 }
@@ -63,10 +67,10 @@ impl Forker {
             let mut starter = Starter::default();
             for request in to_start {
                 match request {
-                    StartRequest::Child(mut command, reply) => drop(reply.send(command.spawn())),
+                    StartRequest::Child(mut command, cores, reply) => drop(reply.send(bound_to(&cores, || command.spawn()))),
                     StartRequest::Program(program, [out, err], reply) => {
                         let stdio = [nothing.as_fd(), out.as_fd(), err.as_fd()];
-                        drop(reply.send(starter.start(&program, stdio)));
+                        drop(reply.send(bound_to(&program.cores, || starter.start(&program, stdio))));
                     }
                 }
             }
@@ -83,11 +87,16 @@ impl Forker {
     }
 
     /// Starts a process in a new session. The kernel sends it `at_death` when the engine dies; the files `kept` stay open in it.
-    pub(crate) async fn spawn(&self, mut command: Command, kept: Vec<OwnedFd>, at_death: Signal) -> io::Result<Child> {
+    pub(crate) async fn spawn(&self, command: Command, kept: Vec<OwnedFd>, at_death: Signal) -> io::Result<Child> {
+        self.spawn_on(&CoreSet::default(), command, kept, at_death).await
+    }
+
+    async fn spawn_on(&self, cores: &CoreSet, mut command: Command, kept: Vec<OwnedFd>, at_death: Signal) -> io::Result<Child> {
         let mut steps = vec![ChildSetup::NewSession, ChildSetup::DieWithParent(getpid(), at_death)];
         steps.extend(kept.into_iter().map(ChildSetup::KeepOpen));
         set_up_child(command.as_std_mut(), steps);
-        self.send_request(|reply| StartRequest::Child(Box::new(command), reply)).await
+        self.send_request(|reply| StartRequest::Child(Box::new(command), cores.clone(), reply))
+            .await
     }
 
     /// Starts the program of a task, with an empty stdin and pipes as stdout and stderr.
@@ -98,13 +107,14 @@ impl Forker {
         if !self.uses_clone_vm {
             let mut command = program.command();
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            let mut child = self.spawn(command, Vec::new(), Signal::SIGKILL).await?;
+            let mut child = self.spawn_on(&program.cores, command, Vec::new(), Signal::SIGKILL).await?;
             let gone = || io::Error::other("it has no pipe");
             return Ok(StartedProgram {
                 pid: child.id().unwrap_or_default() as i32,
                 stdout: child.stdout.take().ok_or_else(gone)?.into_owned_fd()?,
                 stderr: child.stderr.take().ok_or_else(gone)?.into_owned_fd()?,
                 end: ExitWaiter::Child(Box::new(child)),
+                own_peak: 0,
                 owner,
                 reaper,
             });
@@ -114,7 +124,7 @@ impl Forker {
             fcntl(near, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
         let ends = [out_of_child, err_of_child];
-        let StartedProcess { pid, end } = self
+        let StartedProcess { pid, end, own_peak } = self
             .send_request(|reply| StartRequest::Program(Box::new(program), ends, reply))
             .await?;
         let end = watch_readable(end).inspect_err(|_| {
@@ -126,6 +136,7 @@ impl Forker {
             stdout: out,
             stderr: err,
             end: ExitWaiter::Pidfd(pid, end),
+            own_peak,
             owner,
             reaper,
         })
@@ -139,14 +150,33 @@ impl Forker {
     }
 }
 
+/// Starts a child process that is bound to these processors, which it inherits from this thread.
+fn bound_to<T>(cores: &CoreSet, start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    if cores.is_empty() {
+        return start();
+    }
+    let this_thread = Pid::from_raw(0);
+    let old = sched_getaffinity(this_thread)?;
+    let mut set = CpuSet::new();
+    let add = |core: u16| set.set(usize::from(core));
+    let bind = cores.iter().try_for_each(add).and_then(|()| sched_setaffinity(this_thread, &set));
+    bind.map_err(|e| io::Error::other(format!("it cannot be bound to the processors {cores}: {e}")))?;
+    let started = start();
+    sched_setaffinity(this_thread, &old)?;
+    started
+}
+
 impl StartedProgram {
-    /// Waits for its end. Cancellation safe.
-    pub(crate) async fn wait(&mut self) -> io::Result<ExitStatus> {
+    /// Waits for its end. Also returns the peak memory of its largest process. Cancellation safe.
+    pub(crate) async fn wait(&mut self) -> io::Result<(ExitStatus, PeakMemory)> {
         let status = match &mut self.end {
-            ExitWaiter::Child(child) => child.wait().await,
+            ExitWaiter::Child(child) => child.wait().await.map(|status| (status, PeakMemory::Unknown)),
             ExitWaiter::Pidfd(pid, end) => {
                 let _ = end.readable().await?;
-                exec::wait_for_exit(*pid)
+                exec::wait_for_exit(*pid).map(|(status, peak)| match peak > self.own_peak {
+                    true => (status, PeakMemory::Measured(peak)),
+                    false => (status, PeakMemory::AtMost(peak)),
+                })
             }
         };
         self.owner.take().into_iter().for_each(ProcessOwner::end);
@@ -176,6 +206,7 @@ mod tests {
             argv: argv.iter().map(|word| word.to_string()).collect(),
             environment: pairs.collect::<BTreeMap<_, _>>(),
             directory: directory.map(String::from),
+            cores: CoreSet::default(),
         };
         let mut started = match forker.start(program).await {
             Ok(started) => started,
@@ -191,7 +222,7 @@ mod tests {
             .filter(|line| !line.starts_with(MARK))
             .map(|line| format!("{line}\n"))
             .collect();
-        (started.wait().await.unwrap().to_string(), out, err)
+        (started.wait().await.unwrap().0.to_string(), out, err)
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use super::definition::MapDefinition;
 use super::engine::EngineFacts;
 use super::job::JobRow;
 use super::output::Stream;
-use super::task::{Outcome, TaskState};
+use super::task::{Ask, Outcome, TaskState};
 use super::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use bytes::Bytes;
 
@@ -79,6 +79,14 @@ pub enum Change {
         task: TaskId,
         run: u32,
         attempt: Option<Attempt>,
+    },
+    /// The next attempt of a task asks for something else than its map. With these, so many retries with more memory and
+    /// with more time are used.
+    TaskAsks {
+        task: TaskId,
+        ask: Ask,
+        memory_retries: u32,
+        time_retries: u32,
     },
     /// A task on an engine was cancelled: it is not attempted again, however this attempt ends.
     TaskCancelling {

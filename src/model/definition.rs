@@ -2,6 +2,7 @@
 //! and once to each engine; a task contains only its input.
 use super::MapId;
 use super::bundle::{Bundle, File, is_relative};
+use super::cores::CoreSet;
 use super::resources::{Request, TaskResources};
 use super::stdlib;
 use super::targets::Targets;
@@ -248,6 +249,9 @@ pub struct MapOptions {
     /// apply`), instead of a separate worker for this map.
     #[serde(skip_serializing_if = "is_false")]
     pub interactive: bool,
+    /// Set by the engine, for its workers: the processors of pinned tasks.
+    #[serde(skip_deserializing, skip_serializing_if = "CoreSet::is_empty")]
+    pub cores: CoreSet,
 }
 
 impl MapOptions {
@@ -295,6 +299,7 @@ impl Default for MapOptions {
             reduces: None,
             targets: None,
             interactive: false,
+            cores: CoreSet::default(),
         }
     }
 }

@@ -4,12 +4,13 @@
 //! code), [`stdlib`] (Python's modules), [`task`] (states and outcomes), [`change`] (what is
 //! recorded), [`buffer_file`] (where large buffers are stored), [`output`] (what tasks write), [`pickled`]
 //! (values that JSON cannot represent), [`query`] (queries of the records), [`engine`], [`node`] (the
-//! owner of resources), [`resources`] (what tasks ask for), [`explanation`] (why work waits), [`job`],
-//! [`memory`] (amounts with units),
+//! owner of resources), [`cores`] (its processors), [`resources`] (what tasks ask for), [`explanation`]
+//! (why work waits), [`job`], [`memory`] (amounts with units),
 //! [`open_enum`] (enums of words from other processes).
 pub(crate) mod buffer_file;
 pub(crate) mod bundle;
 pub(crate) mod change;
+pub(crate) mod cores;
 pub(crate) mod definition;
 pub(crate) mod engine;
 pub(crate) mod explanation;

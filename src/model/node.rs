@@ -1,5 +1,6 @@
 //! Nodes: the owners of resources. A node is a host, or the share of a host that one batch job was given; all of its
 //! engines draw on the same processors, memory and GPUs.
+use super::cores::CoreSet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +11,9 @@ use std::fmt;
 pub struct NodeFacts {
     /// Processors that tasks may use; 0 if unknown.
     pub cpus: u32,
+    /// The processors to which tasks may be bound, by NUMA node; empty if unknown, or if the job is not bound to its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cores: Vec<NumaCores>,
     /// Memory in bytes; 0 if unknown.
     pub mem_bytes: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -17,6 +21,13 @@ pub struct NodeFacts {
     /// Resources that the profile names, such as `licence`, and their numbers.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub named: BTreeMap<String, u64>,
+}
+
+/// Processors that are near the same memory and devices.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NumaCores {
+    pub numa: u32,
+    pub cores: CoreSet,
 }
 
 /// One GPU, or one MIG instance of a GPU.
@@ -28,6 +39,9 @@ pub struct Gpu {
     /// The model, if known.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub model: String,
+    /// Its NUMA node, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numa: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -49,6 +63,11 @@ impl GpuVendor {
 }
 
 impl NodeFacts {
+    /// The number of processors to which tasks may be bound.
+    pub fn core_count(&self) -> usize {
+        self.cores.iter().map(|group| group.cores.len()).sum()
+    }
+
     /// Whether nothing is known about it.
     pub fn is_empty(&self) -> bool {
         *self == NodeFacts::default()

@@ -1,5 +1,6 @@
 //! Queries of the records, as data: the command line creates them, and the database module answers
 //! them, whether a controller runs (the client asks the controller) or not (it opens the file).
+use super::memory::Memory;
 use super::task::TaskState;
 use super::{EngineId, MapId, TaskId, UnixTime};
 use serde::{Deserialize, Serialize};
@@ -85,7 +86,7 @@ named! {
         Map = "map", Index = "index", State = "state", Engine = "engine", Host = "host", Attempts = "attempts",
         ExitCode = "exit_code", Duration = "duration", Submitted = "submitted", Started = "started",
         Completed = "completed", Input = "input", Value = "value", Error = "error", Stdout = "stdout",
-        Stderr = "stderr", Label = "label",
+        Stderr = "stderr", Label = "label", PeakMemory = "peak_memory", Cause = "cause",
     }
 }
 named! {
@@ -98,7 +99,7 @@ impl Column {
         use Column::*;
         matches!(
             self,
-            Map | Index | Engine | Attempts | ExitCode | Duration | Submitted | Started | Completed
+            Map | Index | Engine | Attempts | ExitCode | Duration | Submitted | Started | Completed | PeakMemory
         )
     }
 }
@@ -176,7 +177,10 @@ fn parse_condition(text: &str) -> Result<Condition, String> {
     }
     let value = unquoted.unwrap_or(value);
     let value = if column.is_number() && comparison != Comparison::Contains {
-        let number = parse_number(value).ok_or_else(|| format!("{value:?} is not a number, but the column {column} is numeric"))?;
+        let amount = || Some(value.parse::<Memory>().ok()?.bytes as f64).filter(|_| column == Column::PeakMemory);
+        let number = parse_number(value)
+            .or_else(amount)
+            .ok_or_else(|| format!("{value:?} is not a number, but the column {column} is numeric"))?;
         ConditionValue::Number(number)
     } else {
         ConditionValue::Text(value.to_string())

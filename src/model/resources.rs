@@ -1,4 +1,5 @@
 //! What a task asks for, and what it is given while it runs.
+use super::cores::CoreSet;
 use super::memory::Memory;
 use super::node::{Gpu, NodeFacts};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,13 @@ pub struct TaskResources {
     /// Resources that profiles name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub named: BTreeMap<String, u64>,
+    /// Bind it to its processors.
+    #[serde(skip_serializing_if = "is_false")]
+    pub pin: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl Default for TaskResources {
@@ -24,6 +32,7 @@ impl Default for TaskResources {
             cpus: 1,
             gpus: GpuAmount::default(),
             named: BTreeMap::new(),
+            pin: false,
         }
     }
 }
@@ -88,6 +97,7 @@ impl Request {
     /// Whether a node with these resources could run such a task if it ran nothing else.
     pub fn fits(&self, node: &NodeFacts, engines: u32) -> bool {
         self.cpus_fit(node, engines)
+            && (!self.resources.pin || self.resources.cpus as usize <= node.core_count())
             && (self.mem_bytes <= node.mem_bytes || node.mem_bytes == 0)
             && self.resources.gpus.thousandths.div_ceil(WHOLE_GPU) as usize <= node.gpus.len()
             && self
@@ -110,8 +120,9 @@ impl Request {
 impl fmt::Display for Request {
     /// `4 cpus, 16G, 2 gpus, 1 licence`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let TaskResources { cpus, gpus, named } = &self.resources;
-        let mut parts = vec![format!("{cpus} cpu{}", if *cpus == 1 { "" } else { "s" })];
+        let TaskResources { cpus, gpus, named, pin } = &self.resources;
+        let plural = if *cpus == 1 { "" } else { "s" };
+        let mut parts = vec![format!("{cpus} cpu{plural}{}", if *pin { " to pin" } else { "" })];
         if self.mem_bytes > 0 {
             parts.push(Memory { bytes: self.mem_bytes }.rounded());
         }
@@ -130,6 +141,9 @@ pub struct Allocation {
     pub cpus: u32,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gpus: Vec<Gpu>,
+    /// For tasks that are bound to their processors.
+    #[serde(default, skip_serializing_if = "CoreSet::is_empty")]
+    pub cores: CoreSet,
 }
 
 #[cfg(test)]

@@ -96,6 +96,95 @@ pub struct TaskError {
     pub traceback: String,
 }
 
+/// Why an attempt failed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// Its function or command.
+    Error,
+    /// Its worker died.
+    Crash,
+    /// It ran longer than its limit.
+    Timeout,
+    Cancelled,
+    /// It used more memory than its limit, and its engine killed it.
+    MemoryLimit,
+    /// The kernel killed it because the memory of its control group was used up.
+    MemoryCgroup,
+    /// The batch system ended the engine's job because it used too much memory.
+    MemoryJob,
+    /// Its engine left, or was lost.
+    EngineLost,
+    /// Of a newer version.
+    Unknown(String),
+}
+
+impl Cause {
+    pub const ALL: [Cause; 8] = [
+        Cause::Error,
+        Cause::Crash,
+        Cause::Timeout,
+        Cause::Cancelled,
+        Cause::MemoryLimit,
+        Cause::MemoryCgroup,
+        Cause::MemoryJob,
+        Cause::EngineLost,
+    ];
+    pub fn as_str(&self) -> &str {
+        match self {
+            Cause::Error => "error",
+            Cause::Crash => "crash",
+            Cause::Timeout => "timeout",
+            Cause::Cancelled => "cancelled",
+            Cause::MemoryLimit => "out_of_memory_limit",
+            Cause::MemoryCgroup => "out_of_memory_cgroup",
+            Cause::MemoryJob => "out_of_memory_job",
+            Cause::EngineLost => "engine_lost",
+            Cause::Unknown(word) => word,
+        }
+    }
+    /// It had too little memory.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Cause::MemoryLimit | Cause::MemoryCgroup | Cause::MemoryJob)
+    }
+}
+
+impl From<&str> for Cause {
+    fn from(word: &str) -> Cause {
+        let known = Cause::ALL.into_iter().find(|cause| cause.as_str() == word);
+        known.unwrap_or_else(|| Cause::Unknown(word.into()))
+    }
+}
+
+impl Serialize for Cause {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Cause {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Cause, D::Error> {
+        Ok(Cause::from(&*std::borrow::Cow::<'de, str>::deserialize(from)?))
+    }
+}
+
+/// What one attempt asks for in place of its map's request: after a failure for which `--retry-mem` or `--retry-time` gives more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Ask {
+    /// Its memory, reserved and enforced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mem_bytes: Option<u64>,
+    /// Its time limit, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_s: Option<f64>,
+}
+
+impl Ask {
+    pub fn is_default(&self) -> bool {
+        *self == Ask::default()
+    }
+}
+
 /// An engine's report of one attempt that has ended.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
@@ -125,11 +214,30 @@ pub struct Outcome {
     /// not against `retries`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub crashed: bool,
+    /// Why it failed, where the status does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
+    /// The most memory that its processes had at a time, in bytes, as far as measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory: Option<u64>,
     pub started: UnixTime,
     pub ended: UnixTime,
 }
 
 impl Outcome {
+    /// Why it failed; None if it did not.
+    pub fn cause(&self) -> Option<Cause> {
+        let by_status = match self.status {
+            TaskState::Error if self.crashed => Cause::Crash,
+            TaskState::Error => Cause::Error,
+            TaskState::Timeout => Cause::Timeout,
+            TaskState::Aborted => Cause::Cancelled,
+            TaskState::Lost => Cause::Crash,
+            _ => return None,
+        };
+        Some(self.cause.clone().unwrap_or(by_status))
+    }
+
     /// An outcome with only a status and an error.
     pub fn failure(status: TaskState, ename: &str, evalue: impl Into<String>, started: UnixTime, ended: UnixTime) -> Outcome {
         Outcome {
@@ -146,6 +254,8 @@ impl Outcome {
                 traceback: String::new(),
             }),
             crashed: false,
+            cause: None,
+            peak_memory: None,
             started,
             ended,
         }
@@ -209,6 +319,14 @@ pub struct TaskRow {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub msg_id: Option<String>,
     pub label: Option<String>,
+    /// As in [`Outcome`], of the last attempt that has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
+    /// What its current or last attempt asked for in place of its map's request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ask: Option<Ask>,
 }
 
 impl TaskRow {
@@ -237,6 +355,9 @@ pub struct AttemptRow {
     pub run: u32,
     pub engine: Option<EngineId>,
     pub host: Option<String>,
+    /// What it asked for in place of its map's request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ask: Option<Ask>,
     /// Not flattened: `flatten` cannot read a value that is kept as its text.
     pub outcome: Outcome,
 }

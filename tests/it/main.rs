@@ -11,6 +11,7 @@ mod launch;
 mod lifecycle;
 mod map;
 mod outputs;
+mod pinning;
 mod printed;
 mod recovery;
 mod resources;

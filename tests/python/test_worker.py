@@ -58,6 +58,33 @@ class WorkerTest(unittest.TestCase):
         first, second, third = self.worker.call(1, ["ab", ""], ["", ""], ["", "xyz"])
         self.assertEqual((first.positions, second.positions, third.positions), ((2, 0), None, (2, 3)))
 
+    def test_the_peak_memory_of_each_task_is_reported(self):
+        text = (
+            "import subprocess, sys, time\n"
+            "def f(mib, how):\n"
+            "  if how == 'child':\n"
+            "    code = 'b = bytearray(%d << 20); b[:] = bytes(1) * len(b)' % mib\n"
+            "    subprocess.run([sys.executable, '-S', '-c', code], check=True)\n"
+            "  data = bytearray(mib << 20 if how != 'child' else 0)\n"
+            "  data[::4096] = bytes(1) * len(data[::4096])\n"
+            "  time.sleep(0.002)\n"
+            "  if how == 'error': raise ValueError\n"
+            "  return {1} if how == 'pickle' else mib\n"
+        )
+        self.worker.define_file(1, text)
+        cases = [(150, "value"), (1, "value"), (150, "error"), (1, "pickle"), (150, "pickle"), (1, "error"), (200, "child"), (1, "value")]
+        records = self.worker.call(1, *[list(case) for case in cases])
+        peaks = [record.peak >> 20 for record in records]
+        for (mib, how), peak in zip(cases, peaks):
+            self.assertTrue(mib <= peak < (150 if mib == 1 else 700), (mib, how, peaks))
+
+    def test_short_tasks_are_not_measured_each(self):
+        self.worker.define_file(1, "def f(a): return a")
+        records = self.worker.call(1, *[[n] for n in range(3000)])
+        self.assertEqual([self.value(record) for record in records], list(range(3000)))
+        measured = [record.ticket for record in records if record.peak]
+        self.assertTrue(measured[0] == 0 and len(measured) < 1000, measured)
+
     def test_positions_are_exact_with_pipes_of_one_page(self):
         for pipe in (self.worker.outputs.out, self.worker.outputs.err):
             fcntl.fcntl(pipe, 1031, 4096)  # F_SETPIPE_SZ

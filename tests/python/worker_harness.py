@@ -38,7 +38,9 @@ class Record:
     def __init__(self, kind, flags, ticket, started, ended, body):
         self.kind, self.ticket, self.started, self.ended = kind.decode(), ticket, started, ended
         self.positions = struct.unpack_from("<QQ", body) if flags & 1 else None
-        self.body = body[16:] if flags & 1 else body
+        body = body[16:] if flags & 1 else body
+        self.peak = struct.unpack_from("<Q", body)[0] if flags & 2 else None
+        self.body = body[8:] if flags & 2 else body
 
     def json(self):
         return json.loads(self.body)

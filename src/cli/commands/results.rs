@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// Skip the first N rows
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     offset: u64,
+    /// Show the peak memory of each task, as a column of the table
+    #[arg(long)]
+    memory: bool,
     /// Print one JSON object per line
     #[arg(long, conflicts_with = "csv")]
     jsonl: bool,
@@ -318,7 +321,9 @@ fn show_tasks(
                 context.note("no matching tasks");
             } else {
                 let terminal = context.terminal_for(sink.file().is_some());
-                sink.text(&tables::tasks(&rows, times::now(), &terminal))?;
+                let sorted = query.sort.is_some_and(|(column, _)| column == Column::PeakMemory);
+                let memory = args.memory || sorted || query.conditions.iter().any(|of| of.column == Column::PeakMemory);
+                sink.text(&tables::tasks(&rows, memory, times::now(), &terminal))?;
             }
             if args.limit.is_none() && count == TABLE_ROWS {
                 let one = TaskQuery {

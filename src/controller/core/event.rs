@@ -4,7 +4,7 @@ use crate::model::change::Request;
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineFacts;
 use crate::model::output::Written;
-use crate::model::task::{Counts, TaskState};
+use crate::model::task::{Ask, Counts, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::Message;
 use crate::wire::content::client::Selection;
@@ -167,6 +167,10 @@ pub struct FoundTask {
     /// Used retries, by cause: errors and crashes.
     pub errors: u32,
     pub crashes: u32,
+    pub memory_retries: u32,
+    pub time_retries: u32,
+    /// What it asks for in place of its map's request.
+    pub ask: Ask,
     /// Cancelled while assigned to its engine.
     pub cancelled: bool,
     /// Recorded bytes of its current run's output: stdout, stderr, value.

@@ -75,6 +75,7 @@ pub(super) fn facts(mut facts: EngineFacts) -> EngineFacts {
     facts.ends = facts.ends.filter(|ends| is_time(*ends));
     facts.node.cpus = facts.node.cpus.min(MAX_CPUS);
     facts.node.mem_bytes = facts.node.mem_bytes.min(MAX_AMOUNT);
+    facts.node.cores.truncate(MAX_GPUS);
     facts.node.gpus.truncate(MAX_GPUS);
     for gpu in &mut facts.node.gpus {
         (gpu.name, gpu.model) = (line(&gpu.name, MAX_NAME), line(&gpu.model, MAX_NAME));
@@ -174,6 +175,7 @@ mod tests {
             vendor: GpuVendor::Nvidia,
             name: "GPU-1\n".into(),
             model: "x".repeat(10_000),
+            numa: None,
         };
         let sent = EngineFacts {
             uuid: "e".into(),
@@ -186,6 +188,7 @@ mod tests {
             ends: Some(UnixTime(-1.0)),
             node: NodeFacts {
                 cpus: u32::MAX,
+                cores: vec![Default::default(); 5000],
                 mem_bytes: u64::MAX,
                 gpus: vec![gpu; 5000],
                 named: (0..100).map(|n| (format!("r{n}\u{1b}"), n)).collect(),
@@ -201,7 +204,7 @@ mod tests {
             (node.gpus.len(), node.named.len(), node.gpus[0].name.as_str()),
             (1024, 64, "GPU-1\\n")
         );
-        assert_eq!((node.cpus, node.mem_bytes), (1 << 20, 1 << 60));
+        assert_eq!((node.cpus, node.mem_bytes, node.cores.len()), (1 << 20, 1 << 60, node.gpus.len()));
         assert!(node.gpus[0].model.len() < 2000 && node.named.contains_key("r0\\u{1b}"));
         assert!(is_name("7b1c") && !is_name("") && !is_name("a\u{1b}") && !is_name(&"x".repeat(256)));
     }

@@ -27,7 +27,7 @@ const ADD: &str = "INSERT OR IGNORE INTO task (id, state, submitted, input) VALU
 const LOOK: &str = "SELECT state, run, attempts, engine FROM task WHERE id = ?1";
 const END: &str = "UPDATE task SET state = ?2, run = ?3, attempts = ?4, engine = ?5, host = ?6, started = ?7, completed = ?8, \
                        exit_code = ?9, value = ?10, ename = ?11, evalue = ?12, type = ?13, stdout = ?14, stderr = ?15, \
-                       traceback = ?16, pickled = ?17 WHERE id = ?1";
+                       traceback = ?16, pickled = ?17, peak_memory = ?18, cause = ?19 WHERE id = ?1";
 
 /// A map in this batch.
 struct Counted {
@@ -129,6 +129,12 @@ impl<'a> Batch<'a> {
                 outcome,
             } => self.task_finished(*task, *run, *engine, outcome),
             Change::TaskReturned { task, run, attempt } => self.task_returned(*task, *run, attempt.as_ref()),
+            Change::TaskAsks {
+                task,
+                ask,
+                memory_retries,
+                time_retries,
+            } => self.task_asks(*task, ask, *memory_retries, *time_retries),
             Change::TaskResubmitted { task, run } => self.task_resubmitted(*task, *run),
             Change::MapCompleted { map, at } => self.map_completed(*map, *at),
             Change::EngineRegistered { id, facts, at } => self.engine_registered(*id, facts, *at),

@@ -5,7 +5,7 @@ use super::{Batch, Text, some_text};
 use crate::db::rows::state_of;
 use crate::model::change::Attempt;
 use crate::model::output::Stream;
-use crate::model::task::{Outcome, TaskState};
+use crate::model::task::{Ask, Cause, Outcome, TaskState};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use bytes::Bytes;
 use rusqlite::types::{ToSqlOutput, ValueRef};
@@ -187,6 +187,8 @@ impl Batch<'_> {
             stderr,
             error.and_then(|e| some_text(&e.traceback)),
             pickled,
+            peak_memory(outcome),
+            outcome.cause().as_ref().map(Cause::as_str),
         ])?;
         self.count_step(task.map, prior.state, outcome.status)
     }
@@ -211,6 +213,7 @@ impl Batch<'_> {
             };
             let mut instead = Outcome::failure(status, ename, why, outcome.started, outcome.ended);
             (instead.exit_code, instead.crashed) = (outcome.exit_code, outcome.crashed);
+            (instead.cause, instead.peak_memory) = (outcome.cause.clone(), outcome.peak_memory);
             instead
         })
     }
@@ -257,9 +260,9 @@ impl Batch<'_> {
         [stdout, stderr, long]: Before,
     ) -> rusqlite::Result<()> {
         let sql = "INSERT INTO attempt (task, run, state, crashed, engine, started, completed, exit_code, host, value, ename, evalue, \
-                   type, stdout, stderr, traceback, pickled, code) \
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, \
-                   (SELECT code FROM task WHERE id = ?1))";
+                   type, stdout, stderr, traceback, pickled, peak_memory, cause, code, ask) \
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, \
+                   (SELECT code FROM task WHERE id = ?1), (SELECT ask FROM task WHERE id = ?1))";
         let host = self.host(Some(engine))?;
         let long = self.long_value(task, long, outcome);
         let stdout = self.column(task, run, Stream::Stdout, stdout, &outcome.stdout)?;
@@ -286,8 +289,17 @@ impl Batch<'_> {
             stderr,
             error.and_then(|e| some_text(&e.traceback)),
             pickled,
+            peak_memory(outcome),
+            outcome.cause().as_ref().map(Cause::as_str),
         ])?;
         Ok(())
+    }
+
+    pub(super) fn task_asks(&mut self, task: TaskId, ask: &Ask, memory_retries: u32, time_retries: u32) -> rusqlite::Result<()> {
+        let sql = "UPDATE task SET ask = ?2, memory_retries = ?3, time_retries = ?4 WHERE id = ?1 AND completed IS NULL";
+        let ask = (!ask.is_default()).then(|| serde_json::to_string(ask).unwrap_or_default());
+        let values = params![task.row_id(), ask, memory_retries, time_retries];
+        self.connection.prepare_cached(sql)?.execute(values).map(drop)
     }
 
     pub(super) fn task_resubmitted(&mut self, task: TaskId, run: u32) -> rusqlite::Result<()> {
@@ -304,17 +316,23 @@ impl Batch<'_> {
     /// A finished task's outcome becomes an attempt; the task is ready again.
     fn reopen(&mut self, task: TaskId, prior: &Prior, run: u32) -> rusqlite::Result<()> {
         let keep = "INSERT INTO attempt (task, run, state, crashed, engine, started, completed, exit_code, host, value, ename, evalue, \
-                    repr, stdout, stderr, traceback, pickled, type, code) \
+                    repr, stdout, stderr, traceback, pickled, type, code, peak_memory, cause, ask) \
                     SELECT id, run, state, state = 'lost', engine, started, completed, exit_code, host, value, ename, evalue, \
-                    repr, stdout, stderr, traceback, pickled, type, code FROM task WHERE id = ?1";
+                    repr, stdout, stderr, traceback, pickled, type, code, peak_memory, cause, ask FROM task WHERE id = ?1";
         self.connection.prepare_cached(keep)?.execute([task.row_id()])?;
         let clear = "UPDATE task SET state = 'ready', run = ?2, crashes = 0, failures = 0, engine = NULL, host = NULL, started = NULL, \
                      completed = NULL, exit_code = NULL, value = NULL, ename = NULL, evalue = NULL, repr = NULL, stdout = NULL, \
-                     stderr = NULL, traceback = NULL, pickled = NULL, type = NULL, \
+                     stderr = NULL, traceback = NULL, pickled = NULL, type = NULL, peak_memory = NULL, cause = NULL, ask = NULL, \
+                     memory_retries = 0, time_retries = 0, \
                      code = COALESCE((SELECT code FROM map WHERE map.id = task.id >> 32), 0) WHERE id = ?1";
         self.connection.prepare_cached(clear)?.execute(params![task.row_id(), run])?;
         self.count_step(task.map, prior.state, TaskState::Ready)
     }
+}
+
+/// As SQLite stores it.
+fn peak_memory(outcome: &Outcome) -> Option<i64> {
+    outcome.peak_memory.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX))
 }
 
 /// The columns `value` and `pickled`. `long`: the value is in a file.

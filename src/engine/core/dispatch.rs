@@ -241,9 +241,18 @@ impl Core {
             let timeout = options
                 .and_then(|options| options.timeout_s)
                 .and_then(|s| Duration::try_from_secs_f64(s).ok());
-            let memory = options.and_then(|options| options.mem_bytes).map(|limit| MemoryWatch {
-                limit,
-                next: now.instant + MEMORY_POLL_INTERVAL,
+            let memory = options.map(|options| {
+                let interval = if options.mem_bytes.is_some() {
+                    MEMORY_POLL_INTERVAL
+                } else {
+                    FIRST_POLL
+                };
+                MemoryWatch {
+                    limit: options.mem_bytes,
+                    peak: 0,
+                    next: now.instant + interval,
+                    interval,
+                }
             });
             RunningUnit {
                 since: now.instant,

@@ -110,6 +110,8 @@ pub enum Event {
         started: UnixTime,
         ended: UnixTime,
         output: [Bytes; 2],
+        /// Of the worker's own process.
+        peak_memory: Option<u64>,
         result: WorkerResult,
     },
     /// A request has published a message, after this output.

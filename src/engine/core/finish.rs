@@ -2,10 +2,10 @@
 use super::event::{Effect, Now, RequestReply};
 use super::output::{Streams, TextBuffer};
 use super::stop::{AfterRecall, StopReason};
-use super::unit::{CommandEnd, Request, Unit, WorkerKey, WorkerResult, command_outcome, long_value, worker_outcome};
+use super::unit::{CommandEnd, PeakMemory, Request, Unit, WorkerKey, WorkerResult, command_outcome, long_value, worker_outcome};
 use super::{Closing, Core, Dispatched, RunningUnit, UnitOutput};
 use crate::model::UnixTime;
-use crate::model::task::{Outcome, TaskError, TaskState};
+use crate::model::task::{Cause, Outcome, TaskError, TaskState};
 use crate::wire::content::engine::{Held, TaskResult};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -48,9 +48,9 @@ impl Core {
         &mut self,
         now: Now,
         ticket: u32,
-        started: UnixTime,
-        ended: UnixTime,
+        (started, ended): (UnixTime, UnixTime),
         result: WorkerResult,
+        peak_memory: Option<u64>,
         effects: &mut Vec<Effect>,
     ) {
         if self.dispatched.front().is_none_or(|dispatched| dispatched.ticket != ticket) {
@@ -71,7 +71,9 @@ impl Core {
             Unit::Task { held, .. } => {
                 self.record_duration(held.map, ended.since(started));
                 let long = long_value(&result);
-                let outcome = worker_outcome(result, started, ended);
+                let mut outcome = worker_outcome(result, started, ended);
+                let peak = peak_memory.map_or(PeakMemory::Unknown, PeakMemory::Measured);
+                outcome.peak_memory = peak.with(current.measured_memory());
                 self.end_task(now, held, (outcome, long), current, effects);
             }
             Unit::Request(request) => {
@@ -110,7 +112,10 @@ impl Core {
             return;
         };
         if let Some(held) = unit.held() {
-            self.end_task(now, held, (command_outcome(end), None), current, effects);
+            let peak = end.peak.with(current.measured_memory());
+            let mut outcome = command_outcome(end);
+            outcome.peak_memory = peak;
+            self.end_task(now, held, (outcome, None), current, effects);
         }
     }
 
@@ -138,12 +143,15 @@ impl Core {
                 let evalue = format!("killed: it used {} of memory; its limit is {}", size(used), size(limit));
                 stopped(&mut outcome, TaskState::Lost, "MemoryLimit", evalue);
                 outcome.crashed = true;
+                outcome.cause = Some(Cause::MemoryLimit);
+                outcome.peak_memory = outcome.peak_memory.max(Some(used));
             }
             Some(StopReason::Leaving) if outcome.status == TaskState::Ok => {}
             Some(StopReason::Leaving) => {
                 let evalue = "its engine was stopped while the task was running".into();
                 stopped(&mut outcome, TaskState::Lost, "EngineStopped", evalue);
                 outcome.crashed = true;
+                outcome.cause = Some(Cause::EngineLost);
             }
         }
         let mut closing = Closing {
@@ -235,6 +243,7 @@ impl Core {
                 Unit::Task { held, .. } => {
                     let mut outcome = Outcome::failure(TaskState::Lost, "WorkerDied", evalue, since, now.unix);
                     outcome.crashed = true;
+                    outcome.peak_memory = PeakMemory::Unknown.with(own.measured_memory());
                     self.end_task(now, held, (outcome, None), own, effects);
                 }
                 Unit::Request(request) => {
@@ -267,6 +276,13 @@ impl Core {
     }
 }
 
+impl RunningUnit {
+    /// 0 if it was not measured.
+    fn measured_memory(&self) -> u64 {
+        self.memory.map_or(0, |memory| memory.peak)
+    }
+}
+
 /// `1.5 GiB`.
 fn size(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
@@ -283,6 +299,7 @@ fn stopped(outcome: &mut Outcome, status: TaskState, ename: &str, evalue: String
     let traceback = outcome.error.take().map_or_else(String::new, |error| error.traceback);
     outcome.status = status;
     outcome.crashed = false;
+    outcome.cause = None;
     outcome.value = None;
     outcome.pickled = None;
     outcome.value_size = None;

@@ -61,12 +61,13 @@ impl Core {
     }
 
     pub(super) fn memory_measured(&mut self, now: Now, used: u64, effects: &mut Vec<Effect>) {
-        let limit = self.current.as_ref().and_then(|current| Some(current.memory?.limit));
-        if let Some(limit) = limit.filter(|limit| used > *limit) {
+        let Some(memory) = self.current.as_mut().and_then(|current| current.memory.as_mut()) else {
+            return;
+        };
+        memory.peak = memory.peak.max(used);
+        if let Some(limit) = memory.limit.filter(|limit| used > *limit) {
             // Not twice, whatever the recall yields.
-            if let Some(current) = &mut self.current {
-                current.memory = None;
-            }
+            memory.limit = None;
             self.recall_then(now, AfterRecall::OverMemory { limit, used }, effects);
         }
     }

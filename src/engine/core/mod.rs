@@ -40,6 +40,7 @@ use crate::model::resources::Allocation;
 use crate::model::task::Outcome;
 use crate::model::{MapId, UnixTime};
 use crate::wire::content::engine::{Held, Returned};
+use bytes::Bytes;
 use code::Code;
 use outbox::Outbox;
 use output::{Streams, TextBuffer, WINDOW, unclaimed};
@@ -126,15 +127,19 @@ struct Closing {
     streams: Streams,
 }
 
-/// Memory check of a task that has a limit.
+/// Measurements of a running task's processes.
 #[derive(Clone, Copy, Debug)]
 struct MemoryWatch {
-    limit: u64,
+    limit: Option<u64>,
+    peak: u64,
     next: Instant,
+    interval: Duration,
 }
 
-/// How often memory is measured.
+/// How often memory is measured if it is limited,
 const MEMORY_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// ... and, at most, if it is not: the interval begins with `FIRST_POLL` and doubles.
+const MAX_MEMORY_POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Delay before a task's first progress report,
 const FIRST_POLL: Duration = Duration::from_millis(200);
 /// ... then the interval at which new output is reported.
@@ -229,16 +234,7 @@ impl Core {
                 }
                 self.forget(map, effects);
             }
-            Event::TasksReceived { map, tasks } => {
-                let task = |(index, run, input)| Unit::Task {
-                    held: Held { map, index, run },
-                    input,
-                };
-                match self.leaving.is_some() {
-                    true => self.return_units(tasks.into_iter().map(task), effects),
-                    false => self.queue.extend(tasks.into_iter().map(task)),
-                }
-            }
+            Event::TasksReceived { map, tasks } => self.tasks_received(map, tasks, effects),
             Event::Recorded { sequence } => self.outbox.recorded(sequence),
             Event::OutputRecorded(recorded) => self.output_recorded(now, recorded, effects),
             Event::ValuesReceived(values, bytes) => self.values_received(now, values, bytes, effects),
@@ -273,10 +269,11 @@ impl Core {
                 started,
                 ended,
                 output,
+                peak_memory,
                 result,
             } => {
                 self.output_arrived(output, effects);
-                self.unit_ended(now, ticket, started, ended, result, effects);
+                self.unit_ended(now, ticket, (started, ended), result, peak_memory, effects);
             }
             Event::Published { worker, output, published } => self.published(worker, output, published, effects),
             Event::OutputUnclaimed { output } => unclaimed(output, effects),
@@ -353,6 +350,17 @@ impl Core {
         }
     }
 
+    fn tasks_received(&mut self, map: MapId, tasks: Vec<(u32, u32, Bytes)>, effects: &mut Vec<Effect>) {
+        let task = |(index, run, input)| Unit::Task {
+            held: Held { map, index, run },
+            input,
+        };
+        match self.leaving.is_some() {
+            true => self.return_units(tasks.into_iter().map(task), effects),
+            false => self.queue.extend(tasks.into_iter().map(task)),
+        }
+    }
+
     fn request_received(&mut self, now: Now, request: Arc<Request>, effects: &mut Vec<Effect>) {
         if self.aborted.remove(request.msg_id()) {
             self.reply_aborted(now, request, effects);
@@ -424,8 +432,11 @@ impl Core {
         if current.stop.is_none()
             && let Some(memory) = current.memory.as_mut().filter(|memory| now.instant >= memory.next)
         {
-            memory.next = now.instant + MEMORY_POLL_INTERVAL;
-            let limit = memory.limit;
+            memory.next = now.instant + memory.interval;
+            if memory.limit.is_none() {
+                memory.interval = (2 * memory.interval).min(MAX_MEMORY_POLL_INTERVAL);
+            }
+            let limit = memory.limit.unwrap_or(u64::MAX);
             effects.push(Effect::MeasureMemory { worker, limit });
         }
         if now.instant >= current.next_poll {

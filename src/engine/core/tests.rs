@@ -1,8 +1,8 @@
 use super::event::{Parent, Published};
-use super::unit::{CommandEnd, CommandExit, WorkerResult};
+use super::unit::{CommandEnd, CommandExit, PeakMemory, WorkerResult};
 use super::*;
 use crate::model::definition::{CallSource, MapOptions, Work};
-use crate::model::task::TaskState;
+use crate::model::task::{Cause, TaskState};
 use proptest::prelude::*;
 
 const CALLS: MapId = MapId(1);
@@ -25,6 +25,10 @@ struct Simulation {
     command: bool,
     sent: Vec<Held>,
     results: Vec<(Held, TaskState)>,
+    outcomes: Vec<(Held, Outcome)>,
+    /// Reported with the ends of units.
+    peak: Option<u64>,
+    command_peak: PeakMemory,
     sequences: Vec<u64>,
     returned: Vec<Held>,
     signals: Vec<StopStep>,
@@ -62,6 +66,9 @@ impl Simulation {
             command: false,
             sent: Vec::new(),
             results: Vec::new(),
+            outcomes: Vec::new(),
+            peak: None,
+            command_peak: PeakMemory::Unknown,
             sequences: Vec::new(),
             returned: Vec::new(),
             signals: Vec::new(),
@@ -132,6 +139,8 @@ impl Simulation {
             Effect::SendResults(results) => {
                 assert!(results.results.len() <= 512);
                 self.sequences.push(results.sequence);
+                self.outcomes
+                    .extend(results.results.iter().map(|r| (held(r.map, r.index), r.outcome.clone())));
                 self.results
                     .extend(results.results.iter().map(|r| (held(r.map, r.index), r.outcome.status)));
             }
@@ -177,6 +186,7 @@ impl Simulation {
             started,
             ended: self.now.unix,
             output: Default::default(),
+            peak_memory: self.peak,
             result: WorkerResult::Value(Bytes::from_static(b"1")),
         });
     }
@@ -187,6 +197,7 @@ impl Simulation {
                 started: self.now.unix,
                 ended: self.now.unix,
                 how: CommandExit::Code(0),
+                peak: self.command_peak,
             };
             self.event(Event::CommandEnded(end));
         }
@@ -282,6 +293,7 @@ fn simultaneous_ends_are_one_step() {
         started: at,
         ended: at,
         output: Default::default(),
+        peak_memory: None,
         result: WorkerResult::Value(Bytes::from_static(b"1")),
     });
     for effect in sim.core.handle_all(sim.now, ends) {
@@ -394,6 +406,42 @@ fn a_task_over_its_memory_limit_is_killed_immediately_and_the_next_one_is_not() 
     sim.finish(0.1);
     sim.pass(1000);
     assert_eq!(sim.results, [(held(map, 0), TaskState::Lost), (held(map, 1), TaskState::Ok)]);
+    let seen = sim.outcomes.iter().map(|(_, o)| (o.cause.clone(), o.peak_memory));
+    let expected = [(Some(Cause::MemoryLimit), Some(2000)), (None, Some(1))];
+    assert_eq!(seen.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn the_peak_of_a_task_is_the_largest_measurement() {
+    let mut sim = Simulation::new();
+    sim.send(CALLS, 0..2);
+    sim.ready();
+    sim.start_next();
+    sim.peak = Some(500);
+    sim.event(Event::MemoryMeasured { bytes: 700 });
+    sim.event(Event::MemoryMeasured { bytes: 600 });
+    sim.finish(0.1);
+    // Measurements of one task are not those of the next.
+    sim.start_next();
+    sim.finish(0.1);
+    sim.pass(1000);
+    let seen: Vec<_> = sim.outcomes.iter().map(|(_, outcome)| outcome.peak_memory).collect();
+    assert_eq!(seen, [Some(700), Some(500)]);
+    for (peak, measured, expected) in [
+        (PeakMemory::Measured(30), 20, Some(30)),
+        (PeakMemory::Measured(30), 40, Some(40)),
+        (PeakMemory::AtMost(30), 20, Some(20)),
+        (PeakMemory::AtMost(30), 0, Some(30)),
+        (PeakMemory::Unknown, 0, None),
+    ] {
+        sim.outcomes.clear();
+        sim.command_peak = peak;
+        sim.send(COMMANDS, [0]);
+        sim.event(Event::MemoryMeasured { bytes: measured });
+        sim.end_command();
+        sim.pass(1000);
+        assert_eq!(sim.outcomes[0].1.peak_memory, expected, "{peak:?} {measured}");
+    }
 }
 
 #[test]

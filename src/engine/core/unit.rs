@@ -150,6 +150,30 @@ pub struct CommandEnd {
     pub started: UnixTime,
     pub ended: UnixTime,
     pub how: CommandExit,
+    pub peak: PeakMemory,
+}
+
+/// The peak memory of a command, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PeakMemory {
+    #[default]
+    Unknown,
+    /// Of its largest process.
+    Measured(u64),
+    /// It is not more.
+    AtMost(u64),
+}
+
+impl PeakMemory {
+    /// With what was measured while it ran, 0 for nothing.
+    pub(crate) fn with(self, measured: u64) -> Option<u64> {
+        match self {
+            PeakMemory::Measured(bytes) => Some(bytes.max(measured)),
+            _ if measured > 0 => Some(measured),
+            PeakMemory::AtMost(bytes) => Some(bytes),
+            PeakMemory::Unknown => None,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -268,7 +292,7 @@ fn raw_json(body: Bytes) -> Option<Box<RawValue>> {
 
 /// The outcome of a command.
 pub(crate) fn command_outcome(end: CommandEnd) -> Outcome {
-    let CommandEnd { started, ended, how } = end;
+    let CommandEnd { started, ended, how, .. } = end;
     match how {
         CommandExit::Code(0) => Outcome {
             exit_code: Some(0),

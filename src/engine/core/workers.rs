@@ -279,6 +279,7 @@ impl Core {
             // What the user set wins.
             definition.options.env.entry(name.into()).or_insert(value);
         }
+        definition.options.cores = allocation.cores.clone();
         (state.definition, state.allocation) = (Arc::new(definition), Some(allocation));
         let worker = super::unit::worker_of(map, &state.definition);
         if let Some(worker @ WorkerKey::Map(_)) = worker {

@@ -44,7 +44,12 @@ impl Driver {
         let Some(Some(worker)) = self.pool.find(number).filter(|_| !records.is_empty()) else {
             return;
         };
+        let mut peak = self.pool.get_mut(Some(worker)).and_then(|worker| worker.peak);
         let events = records.into_iter().map(|record| Event::UnitEnded {
+            peak_memory: {
+                peak = record.peak.or(peak);
+                peak
+            },
             worker,
             ticket: record.ticket,
             started: UnixTime(record.started),
@@ -53,6 +58,9 @@ impl Driver {
             result: WorkerResult::Value(record.body),
         });
         let effects = self.core.handle_all(now(), events);
+        if let Some(worker) = self.pool.get_mut(Some(worker)) {
+            worker.peak = peak;
+        }
         self.act(effects).await;
     }
 
@@ -140,12 +148,17 @@ impl Driver {
             started,
             ended,
             positions,
+            peak,
             body,
         } = record;
-        let output = match (positions, self.pool.get_mut(key)) {
-            (Some(end), Some(worker)) => worker.read_output(Some(end)),
-            _ => Default::default(),
-        };
+        let (mut output, mut peak_memory) = (Default::default(), None);
+        if let Some(worker) = self.pool.get_mut(key) {
+            worker.peak = peak.or(worker.peak);
+            peak_memory = worker.peak;
+            if let Some(end) = positions {
+                output = worker.read_output(Some(end));
+            }
+        }
         if kind == b'H' {
             self.record_python(&body);
             return key.is_none().then_some(Event::WorkerReady);
@@ -161,6 +174,7 @@ impl Driver {
             started: UnixTime(started),
             ended: UnixTime(ended),
             output: output.clone(),
+            peak_memory,
             result,
         };
         Some(match kind {

@@ -48,6 +48,7 @@ pub(crate) fn environment(allocation: &Allocation, variable: &dyn Fn(&str) -> Op
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::cores::CoreSet;
     use crate::model::node::Gpu;
 
     fn gpu(vendor: GpuVendor, name: &str) -> Gpu {
@@ -55,6 +56,7 @@ mod tests {
             vendor,
             name: name.into(),
             model: String::new(),
+            numa: None,
         }
     }
 
@@ -63,6 +65,7 @@ mod tests {
         let allocation = Allocation {
             cpus: 4,
             gpus: vec![gpu(GpuVendor::Nvidia, "1"), gpu(GpuVendor::Nvidia, "MIG-7")],
+            cores: CoreSet::default(),
         };
         let set = |name: &str| (name == "MKL_NUM_THREADS").then(|| "2".to_string());
         let shown: Vec<String> = environment(&allocation, &set).iter().map(|(k, v)| format!("{k}={v}")).collect();
@@ -78,13 +81,18 @@ mod tests {
         let amd = Allocation {
             cpus: 1,
             gpus: vec![gpu(GpuVendor::Amd, "0")],
+            cores: CoreSet::default(),
         };
         assert!(environment(&amd, &|_| Some(String::new())).contains(&("ROCR_VISIBLE_DEVICES", "0".into())));
     }
 
     #[test]
     fn a_task_in_a_slurm_job_has_its_part_of_the_job() {
-        let allocation = Allocation { cpus: 2, gpus: Vec::new() };
+        let allocation = Allocation {
+            cpus: 2,
+            gpus: Vec::new(),
+            cores: CoreSet::default(),
+        };
         let job = |name: &str| match name {
             "SLURM_JOB_ID" => Some("7".to_string()),
             "SLURMD_NODENAME" => Some("n3".to_string()),

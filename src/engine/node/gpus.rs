@@ -8,61 +8,95 @@ use crate::model::node::{Gpu, GpuVendor};
 use std::fs;
 use std::path::Path;
 
+/// A GPU of the host.
+struct Installed {
+    model: String,
+    /// `GPU-…`, or empty.
+    uuid: String,
+    numa: Option<u32>,
+}
+
+impl Installed {
+    /// Whether a word names it or, in the format of older drivers, an instance of it (`MIG-GPU-…/1/0`). A part of the UUID is
+    /// enough.
+    fn is_named(&self, word: &str) -> bool {
+        let word = word.strip_prefix("MIG-").filter(|rest| rest.starts_with("GPU-")).unwrap_or(word);
+        let uuid = word.split('/').next().unwrap_or_default();
+        uuid.len() > "GPU-".len() && self.uuid.starts_with(uuid)
+    }
+}
+
 impl Surroundings<'_> {
     pub(super) fn gpus(&self) -> Vec<Gpu> {
-        let nvidia = self.given(GpuVendor::Nvidia, self.nvidia_models());
-        let amd = self.given(GpuVendor::Amd, self.amd_models());
+        let nvidia = self.given(GpuVendor::Nvidia, &self.nvidia());
+        let amd = self.given(GpuVendor::Amd, &self.amd());
         nvidia.into_iter().chain(amd).collect()
     }
 
-    /// The GPUs of one vendor that this process may use. `models` are those of the host, by index.
-    fn given(&self, vendor: GpuVendor, models: Vec<String>) -> Vec<Gpu> {
-        if models.is_empty() {
+    /// The GPUs of one vendor that this process may use. `installed` are those of the host, by index.
+    fn given(&self, vendor: GpuVendor, installed: &[Installed]) -> Vec<Gpu> {
+        let Some(first) = installed.first() else {
             return Vec::new();
-        }
-        let gpu = |name: String, model: Option<&String>| Gpu {
-            vendor,
-            name,
-            model: model.cloned().unwrap_or_default(),
+        };
+        let gpu = |name: String| {
+            let known = match name.parse::<usize>() {
+                Ok(index) => installed.get(index),
+                Err(_) => installed.iter().find(|gpu| gpu.is_named(&name)),
+            };
+            Gpu {
+                vendor,
+                // One host rarely has several models.
+                model: known.unwrap_or(first).model.clone(),
+                numa: known.and_then(|gpu| gpu.numa),
+                name,
+            }
         };
         // An empty value means none, unlike a missing one.
         match (self.variable)(vendor.variable()) {
-            Some(text) => visible(&text, models.len())
-                .into_iter()
-                .map(|name| {
-                    let model = name.parse::<usize>().ok().map(|index| models.get(index));
-                    // UUIDs are not resolved; one host rarely has several models.
-                    gpu(name, model.unwrap_or(models.first()))
-                })
-                .collect(),
+            Some(text) => visible(&text, installed.len()).into_iter().map(gpu).collect(),
             // A job that requested GPUs has the variable.
             None if self.batch_system().is_some() => Vec::new(),
-            None => (0..models.len()).map(|index| gpu(index.to_string(), models.get(index))).collect(),
+            None => (0..installed.len()).map(|index| gpu(index.to_string())).collect(),
         }
     }
 
     /// In the order of PCI addresses, which `CUDA_DEVICE_ORDER=PCI_BUS_ID` selects.
-    fn nvidia_models(&self) -> Vec<String> {
+    fn nvidia(&self) -> Vec<Installed> {
         let directory = self.root.join("proc/driver/nvidia/gpus");
-        let mut found: Vec<(String, String)> = entries(&directory)
+        let mut found: Vec<(String, Installed)> = entries(&directory)
             .into_iter()
             .filter_map(|address| {
                 let text = fs::read_to_string(directory.join(&address).join("information")).ok()?;
                 let minor = field(&text, "Device Minor:");
                 // A container lacks the device files of other containers' GPUs.
                 let is_usable = minor.is_none_or(|minor| self.root.join(format!("dev/nvidia{minor}")).exists());
-                is_usable.then(|| (address, field(&text, "Model:").unwrap_or_default().to_string()))
+                let installed = Installed {
+                    model: field(&text, "Model:").unwrap_or_default().to_string(),
+                    uuid: field(&text, "GPU UUID:").unwrap_or_default().to_string(),
+                    numa: self.numa_of(&address),
+                };
+                is_usable.then_some((address, installed))
             })
             .collect();
-        found.sort();
-        found.into_iter().map(|(_, model)| model).collect()
+        found.sort_by(|(one, _), (other, _)| one.cmp(other));
+        found.into_iter().map(|(_, installed)| installed).collect()
     }
 
-    fn amd_models(&self) -> Vec<String> {
+    /// The NUMA node of a PCI device (the kernel's Documentation/ABI, sysfs-bus-pci); -1 if it has none.
+    fn numa_of(&self, address: &str) -> Option<u32> {
+        let path = self
+            .root
+            .join("sys/bus/pci/devices")
+            .join(address.to_ascii_lowercase())
+            .join("numa_node");
+        fs::read_to_string(path).ok()?.trim().parse().ok()
+    }
+
+    fn amd(&self) -> Vec<Installed> {
         let directory = self.root.join("sys/class/kfd/kfd/topology/nodes");
         let mut numbers: Vec<u32> = entries(&directory).iter().filter_map(|name| name.parse().ok()).collect();
         numbers.sort_unstable();
-        let model = |number: &u32| {
+        let installed = |number: &u32| {
             let node = directory.join(number.to_string());
             let properties = fs::read_to_string(node.join("properties")).ok()?;
             let value = |name: &str| {
@@ -73,9 +107,18 @@ impl Surroundings<'_> {
             value("simd_count ").filter(|count| *count > 0)?;
             let minor = value("drm_render_minor ");
             let is_usable = minor.is_none_or(|minor| self.root.join(format!("dev/dri/renderD{minor}")).exists());
-            is_usable.then(|| fs::read_to_string(node.join("name")).unwrap_or_default().trim().to_string())
+            // Bus, and device with function; the domain has a property of its own.
+            let address = value("location_id ").map(|id| {
+                let (domain, bus, device, function) = (value("domain ").unwrap_or_default(), id >> 8 & 0xff, id >> 3 & 0x1f, id & 7);
+                format!("{domain:04x}:{bus:02x}:{device:02x}.{function}")
+            });
+            is_usable.then(|| Installed {
+                model: fs::read_to_string(node.join("name")).unwrap_or_default().trim().to_string(),
+                uuid: value("unique_id ").map(|id| format!("GPU-{id:016x}")).unwrap_or_default(),
+                numa: address.and_then(|address| self.numa_of(&address)),
+            })
         };
-        numbers.iter().filter_map(model).collect()
+        numbers.iter().filter_map(installed).collect()
     }
 }
 
@@ -89,6 +132,7 @@ pub(super) fn named_by(variable: &dyn Fn(&str) -> Option<String>) -> Vec<Gpu> {
             vendor,
             name,
             model: String::new(),
+            numa: None,
         })
     };
     of(GpuVendor::Nvidia).chain(of(GpuVendor::Amd)).collect()
@@ -110,7 +154,7 @@ fn visible(text: &str, count: usize) -> Vec<String> {
     names
 }
 
-fn entries(directory: &Path) -> Vec<String> {
+pub(super) fn entries(directory: &Path) -> Vec<String> {
     let names = fs::read_dir(directory).into_iter().flatten().flatten();
     names.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }

@@ -4,6 +4,7 @@
 //! Sources: sched_getaffinity(2), cgroups(7), proc_meminfo(5), sbatch(1) "OUTPUT ENVIRONMENT VARIABLES", qsub(1) of Grid Engine
 //! (NSLOTS, PE_HOSTFILE), qsub(1) of OpenPBS and Torque (NCPUS, PBS_NUM_PPN), bsub(1) of LSF (LSB_MCPU_HOSTS), and
 //! HTCondor's manual, "Services for running jobs" (_CONDOR_MACHINE_AD).
+mod cores;
 mod environment;
 mod gpus;
 
@@ -66,6 +67,7 @@ impl Surroundings<'_> {
         let memory = self.total_memory().into_iter().chain(share.mem_bytes).chain(limits).min();
         NodeFacts {
             cpus: cpus.unwrap_or_default(),
+            cores: self.cores(share.cpus),
             mem_bytes: memory.unwrap_or_default(),
             gpus: self.gpus(),
             ..NodeFacts::default()

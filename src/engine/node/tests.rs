@@ -137,18 +137,64 @@ fn only_gpus_that_this_process_may_use_count() {
 }
 
 #[test]
+fn processors_and_gpus_know_their_numa_node() {
+    let bound_to = |list: &str| {
+        FakeHost::new()
+            .nvidia(2)
+            .with(
+                "proc/self/status",
+                &format!("Name:\tpcluster\nCpus_allowed:\tff\nCpus_allowed_list:\t{list}\n"),
+            )
+            .with("sys/devices/system/node/node0/cpulist", "0-3\n")
+            .with("sys/devices/system/node/node1/cpulist", "4-7\n")
+            .with("sys/devices/system/node/possible", "0-1\n")
+            .with("sys/bus/pci/devices/0000:07:00.0/numa_node", "1\n")
+            .with("sys/bus/pci/devices/0000:17:00.0/numa_node", "-1\n")
+    };
+    let cores = |host: &FakeHost| {
+        let groups = host.node().cores.into_iter();
+        groups.map(|group| format!("{}:{}", group.numa, group.cores)).collect::<Vec<_>>()
+    };
+    let numa = |host: &FakeHost| host.node().gpus.iter().map(|gpu| gpu.numa).collect::<Vec<_>>();
+    let host = bound_to("0-7");
+    assert_eq!(
+        (cores(&host), numa(&host)),
+        (vec!["0:0-3".into(), "1:4-7".into()], vec![Some(1), None])
+    );
+    assert_eq!(cores(&bound_to("2,5-6")), ["0:2", "1:5-6"]);
+    assert_eq!(cores(&bound_to("9")), ["0:9"]);
+    // By UUID, and that of an instance in the format of older drivers.
+    let named = |value: &str| numa(&bound_to("0-7").set(&[("CUDA_VISIBLE_DEVICES", value)]));
+    assert_eq!(named("GPU-1,GPU-0"), [None, Some(1)]);
+    assert_eq!(named("MIG-GPU-0/1/0,MIG-5f1c"), [Some(1), None]);
+    // A job that may run anywhere owns no particular processors.
+    let job = |cpus: &str| bound_to("0-7").set(&[("SLURM_JOB_ID", "7"), ("SLURM_CPUS_ON_NODE", cpus)]);
+    assert_eq!((cores(&job("4")), cores(&job("8")).len()), (vec![], 2));
+}
+
+#[test]
 fn gpus_of_amd_have_a_variable_of_their_own() {
     let node = |number: u32| format!("sys/class/kfd/kfd/topology/nodes/{number}");
     let host = FakeHost::new()
         .with(&format!("{}/properties", node(0)), "cpu_cores_count 64\nsimd_count 0\n")
-        .with(&format!("{}/properties", node(1)), "simd_count 440\ndrm_render_minor 128\n")
+        .with(
+            &format!("{}/properties", node(1)),
+            "simd_count 440\nunique_id 2101784371093475245\nlocation_id 49408\ndomain 0\ndrm_render_minor 128\n",
+        )
         .with(&format!("{}/name", node(1)), "aldebaran\n")
-        .with("dev/dri/renderD128", "");
+        .with("dev/dri/renderD128", "")
+        .with("sys/bus/pci/devices/0000:c1:00.0/numa_node", "3\n");
     let [gpu] = &host.node().gpus[..] else { panic!() };
     assert_eq!(
-        (gpu.vendor.variable(), gpu.name.as_str(), gpu.model.as_str()),
-        ("ROCR_VISIBLE_DEVICES", "0", "aldebaran")
+        (gpu.vendor.variable(), gpu.name.as_str(), gpu.model.as_str(), gpu.numa),
+        ("ROCR_VISIBLE_DEVICES", "0", "aldebaran", Some(3))
     );
+    let by_uuid = host.set(&[("ROCR_VISIBLE_DEVICES", "GPU-1d2b")]);
+    assert_eq!(
+        (by_uuid.gpu_names(), by_uuid.node().gpus[0].numa),
+        (vec!["GPU-1d2b".into()], Some(3))
+    );
+    let host = by_uuid;
     assert_eq!(host.set(&[("ROCR_VISIBLE_DEVICES", "")]).gpu_names(), [""; 0]);
 }
 

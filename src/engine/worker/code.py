@@ -99,6 +99,8 @@ class Definition:
         self.cwd = options.get("cwd")
         self.directory = None if self.cwd else options.get("directory")
         self.env = options.get("env") or {}
+        # The processors of pinned tasks.
+        self.cores = core_set(options.get("cores", ""))
         # The map has its own worker (the engine uses the same rule).
         self.is_map = work["kind"] == "call" and not options.get("interactive")
         # A map's function once it is loaded, and a descriptor of the working directory of its tasks.
@@ -160,6 +162,8 @@ class Definition:
             go_to(self.directory)
         if self.env:
             os.environ.update(self.env)
+        if self.cores:
+            os.sched_setaffinity(0, self.cores)
         place = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.prepare()
         adopt_streams()
@@ -171,7 +175,7 @@ class Surroundings:
     execution changes itself is kept."""
 
     def __init__(self, definition):
-        self.cwd, self.env = definition.cwd, definition.env
+        self.cwd, self.env, self.cores = definition.cwd, definition.env, definition.cores
         self.restores_directory = definition.cwd or definition.work["kind"] == "call"
         self.directory = definition.directory
 
@@ -188,6 +192,9 @@ class Surroundings:
                 os.close(self.back)
             raise
         os.environ.update(self.env)
+        if self.cores:
+            self.old_cores = os.sched_getaffinity(0)
+            os.sched_setaffinity(0, self.cores)
 
     def __exit__(self, *_):
         for name, value in self.old.items():
@@ -198,6 +205,17 @@ class Surroundings:
         if self.back is not None:
             os.fchdir(self.back)
             os.close(self.back)
+        if self.cores:
+            os.sched_setaffinity(0, self.old_cores)
+
+
+def core_set(text):
+    """The numbers in a list of processors: `0-3,8`."""
+    cores = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        cores.update(range(int(first), int(last or first) + 1))
+    return cores
 
 
 def go_to(directory):

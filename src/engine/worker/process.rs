@@ -103,6 +103,8 @@ pub(crate) struct Worker {
     pub pending_output: Option<PendingOutput>,
     /// A pipe was filling up at the last poll.
     pub fills_fast: bool,
+    /// The peak memory that it last reported, in bytes.
+    pub peak: Option<u64>,
 }
 
 /// When output was first noticed, and when to poll again.
@@ -170,6 +172,7 @@ impl Worker {
             ends: None,
             pending_output: None,
             fills_fast: false,
+            peak: None,
         })
     }
 

@@ -14,7 +14,8 @@
 //!
 //! From the worker, records: kind, flags (1 byte), 2 bytes unused, ticket (u32), length of the body (u64), started and
 //! ended (f64, seconds since 1970), body. With flag 1 the body starts with the ends of stdout and stderr (2 × u64);
-//! without it nothing was written since the last record.
+//! without it nothing was written since the last record. With flag 2 the peak memory (u64, bytes) of the unit that ends with
+//! this record follows; without it that of the last record stands.
 //!
 //! | kind | body |
 //! |---|---|
@@ -34,6 +35,7 @@ use bytes::{Buf, Bytes, BytesMut};
 pub(crate) const FRAME_HEAD: usize = 16;
 pub const RECORD_HEAD: usize = 32;
 const POSITIONS: usize = 16;
+const PEAK: usize = 8;
 
 /// The head of a frame whose body has `length` bytes.
 pub(crate) fn frame_head(kind: u8, ticket: u32, length: usize) -> [u8; FRAME_HEAD] {
@@ -118,6 +120,8 @@ pub struct Record {
     pub ended: f64,
     /// Ends of stdout and stderr, if they have changed.
     pub positions: Option<(u64, u64)>,
+    /// Peak memory in bytes, if it was measured.
+    pub peak: Option<u64>,
     pub body: Bytes,
 }
 
@@ -137,12 +141,17 @@ pub fn record_head(head: &[u8; RECORD_HEAD]) -> RecordHead {
 }
 
 impl RecordHead {
-    /// The record with this body; None if the positions are missing.
+    /// The record with this body; None if the positions or the peak are missing.
     pub fn with(self, mut body: Bytes) -> Option<Record> {
         let positions = match self.flags & 1 {
             0 => None,
             _ if body.len() < POSITIONS => return None,
             _ => Some((body.get_u64_le(), body.get_u64_le())),
+        };
+        let peak = match self.flags & 2 {
+            0 => None,
+            _ if body.len() < PEAK => return None,
+            _ => Some(body.get_u64_le()),
         };
         Some(Record {
             kind: self.kind,
@@ -150,6 +159,7 @@ impl RecordHead {
             started: self.started,
             ended: self.ended,
             positions,
+            peak,
             body,
         })
     }

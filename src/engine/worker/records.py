@@ -25,7 +25,7 @@ shared = None
 owner = 0
 is_owner = b"\0"
 WIPE_ON_FORK = 18  # MADV_WIPEONFORK, madvise(2)
-MAX_ATOMIC_BODY = PIPE_BUF - RECORD.size  # maximum length of a body for an atomic write
+MAX_ATOMIC_BODY = PIPE_BUF - RECORD.size - PEAK.size  # maximum length of a body for an atomic write
 has_warned = False
 
 
@@ -140,31 +140,67 @@ def flush():
                 flush_waiting(stream)
 
 
+# The peak memory to report with the next record, if it was measured since the last one.
+peak = b""
+measured_at = 0.0
+# Reset the peak before the next task: what this one had is released by then.
+must_reset = True
+# The peak of the largest ended child process, in KiB.
+peak_of_children = 0
+# /proc/self/clear_refs
+CLEAR_REFS = -1
+
+
+def measure_memory(now):
+    """Measures the peak of the resident memory since the last reset (getrusage(2))."""
+    global peak, measured_at, peak_of_children, must_reset
+    measured_at, must_reset = now, True
+    kilobytes, of_children = getrusage(RUSAGE_SELF).ru_maxrss, getrusage(RUSAGE_CHILDREN).ru_maxrss
+    if of_children > peak_of_children:
+        peak_of_children = of_children
+        kilobytes = max(kilobytes, of_children)
+    peak = PEAK.pack(kilobytes << 10)
+
+
+def reset_peak():
+    """Resets the peak to what is resident now (proc_pid_clear_refs(5)). Where the kernel cannot, it is that since the worker's start."""
+    global must_reset
+    must_reset = False
+    if CLEAR_REFS >= 0:
+        try:
+            write(CLEAR_REFS, b"5")
+        except OSError:
+            pass
+
+
 def record(kind, ticket, started, ended, body):
     """Writes one record, with the positions of stdout and stderr if they have changed."""
-    global reported_out, reported_err, reported_at
+    global reported_out, reported_err, reported_at, peak
     flush()
+    flags, measured, peak = 2 if peak else 0, peak, b""
+    body = measured + body
     # In this order: the engine changes its sequence number before it reads from a pipe.
     if not in_pipes(0, 1) and counts[0] == reported_at:
-        hand_over_small(pack(kind, 0, ticket, len(body), started, ended) + body)
+        hand_over_small(pack(kind, flags, ticket, len(body), started, ended) + body)
         return
     at, out, err = positions()
     if out == reported_out and err == reported_err:
-        hand_over_small(pack(kind, 0, ticket, len(body), started, ended) + body)
+        hand_over_small(pack(kind, flags, ticket, len(body), started, ended) + body)
     else:
-        hand_over_small(pack(kind, 1, ticket, len(body) + 16, started, ended) + POSITIONS.pack(out, err) + body)
+        hand_over_small(pack(kind, flags | 1, ticket, len(body) + 16, started, ended) + POSITIONS.pack(out, err) + body)
     reported_out, reported_err, reported_at = out, err, at
 
 
 def record_parts(kind, ticket, started, ended, parts):
     """Writes a record whose body consists of parts: their number, their lengths, and their bytes."""
-    global reported_out, reported_err, reported_at
+    global reported_out, reported_err, reported_at, peak
     flush()
     parts = [memoryview(part).cast("B") if not isinstance(part, bytes) else part for part in parts]
     sizes = [len(part) for part in parts]
     at, out, err = positions()
-    head = POSITIONS.pack(out, err) + struct.pack("<I%dQ" % len(sizes), len(sizes), *sizes)
-    head = pack(kind, 1, ticket, len(head) + sum(sizes), started, ended) + head
+    flags, measured, peak = 3 if peak else 1, peak, b""
+    head = POSITIONS.pack(out, err) + measured + struct.pack("<I%dQ" % len(sizes), len(sizes), *sizes)
+    head = pack(kind, flags, ticket, len(head) + sum(sizes), started, ended) + head
     # A single write wakes the engine once.
     hand_over([b"".join([head] + parts)] if sum(sizes) <= SMALL else [head] + parts)
     reported_out, reported_err, reported_at = out, err, at

@@ -34,6 +34,7 @@ import types
 from _io import _IOBase as IOBase
 from fcntl import F_GETFL, fcntl, ioctl
 from queue import SimpleQueue
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from select import PIPE_BUF
 from termios import FIONREAD
 
@@ -47,7 +48,9 @@ SELF = "<pcluster worker>"
 PYTHON = "Python %s (%s)" % (sys.version.split()[0], sys.executable)
 FRAME = struct.Struct("<cxxxIQ")  # kind, first ticket, length of the body
 RECORD = struct.Struct("<cBxxIQdd")  # kind, flags, ticket, length of the body, started, ended
-POSITIONS = struct.Struct("<QQ")  # ends of stdout and stderr; before the body if flags is 1
+POSITIONS = struct.Struct("<QQ")  # ends of stdout and stderr; before the body with flag 1
+PEAK = struct.Struct("<Q")  # peak memory in bytes; before the body, and after the positions, with flag 2
+MEASURE_EVERY = 0.001  # seconds: memory is measured at the end of a task, but not more often
 REPR_LENGTH = 1000
 TEXT_LENGTH = 200_000
 SMALL = 1 << 16  # up to this many bytes are joined into one write

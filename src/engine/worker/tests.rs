@@ -142,9 +142,9 @@ async fn exit_is_reported_after_the_last_record_even_if_a_child_survives() {
 async fn a_worker_that_sends_malformed_records_is_killed() {
     let mut worker = TestWorker::new().await;
     worker.define(
-        "import fcntl, os, time\n\
+        "import fcntl, os, stat, time\n\
          def f():\n\
-        \x20   pipes = [fd for fd in range(3, 64) if os.path.exists('/proc/self/fd/%d' % fd) and fcntl.fcntl(fd, fcntl.F_GETFL) & 3 == os.O_WRONLY]\n\
+        \x20   pipes = [fd for fd in range(3, 64) if os.path.exists('/proc/self/fd/%d' % fd) and stat.S_ISFIFO(os.fstat(fd).st_mode) and fcntl.fcntl(fd, fcntl.F_GETFL) & 3 == os.O_WRONLY]\n\
         \x20   os.write(pipes[0], b'?' * 100)\n\
         \x20   time.sleep(600)\n",
     );

@@ -7,6 +7,8 @@ def ended_with(error, ticket, started):
     ended = clock()
     if not is_owner[0]:
         os._exit(1)
+    if ended - measured_at >= MEASURE_EVERY:
+        measure_memory(ended)
     if isinstance(error, Unusable):
         body = error.body
     else:
@@ -22,7 +24,7 @@ def run_tasks(units):
 
     The per-task cost of this loop was measured (docs/adr/0009-map-workers.md). After the report, the state may still say that the
     end of the task is unreported: the engine ignores a duplicate."""
-    global running, leaving
+    global running, leaving, peak
     definition, inputs, first, tokens = definitions[units.what], units.inputs, units.first, units.tokens
     is_map, environment, function, place = definition.is_map, definition.env, definition.function, definition.place
     next_token, token_view = token_file.readinto, units.token_view
@@ -41,6 +43,8 @@ def run_tasks(units):
             done += 1
             units.state = done, None
             continue
+        if must_reset:
+            reset_peak()
         ticket = first + done & 0xFFFFFFFF
         started = clock()
         kind, is_reported = b"V", False
@@ -81,6 +85,8 @@ def run_tasks(units):
             else:  # may call user code
                 kind, body = encode_value(value)
             running = False
+            if ended - measured_at >= MEASURE_EVERY:
+                measure_memory(ended)
         except BaseException as error:
             running = False
             ended_with(error, ticket, started)
@@ -100,7 +106,11 @@ def run_tasks(units):
                     # In this order: the engine changes its sequence number before it reads from a pipe.
                     is_silent = not in_pipes(0, 1) and counts[0] == reported_at
                     if is_silent and fcntl(1, F_GETFL) == flags[0] and fcntl(2, F_GETFL) == flags[1]:
-                        write(RECORDS, pack(kind, 0, ticket, len(body), started, ended) + body)
+                        if peak:
+                            body, peak = peak + body, b""
+                            write(RECORDS, pack(kind, 2, ticket, len(body), started, ended) + body)
+                        else:
+                            write(RECORDS, pack(kind, 0, ticket, len(body), started, ended) + body)
                         is_reported = True
             except BaseException:
                 pass  # raised again below, or too late for the task
@@ -317,7 +327,7 @@ def serve(frames):
 
 
 def be_worker(*files):
-    global FRAMES, RECORDS, TOKENS, STDOUT, STDERR, token_file, home
+    global FRAMES, RECORDS, TOKENS, STDOUT, STDERR, CLEAR_REFS, token_file, home
     for descriptor in files:
         os.set_inheritable(descriptor, False)
     FRAMES, RECORDS, TOKENS, STDOUT, STDERR, shown, watch = files
@@ -328,6 +338,10 @@ def be_worker(*files):
     sys.modules["__main__"] = main
     sys.argv[:] = [""]
     token_file = io.FileIO(TOKENS, "r", closefd=False)
+    try:
+        CLEAR_REFS = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        pass
     home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     frames = Frames(FRAMES)
     try:

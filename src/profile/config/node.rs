@@ -73,11 +73,14 @@ impl NodeResources {
             }
         };
         if let Some(names) = names {
-            let model = |name: &str| node.gpus.iter().find(|gpu| gpu.name == name).map(|gpu| gpu.model.clone());
-            let gpu = |name: String| Gpu {
-                vendor,
-                model: model(&name).unwrap_or_default(),
-                name,
+            let detected = |name: &str| node.gpus.iter().find(|gpu| gpu.name == name).cloned();
+            let gpu = |name: String| {
+                detected(&name).unwrap_or(Gpu {
+                    vendor,
+                    name,
+                    model: String::new(),
+                    numa: None,
+                })
             };
             node.gpus = names.into_iter().map(gpu).collect();
         }
@@ -141,6 +144,7 @@ mod tests {
             vendor: GpuVendor::Amd,
             name: name.into(),
             model: "MI300".into(),
+            numa: None,
         };
         let detected = NodeFacts {
             cpus: 8,

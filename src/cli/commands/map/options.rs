@@ -22,6 +22,9 @@ pub(crate) struct TaskOptions {
     /// Reserve N of a resource that profiles define (engine.resources) for each task
     #[arg(long, value_name = "NAME=N", value_parser = need)]
     pub need: Vec<(String, u64)>,
+    /// Bind each task to its processors, near its GPUs; no other pinned task of the node gets them
+    #[arg(long)]
+    pub pin: bool,
     /// Accept the map even if no node has such resources now, for example because engines are still to come
     #[arg(long)]
     pub wait_for_resources: bool,
@@ -83,6 +86,7 @@ impl TaskOptions {
                 cpus: self.cpus,
                 gpus: self.gpus,
                 named: BTreeMap::from_iter(self.need.iter().cloned()),
+                pin: self.pin,
             },
             time_s: self.time,
             priority: self.priority,
@@ -98,6 +102,7 @@ impl TaskOptions {
             after: self.after,
             targets: None,
             interactive: false,
+            cores: Default::default(),
         }
     }
 }

@@ -226,16 +226,16 @@ fn tasks_of_a_map_are_listed() {
     "#);
     insta::assert_snapshot!(fixture.results("2 --json"), @r#"
     {"version":1,"tasks":[
-    {"task":"2.0","map":2,"index":0,"state":"ok","input":["a.txt"],"value":null,"stdout":"17 a.txt\n","stderr":"","exit_code":0,"error":null,"engine":0,"host":"node1","attempts":1,"run":1,"submitted":"2026-11-20T21:00:00.000000Z","started":"2026-11-20T21:06:40.000000Z","completed":"2026-11-20T22:08:20.000000Z","duration":3700.0,"label":null},
-    {"task":"2.1","map":2,"index":1,"state":"ready","input":["b.txt"],"value":null,"stdout":"","stderr":"","exit_code":null,"error":null,"engine":null,"host":null,"attempts":0,"run":0,"submitted":"2026-11-20T21:00:00.000000Z","started":null,"completed":null,"duration":null,"label":null}
+    {"task":"2.0","map":2,"index":0,"state":"ok","input":["a.txt"],"value":null,"stdout":"17 a.txt\n","stderr":"","exit_code":0,"error":null,"engine":0,"host":"node1","attempts":1,"run":1,"submitted":"2026-11-20T21:00:00.000000Z","started":"2026-11-20T21:06:40.000000Z","completed":"2026-11-20T22:08:20.000000Z","duration":3700.0,"label":null,"peak_memory":null,"cause":null},
+    {"task":"2.1","map":2,"index":1,"state":"ready","input":["b.txt"],"value":null,"stdout":"","stderr":"","exit_code":null,"error":null,"engine":null,"host":null,"attempts":0,"run":0,"submitted":"2026-11-20T21:00:00.000000Z","started":null,"completed":null,"duration":null,"label":null,"peak_memory":null,"cause":null}
     ]}
     "#);
     insta::assert_snapshot!(fixture.results("1.1 2.0 --csv"), @r#"
-    task,map,index,state,input,value,repr,stdout,stderr,exit_code,error,engine,host,attempts,submitted,started,completed,duration,label
+    task,map,index,state,input,value,repr,stdout,stderr,exit_code,error,engine,host,attempts,submitted,started,completed,duration,label,peak_memory,cause
     1.1,1,1,error,"[""b.txt""]",,,,,,"ValueError: b.txt has a word in line 3
-    and no number",0,node1,1,2026-11-20T20:00:01.500000Z,2026-11-20T20:00:03.000000Z,2026-11-20T20:00:03.250000Z,0.25,sums
+    and no number",0,node1,1,2026-11-20T20:00:01.500000Z,2026-11-20T20:00:03.000000Z,2026-11-20T20:00:03.250000Z,0.25,sums,,error
     2.0,2,0,ok,"[""a.txt""]",null,,"17 a.txt
-    ",,0,,0,node1,1,2026-11-20T21:00:00.000000Z,2026-11-20T21:06:40.000000Z,2026-11-20T22:08:20.000000Z,3700,
+    ",,0,,0,node1,1,2026-11-20T21:00:00.000000Z,2026-11-20T21:06:40.000000Z,2026-11-20T22:08:20.000000Z,3700,,,
     "#);
 }
 
@@ -253,7 +253,7 @@ fn tables_on_a_terminal_of_80_columns() {
       2  queued   1/2       0        0  1 h ago    1 h 13 min  wc -l {}       -
     ");
     let (rows, _) = records.tasks(&TaskQuery::default()).unwrap();
-    insta::assert_snapshot!(tables::tasks(&rows, at(8000.0), &terminal), @r#"
+    insta::assert_snapshot!(tables::tasks(&rows, false, at(8000.0), &terminal), @r#"
     TASK  STATE  ENGINE  ATTEMPTS  TIME       INPUT               ERROR
     1.0   ok          0         1  1.5 s      ["a.txt"]           -
     1.1   error       0         1  250 ms     ["b.txt"]           ValueError: b.txt…
@@ -262,7 +262,7 @@ fn tables_on_a_terminal_of_80_columns() {
     2.0   ok          0         1  1 h 1 min  ["a.txt"]           -
     2.1   ready       -         0  -          ["b.txt"]           -
     "#);
-    let colored = tables::tasks(&rows[..2], at(8000.0), &Terminal { color: true, ..terminal });
+    let colored = tables::tasks(&rows[..2], false, at(8000.0), &Terminal { color: true, ..terminal });
     assert!(
         colored.contains("\x1b[38;5;10mok") && colored.contains("\x1b[38;5;9merror"),
         "{colored:?}"
@@ -404,7 +404,7 @@ fn unanswerable_queries_report_the_reason() {
     ");
     insta::assert_snapshot!(fixture.refused("--where size>3"), @r#"
     2
-    error: --where: unknown column "size" (columns: map index state engine host attempts exit_code duration submitted started completed input value error stdout stderr label)
+    error: --where: unknown column "size" (columns: map index state engine host attempts exit_code duration submitted started completed input value error stdout stderr label peak_memory cause)
     "#);
     insta::assert_snapshot!(fixture.refused("--since tomorrow"), @r#"
     2

@@ -2,6 +2,7 @@
 //!
 //! An engine is connected (seen recently), away (disconnected or silent; it keeps its tasks until its lease expires), or
 //! gone (not in this table). Every change keeps the load order up to date, so that no task requires a scan.
+mod cores;
 mod departures;
 mod engine;
 mod nodes;
@@ -300,7 +301,8 @@ impl Engines {
             (None, Some(_)) if engine.load() > 0 => Some(busy),
             (None, request) => {
                 let in_node = self.nodes.why_not(engine.node(), engine.load() == 0, unit.map, request.as_ref());
-                in_node.or_else(|| (!has_room).then_some(busy))
+                let lacks_cores = || self.nodes.lacks_cores(engine, request.as_ref()?);
+                in_node.or_else(lacks_cores).or_else(|| (!has_room).then_some(busy))
             }
         }
     }
@@ -317,7 +319,7 @@ impl Engines {
         let idle = |uuid: &&EngineUuid| {
             self.by_uuid
                 .get(*uuid)
-                .is_some_and(|e| e.load() == 0 && e.share().is_none() && may(e))
+                .is_some_and(|e| e.load() == 0 && e.share().is_none() && may(e) && self.nodes.lacks_cores(e, request).is_none())
         };
         let mut roomy = self
             .nodes
@@ -326,8 +328,9 @@ impl Engines {
         let chosen = roomy.find_map(|(node, engines)| Some((node, engines.iter().find(idle)?.clone())));
         drop(roomy);
         if let Some((node, uuid)) = chosen {
-            let share = self.nodes.take(node, map, request)?;
-            self.by_uuid.get_mut(&uuid)?.set_share(share);
+            let engine = self.by_uuid.get_mut(&uuid)?;
+            let share = self.nodes.take(node, map, request, &engine.facts().node.cores)?;
+            engine.set_share(share);
             self.shared.entry(map).or_default().insert(uuid.clone());
             return Some(uuid);
         }

@@ -4,10 +4,12 @@
 //! belongs to one map, and lasts for as long as the engine holds tasks of that map. A node with more engines than processors
 //! is full with as many tasks as engines, as long as none asks for more than one processor.
 use super::Engine;
+use super::cores::{CoresInUse, united};
 use super::why_not::{Obstacle, WhyNot};
+use crate::model::cores::CoreSet;
 use crate::model::engine::EngineFacts;
 use crate::model::memory::Memory;
-use crate::model::node::{Gpu, NodeFacts};
+use crate::model::node::{Gpu, NodeFacts, NumaCores};
 use crate::model::resources::{Allocation, Request, TaskResources, WHOLE_GPU};
 use crate::model::{EngineUuid, MapId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -44,6 +46,8 @@ pub(super) struct Node {
     /// Processors of shares, and the number of shares with more than one.
     cpus: u32,
     wide: u32,
+    /// Processors of pinned tasks.
+    cores: CoresInUse,
     mem_bytes: u64,
     /// In use of each GPU, in thousandths.
     gpus: Vec<u32>,
@@ -57,6 +61,7 @@ pub(crate) struct Share {
     request: Request,
     /// Index of each GPU, and what is in use of it.
     gpus: Vec<(usize, u32)>,
+    cores: CoreSet,
 }
 
 impl Share {
@@ -87,7 +92,9 @@ impl Node {
         let mem = taken.mem_bytes == 0 || waiting.mem_bytes == 0 || free >= taken.mem_bytes.saturating_add(waiting.mem_bytes);
         let gpus = taken.resources.gpus.is_zero() || waiting.resources.gpus.is_zero();
         let named = taken.resources.named.keys().all(|name| !waiting.resources.named.contains_key(name));
-        cpus && mem && gpus && named
+        let cores = !(taken.resources.pin && waiting.resources.pin)
+            || self.cores.free(&self.has.cores) >= taken.resources.cpus.saturating_add(waiting.resources.cpus);
+        cpus && cores && mem && gpus && named
     }
 
     /// Why an engine cannot take a task that needs one processor: it holds some already, or one is free.
@@ -112,6 +119,10 @@ impl Node {
         let free = self.free_cpus(request.resources.cpus > 1);
         if request.resources.cpus > free {
             return Some(Obstacle::Cpus { free });
+        }
+        let free = self.cores.free(&self.has.cores);
+        if request.resources.pin && request.resources.cpus > free {
+            return Some(Obstacle::Cores { free });
         }
         let free = self.has.mem_bytes.saturating_sub(self.mem_bytes);
         if request.mem_bytes > free && self.has.mem_bytes > 0 {
@@ -150,11 +161,22 @@ impl Node {
         !self.engines.is_empty() && !self.has.is_empty() && request.fits(&self.has, self.engines.len() as u32)
     }
 
-    fn take(&mut self, map: MapId, request: &Request) -> Option<Share> {
+    /// Processors to which such a task would be bound, of those of an engine, near its GPUs. None if there are not enough.
+    fn choose_cores(&self, request: &Request, gpus: &[(usize, u32)], of_engine: &[NumaCores]) -> Option<CoreSet> {
+        if !request.resources.pin {
+            return Some(CoreSet::default());
+        }
+        let near = gpus.iter().filter_map(|(index, _)| self.has.gpus.get(*index)?.numa);
+        let near: Vec<u32> = near.collect();
+        self.cores.choose(of_engine, &near, request.resources.cpus as usize)
+    }
+
+    fn take(&mut self, map: MapId, request: &Request, of_engine: &[NumaCores]) -> Option<Share> {
         let gpus = self.choose_gpus(request)?;
         let share = Share {
             map,
             request: request.clone(),
+            cores: self.choose_cores(request, &gpus, of_engine)?,
             gpus,
         };
         self.add(&share);
@@ -165,6 +187,7 @@ impl Node {
         // What a reconnected engine reports is not checked against what the node has.
         self.cpus = self.cpus.saturating_add(share.request.resources.cpus);
         self.wide += u32::from(share.request.resources.cpus > 1);
+        self.cores.add(&share.cores);
         self.mem_bytes = self.mem_bytes.saturating_add(share.request.mem_bytes);
         for (index, used) in &share.gpus {
             if let Some(in_use) = self.gpus.get_mut(*index) {
@@ -180,6 +203,7 @@ impl Node {
     fn give_back(&mut self, share: &Share) {
         self.cpus = self.cpus.saturating_sub(share.request.resources.cpus);
         self.wide = self.wide.saturating_sub(u32::from(share.request.resources.cpus > 1));
+        self.cores.remove(&share.cores);
         self.mem_bytes = self.mem_bytes.saturating_sub(share.request.mem_bytes);
         for (index, used) in &share.gpus {
             if let Some(in_use) = self.gpus.get_mut(*index) {
@@ -207,6 +231,10 @@ impl Nodes {
             nodes.len() - 1
         });
         let node = &mut self.nodes[index];
+        let cores = match node.engines.is_empty() {
+            true => facts.node.cores.clone(),
+            false => united(&node.has.cores, &facts.node.cores),
+        };
         node.engines.insert(facts.uuid.clone());
         let gpus = match node.gpus.iter().all(|used| *used == 0) {
             true => facts.node.gpus.clone(),
@@ -215,6 +243,7 @@ impl Nodes {
         node.gpus.resize(gpus.len(), 0);
         node.has = NodeFacts {
             gpus,
+            cores,
             ..facts.node.clone()
         };
         index
@@ -233,9 +262,17 @@ impl Nodes {
         }
     }
 
-    pub(super) fn take(&mut self, index: NodeIndex, map: MapId, request: &Request) -> Option<Share> {
+    pub(super) fn take(&mut self, index: NodeIndex, map: MapId, request: &Request, of_engine: &[NumaCores]) -> Option<Share> {
         let node = self.nodes.get_mut(index).filter(|node| node.obstacle(request).is_none())?;
-        node.take(map, request)
+        node.take(map, request, of_engine)
+    }
+
+    /// An engine may be bound to a part of its node's processors: whether it lacks free ones for a task to be pinned.
+    pub(super) fn lacks_cores(&self, engine: &Engine, request: &Request) -> Option<WhyNot> {
+        let cores = &engine.facts().node.cores;
+        let free = self.nodes.get(engine.node()).map_or(0, |node| node.cores.free(cores));
+        let is_enough = !request.resources.pin || request.resources.cpus <= free;
+        (!is_enough).then_some(WhyNot::Node(Obstacle::Cores { free }))
     }
 
     /// The node gives nothing until this engine has reported its share, or left.
@@ -266,6 +303,7 @@ impl Nodes {
             map,
             request: request.clone(),
             gpus: gpus.collect(),
+            cores: allocation.cores.clone(),
         };
         node.add(&share);
         Some(share)
@@ -327,6 +365,7 @@ impl Nodes {
         Allocation {
             cpus: share.request.resources.cpus,
             gpus: share.gpus.iter().filter_map(|(gpu, _)| gpus.get(*gpu).cloned()).collect(),
+            cores: share.cores.clone(),
         }
     }
 
@@ -434,8 +473,8 @@ impl Nodes {
         }
         for (node, sum) in self.nodes.iter().zip(sums) {
             assert_eq!(
-                (node.busy, node.cpus, node.mem_bytes, &node.gpus),
-                (sum.busy, sum.cpus, sum.mem_bytes, &sum.gpus)
+                (node.busy, node.cpus, node.mem_bytes, &node.gpus, &node.cores),
+                (sum.busy, sum.cpus, sum.mem_bytes, &sum.gpus, &sum.cores)
             );
             assert!(node.gpus.iter().all(|used| *used <= WHOLE_GPU), "{node:?}");
             for (name, used) in &node.named {

@@ -79,6 +79,10 @@ pub(crate) enum Obstacle {
     Cpus {
         free: u32,
     },
+    /// Of those to which tasks can be bound.
+    Cores {
+        free: u32,
+    },
     Memory {
         free: u64,
     },

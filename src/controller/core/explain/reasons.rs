@@ -45,6 +45,8 @@ enum Key {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Pool {
     Cpus,
+    /// Processors to pin to.
+    Cores,
     Memory,
     Gpus,
     Named(String),
@@ -139,6 +141,7 @@ impl Tally {
             }
             WhyNot::Node(Obstacle::Awaited) => key(Key::Awaited, 0),
             WhyNot::Node(Obstacle::Cpus { free }) => key(Key::InUse(Pool::Cpus), u64::from(free)),
+            WhyNot::Node(Obstacle::Cores { free }) => key(Key::InUse(Pool::Cores), u64::from(free)),
             WhyNot::Node(Obstacle::Memory { free }) => key(Key::InUse(Pool::Memory), free),
             WhyNot::Node(Obstacle::Gpus { free }) => key(Key::InUse(Pool::Gpus), u64::from(free)),
             WhyNot::Node(Obstacle::Named { name, free }) => key(Key::InUse(Pool::Named(name)), free),
@@ -253,6 +256,7 @@ impl Tally {
         let counted = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
         let (there, wants) = match pool {
             Pool::Cpus => (counted(there, "cpu"), wants.resources.cpus.to_string()),
+            Pool::Cores => (format!("{} to pin to", counted(there, "cpu")), wants.resources.cpus.to_string()),
             Pool::Memory => (format!("{} of memory", size(there)), size(wants.mem_bytes)),
             Pool::Gpus => (counted(there, "gpu"), wants.resources.gpus.to_string()),
             Pool::Named(name) => {

@@ -154,6 +154,9 @@ impl Ledger {
                 engine: matches!(state, TaskState::Assigned | TaskState::Running).then(|| self.places[task]),
                 errors: self.attempts.get(task).map_or(0, |a| a.0),
                 crashes: self.attempts.get(task).map_or(0, |a| a.1),
+                memory_retries: 0,
+                time_retries: 0,
+                ask: Default::default(),
                 cancelled: self.cancelling.contains(task),
                 written: match state {
                     TaskState::Running => [self.written.get(task).map_or(0, |bytes| bytes.len() as u64), 0, 0],
@@ -725,6 +728,7 @@ impl Harness {
         };
         let (mut cpus, mut mem, mut named) = (0, 0, 0);
         let mut gpus: HashMap<&str, u32> = HashMap::new();
+        let mut cores: BTreeSet<u16> = BTreeSet::new();
         for (name, engine) in here() {
             let maps: BTreeSet<MapId> = engine.queue.iter().map(|held| held.map).collect();
             for map in &maps {
@@ -746,6 +750,12 @@ impl Harness {
                 allocation.gpus.len(),
                 wanted.gpus.thousandths.div_ceil(1000) as usize,
                 "{name}: {allocation:?}"
+            );
+            assert_eq!(allocation.cores.len(), if wanted.pin { wanted.cpus as usize } else { 0 });
+            assert!(
+                allocation.cores.iter().all(|core| cores.insert(core)),
+                "{host}: cores {} twice",
+                allocation.cores
             );
             cpus += allocation.cpus;
             mem += options.mem_bytes.unwrap_or_default();
@@ -994,6 +1004,9 @@ impl Harness {
             engine: None,
             errors: 1,
             crashes: 0,
+            memory_retries: 0,
+            time_retries: 0,
+            ask: Default::default(),
             cancelled: false,
             written: [0; 3],
             input: self.ledger.inputs[&TaskId::new(map, *index)].clone(),

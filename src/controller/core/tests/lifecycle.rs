@@ -5,7 +5,7 @@ use super::super::Event;
 use super::clients::TestClient;
 use super::harness::*;
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
-use crate::model::node::{Gpu, GpuVendor, NodeFacts};
+use crate::model::node::{Gpu, GpuVendor, NodeFacts, NumaCores};
 use crate::model::output::Stream;
 use crate::model::resources::TaskResources;
 use crate::model::task::TaskState;
@@ -100,15 +100,22 @@ impl Wish {
 
 /// What each node of a life has.
 fn node() -> NodeFacts {
-    let gpu = |name: &str| Gpu {
+    let gpu = |name: &str, numa: u32| Gpu {
         vendor: GpuVendor::Nvidia,
         name: name.into(),
         model: String::new(),
+        numa: Some(numa),
+    };
+    let cores = |numa: u32, list: &str| NumaCores {
+        numa,
+        cores: list.parse().unwrap(),
     };
     NodeFacts {
         cpus: 4,
+        // Fewer than processors, so that these may run out first.
+        cores: vec![cores(0, "0-1"), cores(1, "2")],
         mem_bytes: 8 << 30,
-        gpus: vec![gpu("0"), gpu("1")],
+        gpus: vec![gpu("0", 0), gpu("1", 1)],
         named: BTreeMap::from([("licence".into(), 2)]),
     }
 }
@@ -117,6 +124,7 @@ fn resources(rng: &mut Rng) -> TaskResources {
     let mut resources = TaskResources::default();
     if rng.roll(2) == 0 {
         resources.cpus = 1 + rng.roll(4) as u32;
+        resources.pin = resources.cpus <= 3 && rng.roll(3) == 0;
         resources.gpus.thousandths = [0, 0, 300, 500, 1000, 2000][rng.roll(6) as usize];
         if rng.roll(4) == 0 {
             resources.named.insert("licence".into(), 1 + rng.roll(2));

@@ -159,6 +159,7 @@ fn a_map_that_waits_for_a_gpu_leaves_processors_to_others() {
             vendor: GpuVendor::Nvidia,
             name: "0".into(),
             model: String::new(),
+            numa: None,
         }],
         ..NodeFacts::default()
     };
