@@ -1,6 +1,7 @@
 //! The command line: the commands in the groups and order of `--help`.
 use super::commands::Command;
 use super::global::Global;
+use super::output::wrap;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use std::ffi::OsString;
 
@@ -58,22 +59,6 @@ fn app_at(columns: usize) -> clap::Command {
     }
     list.push_str("\nRun `pcluster <COMMAND> --help` for details and examples.");
     app.help_template(TEMPLATE).after_help(list.trim_start().to_string())
-}
-
-/// Splits text into lines of whole words, at most `columns` wide unless a word is longer.
-fn wrap(text: &str, columns: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if line.is_empty() => line.push_str(word),
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= columns => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_string()),
-        }
-    }
-    lines
 }
 
 /// Whether this option of `pcluster controller` or `pcluster engine` takes no value.

@@ -8,6 +8,8 @@ use crate::model::explanation::{OpenMap, Placed, ReasonKind, Waiting, about};
 use crate::profile::ProfileDir;
 use std::time::Duration;
 
+/// Maps are explained after this time in which no task of them has ended.
+pub(crate) const WITHOUT_PROGRESS: Duration = Duration::from_secs(10);
 /// How long batch systems may take to answer when the line is only a supplement.
 const MAX_WAIT: Duration = Duration::from_secs(5);
 
@@ -35,18 +37,30 @@ impl Jobs {
     }
 }
 
+/// An explanation in one line.
+pub(crate) struct Line {
+    pub text: String,
+    /// What the reasons are about; empty for work that engines have.
+    pub kinds: Vec<ReasonKind>,
+}
+
 /// Why this task or map waits or where it is; None if it is finished, or the controller does not say.
-pub(crate) async fn one_line(client: &Client, request: ExplainRequest, jobs: &Jobs, now: UnixTime) -> Option<String> {
+pub(crate) async fn one_line(client: &Client, request: ExplainRequest, jobs: &Jobs, now: UnixTime) -> Option<Line> {
     let reply = client.explain(&request).await.ok()?;
     let absent = match reply.waiting {
         Some(_) => {
             let jobs = jobs.clone();
             let asked = tokio::task::spawn_blocking(move || jobs.absent());
-            tokio::time::timeout(MAX_WAIT, asked).await.ok()?.unwrap_or_default()
+            let answer = tokio::time::timeout(MAX_WAIT, asked).await;
+            answer.ok().and_then(Result::ok).unwrap_or_default()
         }
         None => Vec::new(),
     };
-    describe(&reply, &absent, now)
+    let reasons = reply.waiting.iter().flat_map(|waiting| &waiting.reasons);
+    Some(Line {
+        text: describe(&reply, &absent, now)?,
+        kinds: reasons.map(|reason| reason.kind.clone()).collect(),
+    })
 }
 
 pub(crate) fn describe(reply: &ExplainReply, absent: &[Absent], now: UnixTime) -> Option<String> {

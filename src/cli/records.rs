@@ -1,7 +1,9 @@
 //! The records of a cluster: from the running controller, or from the database file of a stopped one.
+use super::explained::{self, Jobs};
+use super::output::times;
 use super::values::LongValue;
 use super::{CommandError, Context, ErrorKind};
-use crate::client::{Client, ClientError, JobsRequest, MapsRequest};
+use crate::client::{Client, ClientError, ExplainRequest, JobsRequest, MapsRequest};
 use crate::db::Reader;
 use crate::model::definition::MapDefinition;
 use crate::model::job::JobRow;
@@ -29,6 +31,8 @@ pub(crate) struct Details {
     pub definition: Option<MapDefinition>,
     /// Earlier attempts, oldest first.
     pub earlier: Vec<AttemptRow>,
+    /// Why an unfinished task waits, or where it is.
+    pub explanation: Option<String>,
 }
 
 impl<'a> Records<'a> {
@@ -141,6 +145,16 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
+    /// Why an unfinished task waits, or where it is; None if the controller does not say.
+    pub(crate) fn explanation(&self, task: TaskId) -> Result<Option<String>, CommandError> {
+        let Records::Running { context, client } = self else {
+            return Ok(None);
+        };
+        let jobs = Jobs::of(context);
+        let line = context.block_on(explained::one_line(client, ExplainRequest::Task(task), &jobs, times::now()))?;
+        Ok(line.map(|line| line.text))
+    }
+
     /// The recorded batch jobs.
     pub(crate) fn jobs(&self) -> Result<Vec<JobRow>, CommandError> {
         match self {
@@ -170,11 +184,13 @@ impl<'a> Records<'a> {
                 Ok(Details {
                     definition: reply.definition,
                     earlier: reply.earlier,
+                    explanation: None,
                 })
             }
             Records::Stopped(reader) => Ok(Details {
                 definition: reader.map_definition(task.map)?,
                 earlier: reader.attempts(task)?,
+                explanation: None,
             }),
         }
     }

@@ -1,7 +1,7 @@
 //! `pcluster map`: a function or a command over many inputs, results in their order.
 //!
 //! Parts: [`options`] (of tasks), [`own_cluster`] (`-n`), [`follow`] (waiting for a map), [`results`] (their output),
-//! [`report`] (failures), [`reduce`] (folding the values), [`interrupts`] (Ctrl-C).
+//! [`report`] (failures), [`stalled`] (why it does not get on), [`reduce`] (folding the values), [`interrupts`] (Ctrl-C).
 pub(crate) mod follow;
 pub(crate) mod interrupts;
 pub(crate) mod options;
@@ -9,6 +9,7 @@ pub(crate) mod own_cluster;
 pub(crate) mod reduce;
 pub(crate) mod report;
 pub(crate) mod results;
+mod stalled;
 
 use crate::cli::inputs::code::CodeArgs;
 use crate::cli::inputs::{InputArgs, Inputs, Shape, Texts, function};

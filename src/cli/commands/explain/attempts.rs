@@ -5,8 +5,9 @@ use crate::cli::records::Records;
 use crate::cli::views::error_line;
 use crate::cli::{CommandError, Context};
 use crate::model::engine::EngineRow;
+use crate::model::memory::Memory;
 use crate::model::output::{Output, Stream};
-use crate::model::task::{AttemptRow, TaskError, TaskRow, TaskState};
+use crate::model::task::{Ask, AttemptRow, Cause, TaskRow, TaskState};
 use crate::model::{EngineId, TaskId, UnixTime};
 use serde::Serialize;
 
@@ -20,8 +21,9 @@ const MAX_ATTEMPTS: usize = 10;
 pub(super) struct Attempt {
     run: u32,
     state: TaskState,
-    /// `ValueError: no digits`
-    cause: Option<String>,
+    /// Why it failed, in one word, and its error: `ValueError: no digits`.
+    cause: Option<Cause>,
+    error: Option<String>,
     exit_code: Option<i32>,
     engine: Option<EngineId>,
     host: Option<String>,
@@ -30,6 +32,10 @@ pub(super) struct Attempt {
     started: Option<String>,
     completed: Option<String>,
     duration: Option<f64>,
+    /// In bytes, as far as measured.
+    peak_memory: Option<u64>,
+    /// What it asked for in place of its map's request.
+    ask: Option<Ask>,
     last_output: Option<LastOutput>,
     #[serde(skip)]
     ended: Option<UnixTime>,
@@ -54,7 +60,8 @@ pub(super) fn all(row: &TaskRow, earlier: &[AttemptRow], engines: &[EngineRow], 
         attempts.push(Attempt {
             run: attempt.run,
             state: outcome.status,
-            cause: outcome.error.as_ref().map(cause),
+            cause: outcome.cause(),
+            error: outcome.error.as_ref().map(error_line),
             exit_code: outcome.exit_code,
             engine: attempt.engine,
             host: attempt.host.clone(),
@@ -62,6 +69,8 @@ pub(super) fn all(row: &TaskRow, earlier: &[AttemptRow], engines: &[EngineRow], 
             started: Some(outcome.started.to_iso()),
             completed: Some(outcome.ended.to_iso()),
             duration: Some(outcome.ended.since(outcome.started)),
+            peak_memory: outcome.peak_memory,
+            ask: attempt.ask,
             last_output: last_output(row.task, attempt.run, outputs, records)?,
             ended: Some(outcome.ended),
         });
@@ -73,7 +82,8 @@ pub(super) fn all(row: &TaskRow, earlier: &[AttemptRow], engines: &[EngineRow], 
         attempts.push(Attempt {
             run: row.run,
             state: row.state,
-            cause: row.error.as_ref().map(cause),
+            cause: row.cause.clone(),
+            error: row.error.as_ref().map(error_line),
             exit_code: row.exit_code,
             engine: row.engine,
             host: row.host.clone(),
@@ -81,15 +91,13 @@ pub(super) fn all(row: &TaskRow, earlier: &[AttemptRow], engines: &[EngineRow], 
             started: row.started.map(UnixTime::to_iso),
             completed: row.completed.map(UnixTime::to_iso),
             duration: row.duration,
+            peak_memory: row.peak_memory,
+            ask: row.ask,
             last_output: last_output(row.task, row.run, outputs, records)?,
             ended: row.completed,
         });
     }
     Ok(attempts)
-}
-
-fn cause(error: &TaskError) -> String {
-    error_line(error)
 }
 
 fn job_of(engine: Option<EngineId>, engines: &[EngineRow]) -> Option<String> {
@@ -129,6 +137,9 @@ pub(super) fn write(text: &mut Text, attempts: &[Attempt], earlier: usize, now: 
     }
     for attempt in attempts {
         let mut line = attempt.state.to_string();
+        if let Some(words) = attempt.cause.as_ref().and_then(words) {
+            line.push_str(&format!(" ({words})"));
+        }
         if let Some(seconds) = attempt.duration {
             line.push_str(&format!(" after {}", times::duration(seconds)));
         }
@@ -148,10 +159,19 @@ pub(super) fn write(text: &mut Text, attempts: &[Attempt], earlier: usize, now: 
         if let Some(ended) = attempt.ended {
             line.push_str(&format!(", {}", when(ended, now, context)));
         }
+        let size = |bytes| Memory { bytes }.rounded();
+        let asked = attempt.ask.map(|ask| [ask.mem_bytes.map(size), ask.limit_s.map(times::duration)]);
+        let asked: Vec<String> = asked.into_iter().flatten().flatten().collect();
+        if !asked.is_empty() {
+            line.push_str(&format!("; it asked for {}", asked.join(", ")));
+        }
+        if let Some(bytes) = attempt.peak_memory {
+            line.push_str(&format!("; peak memory {}", size(bytes)));
+        }
         text.line(&format!("  attempt {}: ", attempt.run), 4, &line);
         let exit_code = attempt.exit_code.filter(|code| *code != 0).map(|code| format!("exit code {code}"));
-        if let Some(cause) = attempt.cause.clone().or(exit_code) {
-            text.line("    ", 6, &cause);
+        if let Some(error) = attempt.error.clone().or(exit_code) {
+            text.line("    ", 6, &error);
         }
         if let Some(output) = &attempt.last_output {
             let lines = output.text.lines().enumerate();
@@ -161,6 +181,19 @@ pub(super) fn write(text: &mut Text, attempts: &[Attempt], earlier: usize, now: 
             });
         }
     }
+}
+
+/// What the state does not say.
+fn words(cause: &Cause) -> Option<&str> {
+    Some(match cause {
+        Cause::Error | Cause::Timeout | Cause::Cancelled => return None,
+        Cause::Crash => "crash",
+        Cause::MemoryLimit => "out of memory: its own limit",
+        Cause::MemoryCgroup => "out of memory: its control group",
+        Cause::MemoryJob => "out of memory: the job of its engine",
+        Cause::EngineLost => "its engine was lost",
+        Cause::Unknown(word) => word,
+    })
 }
 
 #[cfg(test)]
