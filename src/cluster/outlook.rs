@@ -30,12 +30,11 @@ impl std::fmt::Display for Absent {
             (_, false) => ("es", "are", "have"),
         };
         let Absent { launcher, jobs, .. } = self;
-        let why = match (self.reason.as_str(), self.state.as_str()) {
-            ("", "") => String::new(),
-            ("", state) if self.stage == Stage::Ended => format!(" ({state})"),
-            (reason, _) if !reason.is_empty() => format!(" ({reason})"),
-            _ => String::new(),
+        let detail = match (self.reason.is_empty(), self.stage) {
+            (true, Stage::Ended) => &self.state,
+            _ => &self.reason,
         };
+        let why = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
         match self.stage {
             Stage::Queued => write!(f, "{jobs} {noun}{plural} {is} queued in {launcher}{why}"),
             Stage::Suspended => write!(f, "{jobs} {noun}{plural} {is} suspended in {launcher}{why}"),

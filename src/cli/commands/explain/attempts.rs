@@ -1,5 +1,5 @@
 //! The attempts of a task: how each ended, where, and the last lines of its output.
-use super::{Text, when};
+use super::shared::{Text, when};
 use crate::cli::output::{counted, shown, times};
 use crate::cli::records::Records;
 use crate::cli::views::error_line;

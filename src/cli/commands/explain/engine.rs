@@ -1,6 +1,5 @@
 //! What an engine does, why it takes nothing more, or how it ended.
-use super::job::recorded;
-use super::{Text, ask, when};
+use super::shared::{Text, ask, recorded, spelled, when};
 use crate::cli::explained::engine_name;
 use crate::cli::output::{json, times};
 use crate::cli::records::Records;
@@ -151,5 +150,5 @@ fn job_of(facts: &EngineFacts, records: &Records) -> Result<Option<JobRow>, Comm
         return Ok(None);
     }
     let rows = records.jobs()?;
-    Ok(rows.into_iter().rev().find(|row| is_job(&super::job::spelled(row), &facts.job)))
+    Ok(rows.into_iter().rev().find(|row| is_job(&spelled(row), &facts.job)))
 }

@@ -1,5 +1,5 @@
 //! The state of a batch job, and its engines.
-use super::{Text, ask, when};
+use super::shared::{Text, ask, spelled, when};
 use crate::cli::explained::engine_name;
 use crate::cli::output::{counted, json, times};
 use crate::cli::records::Records;
@@ -72,9 +72,9 @@ pub(super) fn explain(job: &str, context: &Context) -> Result<(), CommandError> 
     }
     let mut text = Text::new(context);
     for element in elements.iter().take(MAX_ELEMENTS) {
-        let reason = match element.reason.as_str() {
-            "" => String::new(),
-            reason => format!(": {reason}"),
+        let reason = match element.reason.is_empty() {
+            true => String::new(),
+            false => format!(": {}", element.reason),
         };
         let source = match &element.since {
             Some(_) if !element.asked => " on record",
@@ -103,23 +103,6 @@ pub(super) fn explain(job: &str, context: &Context) -> Result<(), CommandError> 
         text.line("  ", 4, "none of its engines has registered");
     }
     text.print()
-}
-
-/// The name of a recorded element.
-pub(super) fn spelled(row: &JobRow) -> String {
-    let has_element = row.element > 1 || row.job.contains('[');
-    match has_element && !row.job.contains("].") {
-        true => format!("{}.{}", row.job.trim_end_matches("[]"), row.element),
-        false => row.job.replace("[]", &format!("[{}]", row.element)),
-    }
-}
-
-/// The recorded state: `timed out (TIMEOUT)`.
-pub(super) fn recorded(row: &JobRow) -> String {
-    match row.reason.as_str() {
-        "" => row.state.clone(),
-        reason => format!("{}: {reason}", row.state),
-    }
 }
 
 /// What the batch system reports, else what is on record.

@@ -1,5 +1,5 @@
 //! Why a map is in its state.
-use super::{Text, ask};
+use super::shared::{Text, ask};
 use crate::cli::explained::{self, Jobs};
 use crate::cli::output::{counted, json, times};
 use crate::cli::records::{Records, no_such_map};

@@ -1,6 +1,6 @@
 //! Why a task is in its state.
 use super::attempts::{self, Attempt};
-use super::{Text, ask};
+use super::shared::{Text, ask};
 use crate::cli::explained::{self, Jobs};
 use crate::cli::output::{json, times};
 use crate::cli::records::{Details, Records};
