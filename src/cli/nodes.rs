@@ -132,7 +132,7 @@ pub(crate) fn table(nodes: &[NodeView]) -> Table {
         .number("CPUS")
         .number("MEMORY")
         .text("GPUS")
-        .text("OTHER");
+        .column("OTHER");
     for node in nodes {
         let used = &node.used;
         let of = |name: &String| used.named.get(name).copied().unwrap_or_default();
@@ -210,5 +210,16 @@ mod tests {
         n2    47.1        1   0/4         -  -                  -
         n2    47.2        1   0/1         -  -                  -
         ");
+        for engine in &mut engines {
+            let named = (0..8).map(|n| (format!("resource-{n}"), 1));
+            engine.facts.node.named = named.collect();
+        }
+        let narrow = Terminal {
+            stdout: true,
+            width: 60,
+            ..Terminal::NONE
+        };
+        let shown = table(&nodes(&engines)).render(&narrow);
+        assert!(shown.contains("0/1 resource-7"), "nothing is cut: {shown}");
     }
 }

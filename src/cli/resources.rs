@@ -4,6 +4,7 @@ use super::commands::setting;
 use crate::launchers::batch;
 use crate::model::memory::Memory;
 use crate::profile::config::amounts::Walltime;
+use crate::profile::config::node;
 use crate::profile::config::origins::Setting;
 use crate::profile::{Config, ProfileDir};
 use std::path::PathBuf;
@@ -81,6 +82,33 @@ impl ResourceArgs {
     }
 }
 
+/// What nodes have, for commands that start engines.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct NodeArgs {
+    /// Set a resource of each node, instead of what engines detect or for tasks that need it: gpus=4, mem=64G, licence=2
+    #[arg(long = "resource", value_name = "NAME=VALUE", value_parser = node::setting, help_heading = None::<&str>)]
+    resources: Vec<(String, String)>,
+}
+
+impl NodeArgs {
+    /// The settings of `engine.resources`; an error if one is given twice.
+    pub(crate) fn settings(&self) -> Result<&[(String, String)], CommandError> {
+        let all = &self.resources;
+        let mut names = all.iter().map(|(key, _)| key).enumerate();
+        match names.find(|(at, key)| all[..*at].iter().any(|(other, _)| other == *key)) {
+            Some((_, key)) => {
+                let name = key.rsplit('.').next().unwrap_or_default();
+                Err(CommandError::usage(format!("--resource {name}=… is given twice")))
+            }
+            None => Ok(all),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.resources.is_empty()
+    }
+}
+
 /// Overrides of the profile's configuration, for commands that start nothing.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct SettingArgs {
@@ -90,6 +118,8 @@ pub(crate) struct SettingArgs {
     /// Override a setting of pcluster.yaml, for example launchers.slurm.queue=long
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     pub settings: Vec<(String, String)>,
+    #[command(flatten)]
+    pub nodes: NodeArgs,
     #[command(flatten)]
     pub resources: ResourceArgs,
 }
@@ -106,6 +136,7 @@ impl SettingArgs {
         if let Some(launcher) = &self.launcher {
             settings.push(setting("launcher.engines", &format!("{launcher:?}"), "--launcher"));
         }
+        settings.extend(self.nodes.settings()?.iter().map(|(key, value)| setting(key, value, "--resource")));
         let load = |settings: &[Setting]| {
             let pairs: Vec<_> = settings.iter().map(|s| (s.key.clone(), s.value.clone())).collect();
             Config::load_with(profile, &pairs)

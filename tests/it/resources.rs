@@ -25,9 +25,8 @@ def wait(x):
 fn cluster() -> Cluster {
     let home = Home::new();
     home.file("work.py", WORK);
-    let settings = ["cpus=4", "gpus=[GPU-a, MIG-b]", "licence=1", "mem=8G"].map(|setting| format!("engine.resources.{setting}"));
-    let options: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
-    Cluster::start_in(home, 4, &options)
+    let resources = ["cpus=4", "gpus=[GPU-a, MIG-b]", "licence=1", "mem=8G"];
+    Cluster::start_in(home, 4, &resources.map(|resource| ["--resource", resource]).concat())
 }
 
 /// Runs `hold` and returns its values.
@@ -223,4 +222,48 @@ fn priorities_order_maps_and_can_be_changed() {
     cluster.run(&["priority", "4", "much"]).fails(2, &["much"]);
     let most = ["map", "work.py:hold", "--range", "0..4", "--max-running", "0"];
     cluster.run(&most).fails(2, &["--max-running"]);
+}
+
+#[test]
+fn options_replace_resources_of_the_profile_and_bad_ones_start_nothing() {
+    let home = Home::new();
+    home.file(
+        "ipython/profile_default/pcluster.yaml",
+        "engine: {resources: {licence: 2, gpus: 1, cpus: 3}}\n",
+    );
+    for (options, message) in [
+        (&["--resource", "gpus"][..], "NAME=VALUE"),
+        (&["--resource", "gpus=-1"], "gpus: use a number"),
+        (&["--resource", "gpu=1"], "write gpus"),
+        (&["--resource", "cpus=0"], "greater than 0"),
+        (&["--resource", "cpus=1.5"], "not a whole number"),
+        (&["--resource", "mem=500"], "write 500M"),
+        (&["--resource", "licence=0"], "greater than 0"),
+        (&["--resource", "licence=0.5"], "not a whole number"),
+        (&["--resource", "licence=1", "--resource", "licence=2"], "given twice"),
+        (&["--resource", "gpus=1", "--engine", "ipengine"], "pcluster's own engines"),
+        (&["--mem", "500"], "write 500M"),
+    ] {
+        home.run(&[&["start", "-n", "1"], options].concat()).fails(2, &[message]);
+    }
+    home.run(&["engine", "--resource", "mem=500"]).fails(2, &["write 500M"]);
+    let twice = ["engine", "--resource", "a=1", "--resource", "a=1"];
+    home.run(&twice).fails(2, &["given twice"]);
+    let cluster = Cluster::start_in(home, 1, &["--resource", "gpus=2", "--resource", "mem=3G"]);
+    let node = || cluster.json(&["engines"])["nodes"][0].clone();
+    let seen = |node: &Value| {
+        let gpus = node["gpus"].as_array().unwrap().len();
+        (
+            node["cpus"].clone(),
+            node["mem_bytes"].clone(),
+            gpus,
+            node["named"]["licence"].clone(),
+        )
+    };
+    assert_eq!(seen(&node()), (3.into(), (3u64 << 30).into(), 2, 2.into()));
+    cluster
+        .run(&["scale", "2", "--resource", "licence=x"])
+        .fails(2, &["not a whole number"]);
+    cluster.ok(&["scale", "2", "--resource", "licence=5"]);
+    assert_eq!(seen(&node()).3, 5, "the last engine of a node counts");
 }

@@ -3,6 +3,7 @@ use super::{SupervisionPolicy, setting, supervise, supervise_this, watch_supervi
 use crate::cli::ipyparallel::Trait;
 use crate::cli::ipyparallel::common::{ClusterSelection, CommonOptions, LauncherEnvironment};
 use crate::cli::ipyparallel::engine::{EngineTraits, mpi_rank};
+use crate::cli::resources::NodeArgs;
 use crate::cli::{CommandError, Context, Exit, logging, output};
 use crate::connection::{ConnectionError, ConnectionFile, discover};
 use crate::engine::settings::BatchJob;
@@ -43,6 +44,8 @@ pub(crate) struct Args {
     /// Override a setting of pcluster.yaml, for example engine.interrupt_timeout_ms=1000
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
+    #[command(flatten)]
+    nodes: NodeArgs,
     /// Run the engine as a child process, and replace it when it is killed or crashes
     #[arg(long)]
     supervise: bool,
@@ -146,7 +149,8 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     words.common.begin("ipengine", &place, context)?;
     let profile = place.profile;
 
-    let config = Config::load_with(&profile, &args.settings)?;
+    let settings = [&args.settings, args.nodes.settings()?].concat();
+    let config = Config::load_with(&profile, &settings)?;
     let file = args.file.or(words.file).unwrap_or_else(|| match &words.file_name {
         Some(name) => profile.security_dir().join(name),
         None => profile.engine_file(&place.cluster_id),

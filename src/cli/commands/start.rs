@@ -8,7 +8,7 @@ use super::setting;
 use crate::cli::interruptible::interruptible;
 use crate::cli::output::counted;
 use crate::cli::output::json;
-use crate::cli::resources::ResourceArgs;
+use crate::cli::resources::{NodeArgs, ResourceArgs};
 use crate::cli::tables::unavailable_engines;
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::remote::run::ProgressLine;
@@ -85,6 +85,8 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_name = "WHEN")]
     pub tunnel: Option<Tunnel>,
     #[command(flatten)]
+    pub nodes: NodeArgs,
+    #[command(flatten)]
     pub resources: ResourceArgs,
     /// Override a setting of pcluster.yaml, for example engine.interrupt_timeout_ms=1000
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting, help_heading = None::<&str>)]
@@ -140,9 +142,22 @@ fn wait_for(text: &str) -> Result<Wait, String> {
 }
 
 impl EngineArgs {
+    fn is_ipengine(&self, context: &Context, settings: &[(String, String)]) -> Result<bool, CommandError> {
+        let kind = match self.engine {
+            Some(kind) => kind.into(),
+            None => Config::load_with(&context.profile_dir()?, settings)?.engine.kind,
+        };
+        Ok(kind == EngineKind::Ipengine)
+    }
+
     /// `--set`, and the options that stand for settings.
     pub(crate) fn settings(&self, context: &Context) -> Result<Vec<(String, String)>, CommandError> {
         let mut settings = self.settings.clone();
+        settings.extend_from_slice(self.nodes.settings()?);
+        if !self.nodes.is_empty() && self.is_ipengine(context, &settings)? {
+            let why = "--resource is for pcluster's own engines: an ipengine reports no resources";
+            return Err(CommandError::usage(why));
+        }
         if let Some(timeout) = self.timeout {
             settings.push(("launcher.engines_timeout_ms".into(), timeout.as_millis().to_string()));
         }

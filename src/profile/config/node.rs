@@ -1,13 +1,13 @@
 //! `engine.resources`: what engines report of their node instead of what they detect.
 use crate::model::memory::Memory;
 use crate::model::node::{Gpu, GpuVendor, NodeFacts};
-use serde::de::Error;
+use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 /// Resources of a node; unset ones are detected.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct NodeResources {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
@@ -16,7 +16,7 @@ pub struct NodeResources {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpus: Option<Gpus>,
     /// Other resources: a name and a number, for example `licence: 2`.
-    #[serde(flatten, deserialize_with = "named")]
+    #[serde(flatten)]
     pub named: BTreeMap<String, u64>,
 }
 
@@ -114,20 +114,122 @@ pub(crate) fn is_resource_name(name: &str) -> bool {
     name.len() <= 40 && name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.chars().all(rest)
 }
 
-fn named<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, u64>, D::Error> {
-    let named = BTreeMap::<String, serde_json::Value>::deserialize(from)?;
-    let one = |(name, value): (String, serde_json::Value)| match value.as_u64() {
-        _ if !is_resource_name(&name) => Err(D::Error::custom(format!(
-            "{name:?} is not a name of a resource: use letters, digits, '_', '-' and '.', first a letter"
-        ))),
-        _ if misspelt(&name).is_some() => {
-            let right = misspelt(&name).unwrap_or_default();
-            Err(D::Error::custom(format!("{name:?} is not a resource: write {right}")))
+/// The most of a resource that a profile names; more is assumed to be a typo.
+const MAX_COUNT: u64 = 1_000_000_000_000_000;
+
+/// A number of a resource that a profile names.
+pub(crate) fn count(name: &str, text: &str) -> Result<u64, String> {
+    let is_whole = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
+    match text.parse::<u64>() {
+        Ok(count @ 1..=MAX_COUNT) => Ok(count),
+        Ok(0) => Err(format!("{name}: must be greater than 0")),
+        _ if is_whole => Err(format!("{name}: {text} is more than {MAX_COUNT}")),
+        _ => Err(format!("{name}: {text:?} is not a whole number")),
+    }
+}
+
+/// `NAME=VALUE` as a setting of the profile, and its value in YAML.
+pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text
+        .split_once('=')
+        .filter(|(_, value)| !value.trim().is_empty())
+        .ok_or_else(|| format!("{text:?} is not NAME=VALUE, for example gpus=4, mem=64G or licence=2"))?;
+    if name.contains('.') {
+        return Err(format!("a name with a dot, such as {name}, can only be set in the profile"));
+    }
+    match name {
+        "cpus" | "mem" | "gpus" => {
+            super::check_nesting(value)?;
+            let value: serde_yaml::Value = serde_yaml::from_str(value).map_err(|e| e.to_string())?;
+            let one = serde_yaml::Mapping::from_iter([(name.into(), value)]);
+            serde_yaml::from_value::<NodeResources>(one.into()).map_err(|e| e.to_string())?;
         }
-        None => Err(D::Error::custom(format!("resource {name}: {value} is not a whole number"))),
-        Some(number) => Ok((name, number)),
-    };
-    named.into_iter().map(one).collect()
+        _ => {
+            check_name(name)?;
+            count(name, value)?;
+        }
+    }
+    Ok((format!("engine.resources.{name}"), value.into()))
+}
+
+/// What should be a number, as text: also one that no integer type holds.
+struct Number(String);
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Number, D::Error> {
+        struct Any;
+        impl Visitor<'_> for Any {
+            type Value = Number;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number")
+            }
+            fn visit_u64<E: Error>(self, value: u64) -> Result<Number, E> {
+                Ok(Number(value.to_string()))
+            }
+            fn visit_u128<E: Error>(self, value: u128) -> Result<Number, E> {
+                Ok(Number(value.to_string()))
+            }
+            fn visit_i64<E: Error>(self, value: i64) -> Result<Number, E> {
+                Ok(Number(value.to_string()))
+            }
+            fn visit_f64<E: Error>(self, value: f64) -> Result<Number, E> {
+                Ok(Number(value.to_string()))
+            }
+            fn visit_str<E: Error>(self, value: &str) -> Result<Number, E> {
+                Ok(Number(value.to_string()))
+            }
+        }
+        from.deserialize_any(Any)
+    }
+}
+
+impl<'de> Deserialize<'de> for NodeResources {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<NodeResources, D::Error> {
+        struct Pairs;
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = NodeResources;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("names and amounts of resources")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<NodeResources, A::Error> {
+                let (mut all, mut names) = (NodeResources::default(), BTreeSet::new());
+                while let Some(name) = map.next_key::<String>()? {
+                    if !names.insert(name.clone()) {
+                        return Err(A::Error::custom(format!("duplicate resource {name}")));
+                    }
+                    match name.as_str() {
+                        "cpus" => {
+                            let cpus = map.next_value::<Number>()?.0;
+                            let cpus = count("cpus", &cpus).map_err(A::Error::custom)?;
+                            let cpus = u32::try_from(cpus).map_err(|_| A::Error::custom(format!("cpus: {cpus} is too many")));
+                            all.cpus = Some(cpus?);
+                        }
+                        "mem" => all.mem = Some(map.next_value()?),
+                        "gpus" => all.gpus = Some(map.next_value()?),
+                        _ => {
+                            check_name(&name).map_err(A::Error::custom)?;
+                            let amount = map.next_value::<Number>()?.0;
+                            let amount = count(&name, &amount).map_err(A::Error::custom)?;
+                            all.named.insert(name, amount);
+                        }
+                    }
+                }
+                Ok(all)
+            }
+        }
+        from.deserialize_map(Pairs)
+    }
+}
+
+/// Whether a profile may give a resource this name.
+fn check_name(name: &str) -> Result<(), String> {
+    match misspelt(name) {
+        Some(right) => Err(format!("{name:?} is not a resource: write {right}")),
+        None if !is_resource_name(name) => Err(format!(
+            "{name:?} is not a name of a resource: use letters, digits, '_', '-' and '.', first a letter"
+        )),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -170,11 +272,48 @@ mod tests {
     }
 
     #[test]
+    fn an_option_is_one_setting() {
+        for (text, key, value) in [
+            ("gpus=4", "gpus", "4"),
+            ("gpus=[GPU-5f, MIG-7]", "gpus", "[GPU-5f, MIG-7]"),
+            ("mem=64G", "mem", "64G"),
+            ("licence=2", "licence", "2"),
+        ] {
+            assert_eq!(setting(text), Ok((format!("engine.resources.{key}"), value.into())));
+        }
+        for (text, message) in [
+            ("gpus", "not NAME=VALUE"),
+            ("gpus=", "not NAME=VALUE"),
+            ("=4", "not a name of a resource"),
+            ("memory=4G", "write mem"),
+            ("mem=500", "write 500M"),
+            ("cpus=0", "greater than 0"),
+            ("cpus=1.5", "not a whole number"),
+            ("gpus=-1", "gpus: use a number"),
+            ("licence=-1", "not a whole number"),
+            ("licence={a: 1}", "not a whole number"),
+            ("licence=18446744073709551616", "is more than"),
+            ("cpus=[]", "expected a whole number"),
+            ("licence=}", ""),
+            ("a.b=1", "only be set in the profile"),
+        ] {
+            let error = setting(text).unwrap_err();
+            assert!(error.contains(message), "{text}: {error}");
+        }
+        assert!(setting(&format!("a={}", "[".repeat(100_000))).is_err());
+    }
+
+    #[test]
     fn bad_resources_are_errors() {
         for (yaml, message) in [
             ("mem: 500", "write 500M"),
-            ("cpus: -1", "cpus"),
-            ("cpus: 1.5", "cpus"),
+            ("cpus: -1", "cpus: \"-1\" is not a whole number"),
+            ("cpus: 1.5", "cpus: \"1.5\" is not"),
+            ("cpus: 0", "cpus: must be greater than 0"),
+            ("cpus: many", "is not a whole number"),
+            ("cpus: 5000000000", "too many"),
+            ("mem: 0G", "greater than 0"),
+            ("mem: -1G", "not an amount"),
             ("gpu: 1", "write gpus"),
             ("RAM: 1", "write mem"),
             ("CPUS: 4", "write cpus"),
@@ -183,7 +322,14 @@ mod tests {
             ("gpus: many", "use a number, or a list"),
             ("gpus: 0.5", "use a number, or a list"),
             ("licence: -1", "not a whole number"),
-            ("licence: many", "not a whole number"),
+            ("licence: many", "licence: \"many\" is not a whole number"),
+            ("licence: 0", "licence: must be greater than 0"),
+            ("licence: 0.5", "not a whole number"),
+            ("{licence: 1, licence: 2}", "duplicate"),
+            ("{cpus: 1, cpus: 2}", "duplicate"),
+            ("licence: 99999999999999999999999999999999999999999", "is more than"),
+            ("licence: 18446744073709551616", "is more than 1000000000000000"),
+            ("licence: 2000000000000000", "is more than 1000000000000000"),
             ("'a b': 1", "not a name of a resource"),
         ] {
             let error = parse(yaml).unwrap_err();

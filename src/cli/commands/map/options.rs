@@ -4,7 +4,7 @@ use crate::model::MapId;
 use crate::model::definition::MapOptions;
 use crate::model::memory::Memory;
 use crate::model::resources::{GpuAmount, TaskResources};
-use crate::profile::config::node::{is_resource_name, misspelt};
+use crate::profile::config::node::{self, is_resource_name, misspelt};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -121,11 +121,10 @@ pub(crate) fn current_directory() -> Option<String> {
 
 fn need(text: &str) -> Result<(String, u64), String> {
     let (name, count) = text.split_once('=').ok_or("must be NAME=N, for example licence=1")?;
-    match (is_resource_name(name), count.parse::<u64>()) {
-        _ if misspelt(name).is_some() => Err(format!("use --{}", misspelt(name).unwrap_or_default())),
-        (false, _) => Err(format!("{name:?} is not a name of a resource")),
-        (true, Ok(count)) if count > 0 => Ok((name.into(), count)),
-        (true, _) => Err(format!("{count:?} is not a whole number greater than 0")),
+    match misspelt(name) {
+        Some(right) => Err(format!("use --{right}")),
+        None if !is_resource_name(name) => Err(format!("{name:?} is not a name of a resource")),
+        None => node::count(name, count).map(|count| (name.into(), count)),
     }
 }
 
@@ -159,6 +158,8 @@ mod tests {
         );
         assert_eq!(positive_seconds("1.5m"), Ok(90.0));
         assert_eq!(need("licence=2"), Ok(("licence".into(), 2)));
+        let error = need("licence=18446744073709551616").unwrap_err();
+        assert_eq!(error, "licence: 18446744073709551616 is more than 1000000000000000");
         for bad in ["licence", "licence=0", "licence=-1", "licence=x", "=1", "gpus=1", "GPU=1", "a b=1"] {
             assert!(need(bad).is_err(), "{bad}");
         }
