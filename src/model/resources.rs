@@ -8,7 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// The resources of each task of a map, besides its memory ([`super::definition::MapOptions::mem_bytes`]).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TaskResources {
     pub cpus: u32,
@@ -45,7 +45,7 @@ impl TaskResources {
 }
 
 /// A whole number of GPUs, or a fraction of one that is shared: `2`, `0.5`. In thousandths.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct GpuAmount {
     pub thousandths: u32,
@@ -86,7 +86,7 @@ impl fmt::Display for GpuAmount {
 }
 
 /// Everything that a task asks of its node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Request {
     pub resources: TaskResources,
     /// In bytes; 0 if unspecified.

@@ -1,12 +1,11 @@
 //! Assigns map tasks to engines. Tasks queued on a stuck engine are requested back while another engine is idle.
 use super::Core;
-use super::engines::{Engine, Room, Runs, Unit};
+use super::engines::{Engine, LaneId, Room, Runs, Unit, Wanted};
 use super::maps::{Map, NextTask};
 use super::outbox::Timer;
 use super::prefetch::Prefetch;
 use crate::model::change::Change;
 use crate::model::definition::{BundleRef, MapDefinition};
-use crate::model::resources::Request;
 use crate::model::task::TaskState;
 use crate::model::{EngineId, EngineUuid, MapId, TaskId};
 use crate::wire::content::engine::{self, TaskToRun};
@@ -18,107 +17,78 @@ use std::time::Duration;
 const UNKNOWN_DEPTH: u32 = 2;
 
 impl Core {
-    /// Sends all tasks that can be sent.
-    pub(super) fn dispatch(&mut self) {
-        // True if the engines are full: for tasks that need Python, and for commands.
-        let mut full = [false; 2];
-        self.engines.begin_round();
-        let maps: Vec<MapId> = self.maps.runnable().take(64).collect();
-        for id in maps {
-            let Some(map) = self.maps.get(id) else { continue };
-            let full = &mut full[usize::from(map.is_command())];
-            if map.targets().is_some() {
-                self.dispatch_targeted(id);
-            } else if let Some(request) = map.request().cloned() {
-                self.dispatch_with_resources(id, &request);
-            } else if !*full {
-                *full = !self.dispatch_balanced(id);
-            }
-        }
-        self.dispatch_requests();
-    }
-
-    /// Returns false if all engines are full.
-    fn dispatch_balanced(&mut self, id: MapId) -> bool {
-        loop {
-            let Some(map) = self.maps.get(id) else { return true };
-            let ready = map.ready().min(map.may_start()) as u32;
-            if ready == 0 {
-                return true;
-            }
-            let mean = map.mean();
-            let depth = self.prefetch.depth(mean, UNKNOWN_DEPTH);
-            let is_command = map.is_command();
-            let limit = map.options().needed_s();
-            let Some(least) = self.engines.least_loaded(id, is_command) else {
-                return false;
-            };
-            let now = self.out.now().unix;
-            let in_time = match least.1.has_time_for(limit, now) {
-                true => Some(least),
-                false => self.engines.least_loaded_of(id, is_command, |e| e.has_time_for(limit, now)),
-            };
-            // Other maps may have shorter tasks.
-            let Some((engine, load)) = in_time.map(|(uuid, e)| (uuid.clone(), e.load())) else {
-                return true;
-            };
-            let room = Prefetch::room(depth, load);
-            if room == 0 {
-                return false;
-            }
-            let engines = self.engines.free(is_command).max(1);
-            let count = room.min(ready.div_ceil(engines).max(mean.min_batch())).min(ready) as usize;
-            self.check_may_take(id, &engine);
-            let take = |map: &mut Map| std::iter::from_fn(|| map.take()).take(count).collect();
-            let Some(tasks) = self.maps.change(id, take) else { return true };
-            self.send_tasks(id, &engine, tasks);
-        }
-    }
-
-    /// The same for tasks that need more of their node than one processor.
-    fn dispatch_with_resources(&mut self, id: MapId, request: &Request) {
-        loop {
-            let Some(map) = self.maps.get(id) else { return };
-            let ready = map.ready().min(map.may_start());
-            if ready == 0 {
-                return;
-            }
-            let (mean, is_command, limit) = (map.mean(), map.is_command(), map.options().needed_s());
-            let depth = self.prefetch.depth(mean, 1);
-            let now = self.out.now().unix;
-            let may = |e: &Engine| e.may_take(is_command) && e.has_time_for(limit, now);
-            let Some(engine) = self.engines.place(id, request, may, |e| Prefetch::room(depth, e.load()) > 0) else {
-                return self.engines.reserve(id, request, may);
-            };
-            let room = Prefetch::room(depth, self.engines.get(&engine).map_or(0, Engine::load));
-            let count = (room.min(mean.min_batch()).max(1) as usize).min(ready);
-            self.check_may_take(id, &engine);
-            let take = |map: &mut Map| std::iter::from_fn(|| map.take()).take(count).collect();
-            let Some(tasks) = self.maps.change(id, take) else { return };
-            self.send_tasks(id, &engine, tasks);
-        }
-    }
-
-    /// What the tasks of a balanced map need of an engine.
-    pub(super) fn unit_of(&self, id: MapId) -> Option<Unit> {
-        let map = self.maps.get(id)?;
-        let unknown = if map.request().is_some() { 1 } else { UNKNOWN_DEPTH };
+    /// What tasks of this lane need of an engine; None for bound requests, which need different ones.
+    pub(super) fn unit_of(&self, lane: LaneId) -> Option<Unit> {
+        let Some(map) = self.maps.get(lane.map) else {
+            return self.unit_of_session(lane);
+        };
+        let (request, limit_s) = map.needs_in(lane.lane);
         Some(Unit {
-            map: id,
+            lane,
             runs: if map.is_command() { Runs::Command } else { Runs::Python },
-            request: map.request().cloned(),
-            limit_s: map.options().needed_s(),
+            limit_s,
+            known_s: limit_s.or_else(|| map.mean().at_most()),
             room: Room {
-                below: self.prefetch.depth(map.mean(), unknown) / 2 + 1,
+                below: self.depth(map) / 2 + 1,
                 short: 0,
             },
+            request,
         })
     }
 
-    fn dispatch_targeted(&mut self, id: MapId) {
+    /// The number of tasks of this map that an engine may hold.
+    fn depth(&self, map: &Map) -> u32 {
+        let unknown = if map.request().is_some() { 1 } else { UNKNOWN_DEPTH };
+        self.prefetch.depth(map.mean(), unknown)
+    }
+
+    /// Sends tasks of a lane to one engine. Returns false if none can take any.
+    pub(super) fn send_from_map(&mut self, lane: LaneId, shape: usize) -> bool {
+        let now = self.out.now();
+        let Some((unit, map)) = self.unit_of(lane).zip(self.maps.get(lane.map)) else {
+            return false;
+        };
+        let (ready, mean, depth) = (map.ready_in(lane.lane) as u32, map.mean(), self.depth(map));
+        let failed = self.queue.failed(shape);
+        let chosen = match &unit.request {
+            None => self.engines.choose(&unit, now),
+            Some(request) => self.engines.choose_with_share(&unit, request, failed.at, now),
+        };
+        let Some(engine) = chosen else {
+            match &unit.request {
+                None => self.engines.want(Wanted { unit, engines: None }),
+                Some(request) => {
+                    let failed = self.engines.reserve(&unit, request, failed, now);
+                    self.queue.set_failed(shape, failed);
+                }
+            }
+            return false;
+        };
+        let room = Prefetch::room(depth, self.engines.get(&engine).map_or(0, Engine::load)).max(1);
+        let count = match &unit.request {
+            None => {
+                let engines = self.engines.free(unit.runs == Runs::Command).max(1);
+                room.min(ready.div_ceil(engines).max(mean.min_batch()))
+            }
+            Some(_) => room.min(mean.min_batch()).max(1),
+        };
+        let count = count.min(ready) as usize;
+        let take = |map: &mut Map| std::iter::from_fn(|| map.take(lane.lane)).take(count).collect::<Vec<_>>();
+        let tasks = self.maps.change(lane.map, take).unwrap_or_default();
+        let was_sent = !tasks.is_empty();
+        self.send_tasks(lane.map, &engine, tasks);
+        let expected_s = self
+            .maps
+            .get(lane.map)
+            .and_then(|map| map.options().time_s.or(map.mean().seconds()));
+        self.engines.change(&engine, |e| e.set_pace(expected_s, now.since_start));
+        was_sent
+    }
+
+    pub(super) fn dispatch_targeted(&mut self, id: MapId) {
         let mut by_engine: Vec<(EngineUuid, Vec<NextTask>)> = Vec::new();
         let mut orphaned = Vec::new();
-        let take_all = |map: &mut Map| std::iter::from_fn(|| map.take()).collect::<Vec<_>>();
+        let take_all = |map: &mut Map| std::iter::from_fn(|| map.take(0)).collect::<Vec<_>>();
         for task in self.maps.change(id, take_all).unwrap_or_default() {
             match &task.engine {
                 Some(engine) if self.engines.get(engine).is_some() => match by_engine.iter_mut().find(|(uuid, _)| uuid == engine) {
@@ -135,18 +105,6 @@ impl Core {
             let why = "its target engine left";
             self.finish_unsent(TaskId::new(id, task.index), task.run, TaskState::Lost, "EngineLost", why);
         }
-    }
-
-    /// For tests and debug builds: dispatch and [`super::engines::Engines::why_not`] agree.
-    fn check_may_take(&self, id: MapId, engine: &EngineUuid) {
-        if !cfg!(debug_assertions) {
-            return;
-        }
-        let Some((unit, engine)) = self.unit_of(id).zip(self.engines.get(engine)) else {
-            return;
-        };
-        let why = self.engines.why_not(engine, &unit, self.out.now().unix);
-        debug_assert_eq!(why, None, "map {id} to engine {}", engine.id());
     }
 
     fn send_tasks(&mut self, id: MapId, engine: &EngineUuid, tasks: Vec<NextTask>) {

@@ -1,12 +1,12 @@
 //! Assigns requests of ipyparallel's clients to engines. Unknown and long functions are limited by `hwm` alone; short ones are
 //! prefetched by pcluster's own engines.
 use super::Core;
-use super::engines::Engine;
+use super::engines::{Engine, LaneId, Room, Runs, Unit, Wanted};
 use super::prefetch::Prefetch;
 use super::requests::{OpenRequest, Placement};
-use crate::model::EngineUuid;
 use crate::model::change::Change;
-use std::collections::VecDeque;
+use crate::model::{EngineUuid, MapId};
+use std::collections::{HashSet, VecDeque};
 
 /// Engines checked for a free slot, least loaded first.
 const MAX_CANDIDATES: usize = 8;
@@ -21,75 +21,126 @@ impl Core {
         }
     }
 
-    fn engine_with_room(&mut self, may: &dyn Fn(&EngineUuid) -> bool) -> Option<EngineUuid> {
-        self.policy.choose(&self.engines, may)
+    /// What the first unconstrained request of a session needs of an engine.
+    pub(super) fn unit_of_session(&self, lane: LaneId) -> Option<Unit> {
+        let first = self
+            .requests
+            .first_ready(lane.map)
+            .filter(|_| lane.lane == LaneId::first(lane.map).lane)?;
+        let function = first.function().filter(|_| first.timeout().is_none());
+        let depth = function.map_or(1, |function| self.prefetch.depth(self.requests.mean(function), UNKNOWN_DEPTH));
+        let mut unit = self.message(lane);
+        unit.room.short = if depth > 1 { depth / 2 } else { 0 };
+        Some(unit)
     }
 
-    /// Sends balanced tasks to engines with a free slot.
-    pub(super) fn dispatch_requests(&mut self) {
-        // A bound task may have waited for an engine that was away or busy with a map.
-        let freed = self.engines.take_freed() && self.requests.has_bound() && self.engine_with_room(&|_| true).is_some();
-        if self.requests.take_recheck() || freed {
-            self.dispatch_bound();
+    /// What a request needs of an engine, beyond its own constraints.
+    pub(super) fn message(&self, lane: LaneId) -> Unit {
+        Unit {
+            lane,
+            runs: Runs::Message,
+            request: None,
+            limit_s: None,
+            known_s: None,
+            room: Room {
+                below: self.config.hwm,
+                short: 0,
+            },
         }
-        while self.requests.has_ready() {
-            let Some(engine) = self.engine_with_room(&|_| true) else { break };
-            let Some(msg_id) = self.requests.take_ready() else { break };
+    }
+
+    /// Sends requests of a session that may run anywhere to one engine: one, or several short ones. Returns false if no engine
+    /// can take any.
+    pub(super) fn send_from_session(&mut self, lane: LaneId) -> bool {
+        let Some(unit) = self.unit_of_session(lane) else { return false };
+        let now = self.out.now();
+        if let Some(engine) = self.policy.choose(&self.engines, &unit, now, &|_| true) {
+            let Some(msg_id) = self.requests.take_ready(lane.map) else {
+                return false;
+            };
             self.send_request(&msg_id, &engine);
+            return true;
         }
-        self.dispatch_prefetched();
+        if unit.room.short > 0 && self.send_short(lane, &unit) {
+            return true;
+        }
+        self.engines.want(Wanted { unit, engines: None });
+        false
     }
 
-    fn dispatch_bound(&mut self) {
-        let mut failed: Vec<(String, &str)> = Vec::new();
-        let mut waiting = VecDeque::new();
-        for msg_id in self.requests.take_bound() {
-            let Some(open) = self.requests.get(&msg_id) else { continue };
-            let engine = match self.requests.placement(open, &self.engines) {
-                Placement::Impossible(why) => {
-                    failed.push((msg_id, why));
+    /// Sends short requests to an engine that is already at `hwm`.
+    fn send_short(&mut self, lane: LaneId, unit: &Unit) -> bool {
+        let may = |e: &Engine| e.holds_only_quick() && self.engines.why_not(e, unit, self.out.now()).is_none();
+        let candidate = self.engines.by_load().take(MAX_CANDIDATES).find(|(_, e)| may(e));
+        let Some((engine, load)) = candidate.map(|(uuid, e)| (uuid.clone(), e.load())) else {
+            return false;
+        };
+        let function = self.next_function(lane.map);
+        let depth = function.map_or(1, |function| self.prefetch.depth(self.requests.mean(function), UNKNOWN_DEPTH));
+        let share = self.requests.ready(lane.map).div_ceil(self.engines.count().max(1)) as u32;
+        let count = Prefetch::room(depth, load).min(share);
+        for _ in 0..count {
+            if self.next_function(lane.map) == function
+                && let Some(msg_id) = self.requests.take_ready(lane.map)
+            {
+                self.send_request(&msg_id, &engine);
+            }
+        }
+        count > 0
+    }
+
+    /// Sends the first bound request of a session that can be sent, and fails those that can never run. Returns false if none can
+    /// be sent. `is_due`: something may have changed for them.
+    pub(super) fn send_bound(&mut self, lane: LaneId, is_due: bool) -> bool {
+        let mut awaited = HashSet::new();
+        let mut sent = None;
+        if is_due {
+            let mut failed: Vec<(String, &str)> = Vec::new();
+            let mut waiting = VecDeque::new();
+            for msg_id in self.requests.take_bound(lane.map) {
+                let Some(open) = self.requests.get(&msg_id).filter(|_| sent.is_none()) else {
+                    waiting.push_back(msg_id);
                     continue;
-                }
-                Placement::Waits => None,
-                Placement::On(engines) => self.engine_with_room(&|uuid| engines.contains(uuid)),
-            };
-            match engine {
-                Some(engine) => self.send_request(&msg_id, &engine),
-                None => waiting.push_back(msg_id),
-            }
-        }
-        self.requests.return_bound(waiting);
-        for (msg_id, why) in failed {
-            self.fail_request(&msg_id, "ImpossibleDependency", why);
-        }
-    }
-
-    /// Sends short requests to engines that are already at `hwm`.
-    fn dispatch_prefetched(&mut self) {
-        while let Some(function) = self.next_function() {
-            let depth = self.prefetch.depth(self.requests.mean(function), UNKNOWN_DEPTH);
-            let may = |e: &Engine| e.holds_only_quick() && self.engines.admits(e, None);
-            let candidate = self.engines.by_load().take(MAX_CANDIDATES).find(|(_, e)| may(e));
-            let Some((engine, load)) = candidate.map(|(uuid, e)| (uuid.clone(), e.load())) else {
-                return;
-            };
-            let share = self.requests.ready().div_ceil(self.engines.count().max(1)) as u32;
-            let count = Prefetch::room(depth, load).min(share);
-            if count == 0 {
-                return;
-            }
-            for _ in 0..count {
-                if self.next_function() == Some(function)
-                    && let Some(msg_id) = self.requests.take_ready()
-                {
-                    self.send_request(&msg_id, &engine);
+                };
+                match self.requests.placement(open, &self.engines) {
+                    Placement::Impossible(why) => failed.push((msg_id, why)),
+                    Placement::Waits => waiting.push_back(msg_id),
+                    Placement::On(engines) => {
+                        let unit = self.message(lane);
+                        let now = self.out.now();
+                        match self.policy.choose(&self.engines, &unit, now, &|uuid| engines.contains(uuid)) {
+                            Some(engine) => sent = Some((msg_id, engine)),
+                            None => {
+                                awaited.extend(engines);
+                                waiting.push_back(msg_id);
+                            }
+                        }
+                    }
                 }
             }
+            self.requests.return_bound(lane.map, waiting, awaited.clone());
+            for (msg_id, why) in failed {
+                self.fail_request(&msg_id, "ImpossibleDependency", why);
+            }
+        } else {
+            awaited = self.requests.awaited(lane.map);
         }
+        if let Some((msg_id, engine)) = sent {
+            self.send_request(&msg_id, &engine);
+            return true;
+        }
+        if !awaited.is_empty() {
+            let unit = self.message(lane);
+            self.engines.want(Wanted {
+                unit,
+                engines: Some(awaited),
+            });
+        }
+        false
     }
 
-    fn next_function(&self) -> Option<u64> {
-        let open = self.requests.first_ready()?;
+    fn next_function(&self, session: MapId) -> Option<u64> {
+        let open = self.requests.first_ready(session)?;
         open.function().filter(|_| open.timeout().is_none())
     }
 
@@ -118,7 +169,8 @@ impl Core {
         let is_quick = self.is_quick(open);
         self.out.push(open.to_engine(uuid, native, supports_files));
         self.requests.note_sent(is_quick);
-        self.engines.change(uuid, |e| e.assign_request(msg_id, is_quick));
+        let session = self.requests.get(msg_id).map(|open| open.task().map);
+        session.and_then(|session| self.engines.change(uuid, |e| e.assign_request(msg_id, session, is_quick)));
     }
 
     /// Resends requests to a reconnected engine that holds only `has`: the missing ones never reached it, or it returned them

@@ -1,6 +1,6 @@
 //! Engines register, fall silent, reconnect and leave.
 use super::effect::Effect;
-use super::engines::announce;
+use super::engines::{LaneId, announce};
 use super::outbox::Timer;
 use super::{Core, untrusted};
 use crate::model::change::Change;
@@ -131,10 +131,13 @@ impl Core {
     }
 
     fn restore_share(&mut self, uuid: &EngineUuid, allocations: &[(MapId, Allocation)]) {
-        let held = allocations.iter().find_map(|(map, allocation)| {
-            let request = self.maps.get(*map)?.request()?;
-            Some((*map, request, allocation))
+        let held = allocations.iter().find_map(|(id, allocation)| {
+            let map = self.maps.get(*id)?;
+            let mut tasks = self.engines.get(uuid)?.tasks().filter(|(task, _)| task.map == *id);
+            let lane = tasks.next().map_or(0, |(task, _)| map.lane_of(task.index));
+            Some((LaneId { map: *id, lane }, map.needs_in(lane).0?, allocation))
         });
+        let held = held.as_ref().map(|(lane, request, allocation)| (*lane, request, *allocation));
         self.engines.restore_share(uuid, held);
     }
 

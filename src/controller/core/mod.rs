@@ -5,13 +5,14 @@
 //! - [`engines`]: the table of engines, their load, and departures that are not announced yet
 //! - [`maps`]: unfinished maps, their tasks and code
 //! - [`requests`]: the tasks of ipyparallel's clients, with their [`dependency`]; joined replies, and clients that reconnect
+//! - [`scheduler`]: the queue of what waits, maps and requests alike, in its order
 //! - [`prefetch`]: how many tasks an engine may hold
 //! - [`outbox`]: effects and timers
 //!
 //! What happens to them, by subject:
 //! - inbound: [`event`], and [`api`] for messages, with [`untrusted`] to validate what engines send
 //! - engines: [`membership`] (they register and leave), [`admin`] (stop and signal them)
-//! - maps: [`submit`], [`dispatch_maps`], [`results`], [`lost`], [`cancel`], [`resubmit`], [`watch`], [`values`] (for `--reduce`)
+//! - maps: [`submit`], [`dispatch`], [`dispatch_maps`], [`results`], [`lost`], [`cancel`], [`resubmit`], [`watch`], [`values`] (for `--reduce`)
 //! - ipyparallel: [`hub`], [`request_intake`], [`dispatch_requests`] with [`policy`] (its schemes), [`replies`], [`output`]
 //! - records: [`restore`] (at the start), [`retention`] (expiry), [`transition`] (a task's states)
 //! - [`status`]: reports about all of it; [`explain`]: why work waits
@@ -19,6 +20,7 @@ mod admin;
 mod api;
 mod cancel;
 pub(crate) mod dependency;
+mod dispatch;
 mod dispatch_maps;
 mod dispatch_requests;
 pub(crate) mod effect;
@@ -40,6 +42,7 @@ mod restore;
 mod resubmit;
 mod results;
 mod retention;
+mod scheduler;
 mod status;
 mod submit;
 #[cfg(test)]
@@ -66,6 +69,7 @@ use policy::Policy;
 use prefetch::Prefetch;
 use requests::{Broadcasts, Reconnects, Requests};
 use retention::Retention;
+use scheduler::Queue;
 use std::time::Duration;
 
 pub struct Core {
@@ -73,6 +77,7 @@ pub struct Core {
     facts: Facts,
     out: Outbox,
     engines: Engines,
+    queue: Queue,
     maps: Maps,
     bundles: Bundles,
     requests: Requests,
@@ -100,6 +105,7 @@ impl Core {
             facts,
             out,
             engines: Engines::default(),
+            queue: Queue::default(),
             departures: Departures::default(),
             maps: Maps::default(),
             bundles: Bundles::default(),
@@ -253,10 +259,26 @@ impl Core {
         self.engines.get(engine).is_some_and(|e| e.load() > 0)
     }
 
+    /// What waits, waits for a reason: no engine could take it now, by the rule that explanations quote.
+    fn check_waiting(&self) {
+        let mut after = None;
+        let idle_only = |unit: &engines::Unit| unit.runs == engines::Runs::Message;
+        while let Some((place, _)) = self.queue.next(after) {
+            after = Some(place);
+            let Some(unit) = self.unit_of(place.lane()) else { continue };
+            for (_, engine) in self.engines.iter().filter(|(_, e)| !idle_only(&unit) || e.load() == 0) {
+                let why = self.engines.why_not(engine, &unit, self.out.now());
+                assert!(why.is_some(), "engine {} could take {unit:?}", engine.id());
+            }
+        }
+    }
+
     /// Checks all invariants; for tests and debug builds.
     pub fn check(&self) {
         self.engines.check();
+        self.queue.check();
         self.maps.check();
+        self.check_waiting();
         for (id, map) in self.maps.iter() {
             for (index, task) in map.all_in_flight() {
                 let id = TaskId::new(id, index);

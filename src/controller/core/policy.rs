@@ -1,5 +1,6 @@
 //! ipyparallel's schemes for scheduling a balanced task (`task_scheme`) on the engines with a free slot.
-use super::engines::Engines;
+use super::engines::{Engines, Unit};
+use super::event::EventTime;
 use crate::model::EngineUuid;
 use crate::profile::config::ControllerConfig;
 
@@ -38,9 +39,15 @@ impl Policy {
     }
 
     /// An engine with a free slot for one of ipyparallel's tasks, among those that `may` run it.
-    pub(super) fn choose(&mut self, engines: &Engines, may: &dyn Fn(&EngineUuid) -> bool) -> Option<EngineUuid> {
+    pub(super) fn choose(
+        &mut self,
+        engines: &Engines,
+        unit: &Unit,
+        now: EventTime,
+        may: &dyn Fn(&EngineUuid) -> bool,
+    ) -> Option<EngineUuid> {
         let with_room = engines.by_load().take_while(|(_, e)| self.hwm == 0 || e.load() < self.hwm);
-        let mut with_room = with_room.filter(|(uuid, e)| engines.admits(e, None) && may(uuid));
+        let mut with_room = with_room.filter(|(uuid, e)| engines.why_not(e, unit, now).is_none() && may(uuid));
         if self.scheme == "leastload" {
             return with_room.next().map(|(uuid, _)| uuid.clone());
         }

@@ -14,6 +14,8 @@ const MAX_FUNCTIONS: usize = 1024;
 const HASHED_BYTES: usize = 4096;
 /// At least this many seconds of work go into one message, even if other engines are idle.
 const MESSAGE_S: f64 = 1e-3;
+/// A task is expected to take at most so many times the mean.
+const AT_MOST: f64 = 2.0;
 /// The overhead of a task in seconds.
 const TASK_S: f64 = 5e-6;
 
@@ -22,10 +24,6 @@ const TASK_S: f64 = 5e-6;
 pub(super) struct MeanTime(Option<f64>);
 
 impl MeanTime {
-    pub(super) fn seconds(self) -> Option<f64> {
-        self.0
-    }
-
     pub(super) fn learn(&mut self, seconds: f64) {
         let seconds = seconds.max(0.0);
         self.0 = Some(match self.0 {
@@ -34,6 +32,15 @@ impl MeanTime {
             Some(mean) if seconds > mean * 4.0 => (mean + seconds) / 2.0,
             Some(mean) => mean * 0.95 + seconds * 0.05,
         });
+    }
+
+    pub(super) fn seconds(self) -> Option<f64> {
+        self.0
+    }
+
+    /// What such a task most probably takes at most.
+    pub(super) fn at_most(self) -> Option<f64> {
+        self.0.map(|mean| mean * AT_MOST)
     }
 
     /// The number of tasks that justify a message of their own.

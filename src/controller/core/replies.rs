@@ -56,6 +56,9 @@ impl Core {
             if let (Some(function), Some(started)) = (open.function(), started) {
                 self.requests.learn(function, ended.since(started));
             }
+            if let Some(started) = started.filter(|_| open.is_balanced()) {
+                self.queue.charge(open.task().map, 1, ended.since(started));
+            }
             self.publish_idle(engine, &message);
         }
         self.requests.settle(&msg_id, status == "ok", Some(engine.clone()));

@@ -224,7 +224,8 @@ impl Core {
         self.track(open.restored(found.run, engine.clone()));
         match engine {
             Some(engine) => {
-                self.engines.change(&engine, |e| e.assign_request(&msg_id, false));
+                let session = found.task.map;
+                self.engines.change(&engine, |e| e.assign_request(&msg_id, session, false));
             }
             None if queue == Channel::Task && found.engine.is_none() => self.admit(&msg_id),
             None => self.request_lost(&msg_id, "its engine ended with the previous controller"),

@@ -63,11 +63,22 @@ impl Core {
             return;
         }
         let now = self.out.now().unix;
-        self.engines.change(engine, |e| e.finish_task(task));
+        let since_start = self.out.now().since_start;
+        let taken = outcome.ended.since(outcome.started);
+        let cpus = self
+            .maps
+            .get(map)
+            .and_then(|map| map.request())
+            .map_or(1, |request| request.resources.cpus);
+        self.queue.charge(map, cpus, taken);
+        self.engines.change(engine, |e| {
+            e.finish_task(task);
+            e.restart_pace(since_start);
+        });
         let ended = self.maps.change(map, |map| {
             let mut in_flight = map.end(index)?;
             let outcome = with_output(outcome, in_flight.written(), now);
-            map.learn(&in_flight, outcome.ended.since(outcome.started), outcome.bytes());
+            map.learn(&in_flight, taken, outcome.bytes());
             let again = match outcome.status {
                 TaskState::Ok | TaskState::Aborted => false,
                 _ if outcome.crashed => map.may_rerun(&mut in_flight, Fault::Crash),

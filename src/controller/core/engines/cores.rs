@@ -4,7 +4,7 @@ use crate::model::node::NumaCores;
 use std::collections::BTreeMap;
 
 /// How many shares have each processor: at most one, unless reconnected engines report otherwise.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct CoresInUse {
     shares: BTreeMap<u16, u32>,
 }

@@ -1,5 +1,6 @@
 //! A registered engine: its facts, its assigned work, and what it has been sent.
-use super::nodes::{NodeIndex, Share};
+use super::node::Share;
+use super::nodes::NodeIndex;
 use super::why_not::{Runs, WhyNot};
 use crate::model::engine::{EngineFacts, EngineState, EngineStatus};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
@@ -25,10 +26,17 @@ pub(crate) struct Engine {
     away_until: Option<Duration>,
     /// Map tasks assigned to it, with their run.
     tasks: HashMap<TaskId, u32>,
-    /// Requests of ipyparallel clients assigned to it.
-    requests: HashSet<String>,
+    /// Requests of ipyparallel clients assigned to it, with the submission of their session.
+    requests: HashMap<String, MapId>,
     /// The subset of `requests` expected to be short.
     quick: HashSet<String>,
+    /// The maps and submissions that have tasks here.
+    holders: Vec<Holder>,
+    /// Changes of the processors that they hold.
+    holder_changes: Vec<(MapId, i32)>,
+    /// How long one of its tasks takes at most, as far as known, and since when it runs the current one.
+    pace: Option<Duration>,
+    pace_since: Duration,
     /// Maps whose definition was sent to it.
     definitions: HashSet<MapId>,
     /// Hashes of the bundles it has, least recently used first.
@@ -57,6 +65,15 @@ pub(crate) struct Engine {
     share: Option<Share>,
     /// It has held a task of the share's map.
     share_in_use: bool,
+    /// It is idle, and its node has no processor for it.
+    blocked: bool,
+}
+
+#[derive(Debug)]
+struct Holder {
+    map: MapId,
+    tasks: u32,
+    cpus: u32,
 }
 
 /// The kind of work that an engine may take.
@@ -78,8 +95,12 @@ impl Engine {
             last_pong: None,
             away_until: None,
             tasks: HashMap::new(),
-            requests: HashSet::new(),
+            requests: HashMap::new(),
             quick: HashSet::new(),
+            holders: Vec::new(),
+            holder_changes: Vec::new(),
+            pace: None,
+            pace_since: Duration::ZERO,
             definitions: HashSet::new(),
             bundles: Vec::new(),
             recorded: Vec::new(),
@@ -96,6 +117,7 @@ impl Engine {
             node,
             share: None,
             share_in_use: false,
+            blocked: false,
         }
     }
 
@@ -219,11 +241,17 @@ impl Engine {
     /// The share is not new: without tasks of its map it is given back.
     pub(super) fn note_share_in_use(&mut self) {
         self.share_in_use = true;
+        let Some(share) = &self.share else { return };
+        let cpus = share.request().resources.cpus;
+        for holder in self.holders.iter_mut().filter(|holder| holder.map == share.lane.map) {
+            self.holder_changes.push((holder.map, cpus as i32 - holder.cpus as i32));
+            holder.cpus = cpus;
+        }
     }
     /// Takes its share if no task needs it any more.
     pub(super) fn take_unused_share(&mut self) -> Option<Share> {
-        let map = self.share.as_ref()?.map;
-        let holds_any = self.tasks.keys().any(|task| task.map == map);
+        let map = self.share.as_ref()?.lane.map;
+        let holds_any = self.holders.iter().any(|holder| holder.map == map);
         let is_unused = self.share_in_use && !holds_any;
         self.share_in_use |= holds_any;
         self.share.take_if(|_| is_unused)
@@ -231,6 +259,64 @@ impl Engine {
     /// It holds tasks and has no share for them: it uses one processor.
     pub(super) fn uses_one_cpu(&self) -> bool {
         self.share.is_none() && self.load() > 0
+    }
+
+    /// Whether it could begin tasks that get a share of its node.
+    pub(super) fn is_free_for_share(&self) -> bool {
+        self.load() == 0 && self.share.is_none() && self.eligibility().is_some()
+    }
+    pub(super) fn set_blocked(&mut self, blocked: bool) {
+        self.blocked = blocked;
+    }
+    /// Where it stands in the load order, if anywhere.
+    pub(super) fn order(&self) -> Option<Eligibility> {
+        self.eligibility().filter(|_| !(self.blocked && self.load() == 0))
+    }
+
+    fn enter(&mut self, map: MapId) {
+        if let Some(holder) = self.holders.iter_mut().find(|holder| holder.map == map) {
+            holder.tasks += 1;
+            return;
+        }
+        let share = self.share.as_ref().filter(|share| share.lane.map == map);
+        let cpus = share.map_or(1, |share| share.request().resources.cpus);
+        self.holders.push(Holder { map, tasks: 1, cpus });
+        self.holder_changes.push((map, cpus as i32));
+    }
+    fn exit(&mut self, map: MapId) {
+        let Some(at) = self.holders.iter().position(|holder| holder.map == map) else {
+            return;
+        };
+        self.holders[at].tasks -= 1;
+        if self.holders[at].tasks == 0 {
+            let holder = self.holders.swap_remove(at);
+            self.holder_changes.push((map, -(holder.cpus as i32)));
+        }
+    }
+    /// The maps and submissions that have tasks here, with the processors that they hold.
+    pub(super) fn holders(&self) -> impl Iterator<Item = (MapId, u32)> {
+        self.holders.iter().map(|holder| (holder.map, holder.cpus))
+    }
+    /// Changes since the last call of the processors that maps and submissions hold.
+    pub(super) fn take_holder_changes(&mut self) -> Vec<(MapId, i32)> {
+        std::mem::take(&mut self.holder_changes)
+    }
+    /// Notes how long its current tasks take, if known.
+    pub(crate) fn set_pace(&mut self, each_s: Option<f64>, now: Duration) {
+        self.pace = each_s.and_then(|each| Duration::try_from_secs_f64(each).ok());
+        self.pace_since = now;
+    }
+    /// It begins the next task.
+    pub(crate) fn restart_pace(&mut self, now: Duration) {
+        self.pace_since = now;
+    }
+    /// When it is expected to have ended all that it holds; None if that is unknown, or overdue.
+    pub(crate) fn expected_end(&self, now: Duration) -> Option<Duration> {
+        if self.load() == 0 {
+            return Some(now);
+        }
+        let end = self.pace_since.checked_add(self.pace?.checked_mul(self.load())?)?;
+        (end >= now).then_some(end)
     }
 
     // ---- work
@@ -251,14 +337,6 @@ impl Engine {
             (false, _) => None,
             (true, None) => Some(Eligibility::Any),
             (true, Some(_)) => Some(Eligibility::CommandsOnly),
-        }
-    }
-    /// Whether it may take a task: a command, or one that needs Python.
-    pub(crate) fn may_take(&self, is_command: bool) -> bool {
-        match self.eligibility() {
-            Some(Eligibility::Any) => self.native,
-            Some(Eligibility::CommandsOnly) => self.native && is_command,
-            None => false,
         }
     }
     /// Why it takes no work of this kind, whatever it holds.
@@ -290,36 +368,44 @@ impl Engine {
         self.tasks.get(&task) == Some(&run)
     }
     pub(crate) fn holds_request(&self, msg_id: &str) -> bool {
-        self.requests.contains(msg_id)
+        self.requests.contains_key(msg_id)
     }
     pub(crate) fn tasks(&self) -> impl Iterator<Item = (TaskId, u32)> {
         self.tasks.iter().map(|(task, run)| (*task, *run))
     }
     pub(crate) fn requests(&self) -> impl Iterator<Item = &String> {
-        self.requests.iter()
+        self.requests.keys()
     }
     pub(crate) fn finished(&self) -> u64 {
         self.finished
     }
 
     pub(crate) fn assign(&mut self, task: TaskId, run: u32) {
-        self.tasks.insert(task, run);
+        if self.tasks.insert(task, run).is_none() {
+            self.enter(task.map);
+        }
     }
-    pub(crate) fn assign_request(&mut self, msg_id: &str, is_quick: bool) {
-        self.requests.insert(msg_id.to_string());
+    /// `map`: the submission of its session.
+    pub(crate) fn assign_request(&mut self, msg_id: &str, map: MapId, is_quick: bool) {
+        if self.requests.insert(msg_id.to_string(), map).is_none() {
+            self.enter(map);
+        }
         if is_quick {
             self.quick.insert(msg_id.to_string());
         }
     }
     pub(crate) fn drop_task(&mut self, task: TaskId) {
-        self.tasks.remove(&task);
+        if self.tasks.remove(&task).is_some() {
+            self.exit(task.map);
+        }
     }
     pub(crate) fn drop_request(&mut self, msg_id: &str) -> bool {
         self.quick.remove(msg_id);
-        self.requests.remove(msg_id)
+        let map = self.requests.remove(msg_id);
+        map.map(|map| self.exit(map)).is_some()
     }
     pub(crate) fn finish_task(&mut self, task: TaskId) {
-        self.tasks.remove(&task);
+        self.drop_task(task);
         self.finished += 1;
     }
     pub(crate) fn finish_request(&mut self, msg_id: &str) {

@@ -5,12 +5,14 @@
 mod cores;
 mod departures;
 mod engine;
+mod node;
 mod nodes;
+mod placement;
 mod why_not;
 
 pub(super) use departures::{ANNOUNCE_AGAIN, Departures, ORPHAN_GRACE, announce};
 pub(crate) use engine::Engine;
-pub(crate) use why_not::{Obstacle, Room, Runs, Unit, WhyNot};
+pub(crate) use why_not::{Failed, LaneId, Obstacle, Room, Runs, Unit, Wanted, WhyNot};
 
 use super::outbox::{Outbox, Timer};
 use crate::model::engine::{EngineFacts, EngineStatus};
@@ -18,7 +20,7 @@ use crate::model::resources::{Allocation, Request};
 use crate::model::{EngineId, EngineUuid, MapId, UnixTime};
 use crate::wire::content::engine as wire;
 use engine::Eligibility;
-use nodes::Nodes;
+use nodes::{NodeIndex, Nodes};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
@@ -37,15 +39,20 @@ pub(crate) struct Engines {
     by_load: BTreeSet<(u32, u64, EngineUuid)>,
     /// The same for engines without a working Python: they may take commands.
     commands_only: BTreeSet<(u32, u64, EngineUuid)>,
-    /// The number of pcluster engines in `by_load`.
+    /// The number of pcluster engines that may take any work.
     native_free: u32,
     turns: u64,
     /// An engine's load decreased, or it may take work again.
     freed: bool,
+    /// Processors that each map's tasks, and each session's requests, hold; those that changed.
+    held: HashMap<MapId, u32>,
+    touched: Vec<MapId>,
     next_id: u32,
     nodes: Nodes,
-    /// Engines with a share of their node, by the map that it is for.
-    shared: BTreeMap<MapId, BTreeSet<EngineUuid>>,
+    /// Engines with a share of their node, by the lane that it is for and by load.
+    shared: BTreeMap<LaneId, BTreeSet<(u32, EngineUuid)>>,
+    /// Lanes that wait, in the order of the last round: other lanes must not refill engines that could take their tasks.
+    wanted: Vec<Wanted>,
     /// `ipengine`s that requested registration and have not answered a ping yet.
     incoming: HashMap<EngineUuid, EngineId>,
     /// Engines that violated the protocol, with the reason: they are not registered again.
@@ -77,32 +84,41 @@ impl Engines {
         self.by_uuid.len()
     }
 
-    /// Changes an engine and updates the load order.
+    /// Changes an engine, and updates the load order and what its node has in use.
     pub(crate) fn change<T>(&mut self, uuid: &EngineUuid, change: impl FnOnce(&mut Engine) -> T) -> Option<T> {
         let engine = self.by_uuid.get_mut(uuid)?;
-        let (load, turn, order, was_busy) = (engine.load(), engine.turn(), engine.eligibility(), engine.uses_one_cpu());
+        let (load, turn, order, may) = (engine.load(), engine.turn(), engine.order(), engine.eligibility());
+        let (was_busy, was_free) = (engine.uses_one_cpu(), engine.is_free_for_share());
         let result = change(engine);
+        for (map, cpus) in engine.take_holder_changes() {
+            let held = self.held.entry(map).or_default();
+            *held = held.saturating_add_signed(cpus);
+            self.touched.push(map);
+        }
+        let node = engine.node();
+        let mut gained = false;
         if let Some(share) = engine.take_unused_share() {
-            self.nodes.give_back(engine.node(), &share);
-            remove_from(&mut self.shared, share.map, uuid);
-            self.freed = true;
+            self.nodes.give_back(node, &share);
+            remove_from(&mut self.shared, share.lane, (load, uuid));
+            gained = true;
         }
         let is_busy = engine.uses_one_cpu();
         if is_busy != was_busy {
-            self.nodes.set_busy(engine.node(), is_busy);
+            self.nodes.set_busy(node, is_busy);
         }
-        let (new_load, new_order) = (engine.load(), engine.eligibility());
+        let is_free = engine.is_free_for_share();
+        if is_free != was_free {
+            self.nodes.set_free(node, uuid, is_free);
+        }
+        let (new_load, new_order, may_now) = (engine.load(), engine.order(), engine.eligibility());
         if (new_load, new_order) != (load, order) {
-            let (was_free, is_free) = (order == Some(Eligibility::Any), new_order == Some(Eligibility::Any));
-            self.freed |= is_free && (new_load < load || !was_free);
+            let gives = may_now == Some(Eligibility::Any) && (new_load < load || may != Some(Eligibility::Any));
+            gained |= gives;
             match order {
                 Some(Eligibility::Any) => self.by_load.remove(&(load, turn, uuid.clone())),
                 Some(Eligibility::CommandsOnly) => self.commands_only.remove(&(load, turn, uuid.clone())),
                 None => false,
             };
-            if engine.is_native() {
-                self.native_free = self.native_free + u32::from(is_free) - u32::from(was_free);
-            }
             if new_load > load {
                 // To the end of the queue of equally loaded engines.
                 self.turns += 1;
@@ -113,8 +129,66 @@ impl Engines {
                 Some(Eligibility::CommandsOnly) => self.commands_only.insert((new_load, engine.turn(), uuid.clone())),
                 None => false,
             };
+            if let Some(share) = engine.share().filter(|_| new_load != load)
+                && let Some(engines) = self.shared.get_mut(&share.lane)
+            {
+                engines.remove(&(load, uuid.clone()));
+                engines.insert((new_load, uuid.clone()));
+            }
         }
+        if engine.is_native() {
+            let counts = |may: Option<Eligibility>| u32::from(may == Some(Eligibility::Any));
+            self.native_free = self.native_free + counts(may_now) - counts(may);
+        }
+        if gained {
+            self.freed = true;
+            self.nodes.note_gain(node);
+        }
+        if may_now != may {
+            self.nodes.note_change(node);
+        }
+        self.sync_node(node);
         Some(result)
+    }
+
+    /// Takes idle engines out of the load order while their node has no processor for them.
+    fn sync_node(&mut self, node: NodeIndex) {
+        let Some(blocked) = self.nodes.take_blocking_change(node) else {
+            return;
+        };
+        for uuid in self.nodes.engines(node).cloned().collect::<Vec<_>>() {
+            let Some(engine) = self.by_uuid.get_mut(&uuid) else { continue };
+            let before = engine.order();
+            engine.set_blocked(blocked);
+            let after = engine.order();
+            if before == after {
+                continue;
+            }
+            let key = (engine.load(), engine.turn(), uuid.clone());
+            match (before, after) {
+                (Some(Eligibility::Any), _) => drop(self.by_load.remove(&key)),
+                (Some(Eligibility::CommandsOnly), _) => drop(self.commands_only.remove(&key)),
+                (None, Some(Eligibility::Any)) => drop(self.by_load.insert(key)),
+                (None, Some(Eligibility::CommandsOnly)) => drop(self.commands_only.insert(key)),
+                (None, None) => {}
+            }
+        }
+    }
+
+    /// The owners of tasks whose number of processors changed since the last call, with what they hold now.
+    pub(crate) fn take_touched(&mut self) -> Vec<(MapId, u32)> {
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.sort_unstable();
+        touched.dedup();
+        let mut now = Vec::with_capacity(touched.len());
+        for map in touched {
+            let held = self.held.get(&map).copied().unwrap_or_default();
+            if held == 0 {
+                self.held.remove(&map);
+            }
+            now.push((map, held));
+        }
+        now
     }
 
     /// Chooses the id of a new engine: the requested one if free, else the next. Ids are never reused.
@@ -229,28 +303,38 @@ impl Engines {
         let node = self.nodes.join(&facts);
         let mut engine = Engine::new(id, facts, node, registered, now);
         engine.set_turn(self.turns);
-        self.by_load.insert((0, engine.turn(), uuid.clone()));
+        engine.set_blocked(self.nodes.is_blocking(node));
+        if engine.order().is_some() {
+            self.by_load.insert((0, engine.turn(), uuid.clone()));
+        }
         self.native_free += u32::from(engine.is_native());
         self.by_id.insert(id, uuid.clone());
         self.by_uuid.insert(uuid, engine);
+        self.freed = true;
+        self.sync_node(node);
     }
 
     pub(crate) fn remove(&mut self, uuid: &EngineUuid) -> Option<Engine> {
         let engine = self.by_uuid.remove(uuid)?;
         let key = (engine.load(), engine.turn(), uuid.clone());
-        if self.by_load.remove(&key) {
-            self.native_free -= u32::from(engine.is_native());
-        }
+        self.by_load.remove(&key);
         self.commands_only.remove(&key);
+        self.native_free -= u32::from(engine.is_native() && engine.eligibility() == Some(Eligibility::Any));
         self.by_id.remove(&engine.id());
+        for (map, cpus) in engine.holders() {
+            let held = self.held.entry(map).or_default();
+            *held = held.saturating_sub(cpus);
+            self.touched.push(map);
+        }
         if engine.uses_one_cpu() {
             self.nodes.set_busy(engine.node(), false);
         }
         if let Some(share) = engine.share() {
             self.nodes.give_back(engine.node(), share);
-            remove_from(&mut self.shared, share.map, uuid);
+            remove_from(&mut self.shared, share.lane, (engine.load(), uuid));
         }
         self.nodes.leave(engine.node(), uuid);
+        self.sync_node(engine.node());
         Some(engine)
     }
 
@@ -264,125 +348,38 @@ impl Engines {
         self.by_load.iter().filter_map(|(_, _, uuid)| Some((uuid, self.by_uuid.get(uuid)?)))
     }
 
-    /// The least loaded pcluster engine that may take a task of this map: a command, or one that needs Python. Engines that
-    /// have a share of their node, for another map, are not among them.
-    pub(crate) fn least_loaded(&self, map: MapId, is_command: bool) -> Option<(&EngineUuid, &Engine)> {
-        self.least_loaded_of(map, is_command, |_| true)
-    }
-
-    /// The same among the engines that `may` accept.
-    pub(crate) fn least_loaded_of(&self, map: MapId, is_command: bool, may: impl Fn(&Engine) -> bool) -> Option<(&EngineUuid, &Engine)> {
-        let may = |e: &Engine| self.admits(e, Some(map)) && may(e);
-        let any = self.by_load().find(|(_, e)| e.is_native() && may(e));
-        let limited = self.commands_only.iter().filter(|_| is_command);
-        let mut limited = limited.filter_map(|(_, _, uuid)| Some((uuid, self.by_uuid.get(uuid)?)));
-        let limited = limited.find(|(_, e)| may(e));
-        any.into_iter().chain(limited).min_by_key(|(_, e)| (e.load(), e.turn()))
-    }
-
-    /// Whether the engine may take a task that needs one processor: of this map, or None for a request.
-    pub(crate) fn admits(&self, engine: &Engine, map: Option<MapId>) -> bool {
-        engine.share().is_none() && self.nodes.admits(engine.node(), engine.load() == 0, map)
-    }
-
-    /// Why this engine cannot take such a task now; None if it can.
-    pub(crate) fn why_not(&self, engine: &Engine, unit: &Unit, now: UnixTime) -> Option<WhyNot> {
-        if let Some(why) = engine.why_never(unit.runs) {
-            return Some(why);
-        }
-        if !engine.has_time_for(unit.limit_s, now) {
-            return engine.facts().ends.map(|ends| WhyNot::EndsTooSoon { ends });
-        }
-        let has_room = unit.room.admits(engine.load(), engine.holds_only_quick());
-        let busy = WhyNot::Busy { load: engine.load() };
-        match (engine.share(), &unit.request) {
-            (Some(share), Some(_)) if share.map == unit.map => (!has_room).then_some(busy),
-            (Some(share), _) => Some(WhyNot::Dedicated { map: share.map }),
-            (None, Some(_)) if engine.load() > 0 => Some(busy),
-            (None, request) => {
-                let in_node = self.nodes.why_not(engine.node(), engine.load() == 0, unit.map, request.as_ref());
-                let lacks_cores = || self.nodes.lacks_cores(engine, request.as_ref()?);
-                in_node.or_else(lacks_cores).or_else(|| (!has_room).then_some(busy))
-            }
-        }
-    }
-
-    /// An engine for tasks that ask for more than one processor, with what it gives them. First idle ones, which get a share of
-    /// their node; then, if `refill` finds room, those that have one for this map.
-    pub(crate) fn place(
-        &mut self,
-        map: MapId,
-        request: &Request,
-        may: impl Fn(&Engine) -> bool,
-        refill: impl Fn(&Engine) -> bool,
-    ) -> Option<EngineUuid> {
-        let idle = |uuid: &&EngineUuid| {
-            self.by_uuid
-                .get(*uuid)
-                .is_some_and(|e| e.load() == 0 && e.share().is_none() && may(e) && self.nodes.lacks_cores(e, request).is_none())
-        };
-        let mut roomy = self
-            .nodes
-            .with_room(request)
-            .filter(|(node, _)| self.nodes.leaves_reserved(*node, Some(map), request));
-        let chosen = roomy.find_map(|(node, engines)| Some((node, engines.iter().find(idle)?.clone())));
-        drop(roomy);
-        if let Some((node, uuid)) = chosen {
-            let engine = self.by_uuid.get_mut(&uuid)?;
-            let share = self.nodes.take(node, map, request, &engine.facts().node.cores)?;
-            engine.set_share(share);
-            self.shared.entry(map).or_default().insert(uuid.clone());
-            return Some(uuid);
-        }
-        let own = self.shared.get(&map)?.iter().filter_map(|uuid| self.by_uuid.get_key_value(uuid));
-        let roomy = own.filter(|(_, e)| may(e) && refill(e));
-        roomy.min_by_key(|(_, e)| e.load()).map(|(uuid, _)| uuid.clone())
-    }
-
     /// What this engine gives to tasks of this map; None for one processor.
     pub(crate) fn allocation(&self, uuid: &EngineUuid, map: MapId) -> Option<Allocation> {
         let engine = self.by_uuid.get(uuid)?;
-        let share = engine.share().filter(|share| share.map == map)?;
+        let share = engine.share().filter(|share| share.lane.map == map)?;
         Some(self.nodes.allocation(engine.node(), share))
     }
 
     /// After a restart: the engine holds tasks of a map that has resources, and will report which.
     pub(crate) fn await_share(&mut self, uuid: &EngineUuid) {
-        if let Some(engine) = self.by_uuid.get(uuid) {
-            self.nodes.await_share(engine.node(), uuid);
+        if let Some(node) = self.by_uuid.get(uuid).map(Engine::node) {
+            self.nodes.await_share(node, uuid);
+            self.sync_node(node);
         }
     }
 
-    /// Notes the share that a reconnected engine reports for a map whose tasks it holds.
-    pub(crate) fn restore_share(&mut self, uuid: &EngineUuid, held: Option<(MapId, &Request, &Allocation)>) {
-        let Some(engine) = self.by_uuid.get_mut(uuid) else { return };
-        self.nodes.end_wait(engine.node(), uuid);
-        let Some((map, request, allocation)) = held.filter(|_| engine.share().is_none()) else {
-            return;
-        };
-        let was_busy = engine.uses_one_cpu();
-        if let Some(share) = self.nodes.take_again(engine.node(), map, request, allocation) {
-            engine.set_share(share);
-            engine.note_share_in_use();
-            self.shared.entry(map).or_default().insert(uuid.clone());
-            if was_busy {
-                self.nodes.set_busy(engine.node(), false);
-            }
+    /// Notes the share that a reconnected engine reports for a lane whose tasks it holds.
+    pub(crate) fn restore_share(&mut self, uuid: &EngineUuid, held: Option<(LaneId, &Request, &Allocation)>) {
+        let Some(engine) = self.by_uuid.get(uuid) else { return };
+        let node = engine.node();
+        self.nodes.end_wait(node, uuid);
+        let held = held.filter(|_| engine.share().is_none());
+        let share = held.and_then(|(lane, request, allocation)| self.nodes.take_again(node, lane, request, allocation));
+        if let Some(share) = share {
+            self.shared.entry(share.lane).or_default().insert((engine.load(), uuid.clone()));
+            self.change(uuid, |e| {
+                e.set_share(share);
+                e.note_share_in_use();
+            });
         }
-        // Without a task of that map it is not needed any more.
+        // Without a task of that lane it is not needed any more.
         self.change(uuid, |_| ());
-    }
-
-    /// Begins a round of dispatching, in which maps come in their order.
-    pub(crate) fn begin_round(&mut self) {
-        self.nodes.begin_round();
-    }
-
-    /// Lets a node run empty for a map that waits: later maps of this round leave it alone.
-    /// Only nodes with an engine that `may` run its tasks once it is idle are considered.
-    pub(crate) fn reserve(&mut self, map: MapId, request: &Request, may: impl Fn(&Engine) -> bool) {
-        let by_uuid = &self.by_uuid;
-        self.nodes.reserve(map, request, |uuid| by_uuid.get(uuid).is_some_and(&may));
+        self.sync_node(node);
     }
 
     /// The engine, with what its node has by the latest report of an engine there.
@@ -421,32 +418,35 @@ impl Engines {
             let key = (engine.load(), engine.turn(), uuid.clone());
             assert_eq!(
                 self.by_load.contains(&key),
-                engine.eligibility() == Some(Eligibility::Any),
+                engine.order() == Some(Eligibility::Any),
                 "{uuid} in the load order"
             );
             assert_eq!(
                 self.commands_only.contains(&key),
-                engine.eligibility() == Some(Eligibility::CommandsOnly),
+                engine.order() == Some(Eligibility::CommandsOnly),
                 "{uuid} among those for commands"
             );
         }
         for (uuid, engine) in &self.by_uuid {
-            let is_shared = engine
-                .share()
-                .map(|share| self.shared.get(&share.map).is_some_and(|engines| engines.contains(uuid)));
+            let is_shared = engine.share().map(|share| {
+                self.shared
+                    .get(&share.lane)
+                    .is_some_and(|engines| engines.contains(&(engine.load(), uuid.clone())))
+            });
             assert!(is_shared != Some(false), "{uuid} is listed with its share");
         }
         self.nodes.check(self.by_uuid.values());
         assert!(self.by_load.len() + self.commands_only.len() <= self.by_uuid.len());
-        assert_eq!(self.native_free as usize, self.by_load().filter(|(_, e)| e.is_native()).count());
+        let native_free = |e: &&Engine| e.is_native() && e.eligibility() == Some(Eligibility::Any);
+        assert_eq!(self.native_free as usize, self.by_uuid.values().filter(native_free).count());
     }
 }
 
-fn remove_from(shared: &mut BTreeMap<MapId, BTreeSet<EngineUuid>>, map: MapId, uuid: &EngineUuid) {
-    if let Some(engines) = shared.get_mut(&map) {
-        engines.remove(uuid);
+fn remove_from(shared: &mut BTreeMap<LaneId, BTreeSet<(u32, EngineUuid)>>, lane: LaneId, (load, uuid): (u32, &EngineUuid)) {
+    if let Some(engines) = shared.get_mut(&lane) {
+        engines.remove(&(load, uuid.clone()));
         if engines.is_empty() {
-            shared.remove(&map);
+            shared.remove(&lane);
         }
     }
 }

@@ -4,15 +4,16 @@
 //! belongs to one map, and lasts for as long as the engine holds tasks of that map. A node with more engines than processors
 //! is full with as many tasks as engines, as long as none asks for more than one processor.
 use super::Engine;
-use super::cores::{CoresInUse, united};
-use super::why_not::{Obstacle, WhyNot};
-use crate::model::cores::CoreSet;
+use super::cores::united;
+use super::node::{Node, Share};
+use super::why_not::{LaneId, Obstacle, WhyNot};
 use crate::model::engine::EngineFacts;
 use crate::model::memory::Memory;
 use crate::model::node::{Gpu, NodeFacts, NumaCores};
-use crate::model::resources::{Allocation, Request, TaskResources, WHOLE_GPU};
-use crate::model::{EngineUuid, MapId};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use crate::model::resources::{Allocation, Request, WHOLE_GPU};
+use crate::model::EngineUuid;
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 /// Index of a node. A node without engines keeps its index.
 pub(super) type NodeIndex = usize;
@@ -20,222 +21,47 @@ pub(super) type NodeIndex = usize;
 #[derive(Debug, Default)]
 pub(crate) struct Nodes {
     nodes: Vec<Node>,
+    /// Indices of nodes that have lost their last engine.
+    unused: Vec<NodeIndex>,
     /// By host and job.
     by_name: HashMap<(String, String), NodeIndex>,
-    /// The earliest map that waits: what it needs, other maps leave it on one node.
-    reserved: Option<Reservation>,
-    last_reserved: Option<Reservation>,
+    /// What waiting lanes need, in their order: lanes after them leave it on one node each.
+    reserved: Vec<Reservation>,
+    /// The nodes that were reserved in the last round.
+    last_reserved: Vec<NodeIndex>,
+    /// Increases with each gain of a node: with all that may let a task start which could not before.
+    clock: u64,
+    is_clock_read: bool,
+    by_gain: BTreeSet<(u64, NodeIndex)>,
+    /// The clock when an engine last joined or changed what it may run.
+    changed: u64,
 }
 
 #[derive(Clone, Debug)]
-struct Reservation {
-    node: NodeIndex,
-    map: MapId,
-    request: Request,
+pub(super) struct Reservation {
+    pub node: NodeIndex,
+    pub lane: LaneId,
+    pub request: Request,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Node {
-    host: String,
-    has: NodeFacts,
-    engines: BTreeSet<EngineUuid>,
-    /// Engines that hold tasks and have no allocation.
-    busy: u32,
-    /// Engines that hold tasks with a share which this controller, after a restart, does not know yet.
-    awaited: BTreeSet<EngineUuid>,
-    /// Processors of shares, and the number of shares with more than one.
-    cpus: u32,
-    wide: u32,
-    /// Processors of pinned tasks.
-    cores: CoresInUse,
-    mem_bytes: u64,
-    /// In use of each GPU, in thousandths.
-    gpus: Vec<u32>,
-    named: BTreeMap<String, u64>,
-}
-
-/// An engine's share of its node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Share {
-    pub map: MapId,
-    request: Request,
-    /// Index of each GPU, and what is in use of it.
-    gpus: Vec<(usize, u32)>,
-    cores: CoreSet,
-}
-
-impl Share {
-    pub(super) fn request(&self) -> &Request {
-        &self.request
-    }
-}
-
-impl Node {
-    /// How many processors may be in use: tasks that ask for no more than one may be as many as engines.
-    fn max_cpus(&self, is_wide: bool) -> u32 {
-        let engines = self.engines.len() as u32;
-        match is_wide || self.wide > 0 {
-            true if self.has.cpus > 0 => self.has.cpus,
-            _ => self.has.cpus.max(engines),
-        }
-    }
-
-    fn free_cpus(&self, is_wide: bool) -> u32 {
-        self.max_cpus(is_wide).saturating_sub(self.cpus.saturating_add(self.busy))
-    }
-
-    /// Whether a task that takes these resources leaves what a waiting map needs of them.
-    fn leaves(&self, taken: &Request, waiting: &Request) -> bool {
-        let wide = waiting.resources.cpus > 1;
-        let cpus = self.free_cpus(wide) >= taken.resources.cpus.saturating_add(waiting.resources.cpus);
-        let free = self.has.mem_bytes.saturating_sub(self.mem_bytes);
-        let mem = taken.mem_bytes == 0 || waiting.mem_bytes == 0 || free >= taken.mem_bytes.saturating_add(waiting.mem_bytes);
-        let gpus = taken.resources.gpus.is_zero() || waiting.resources.gpus.is_zero();
-        let named = taken.resources.named.keys().all(|name| !waiting.resources.named.contains_key(name));
-        let cores = !(taken.resources.pin && waiting.resources.pin)
-            || self.cores.free(&self.has.cores) >= taken.resources.cpus.saturating_add(waiting.resources.cpus);
-        cpus && cores && mem && gpus && named
-    }
-
-    /// Why an engine cannot take a task that needs one processor: it holds some already, or one is free.
-    fn obstacle_to_one_cpu(&self, is_idle: bool) -> Option<Obstacle> {
-        if !self.awaited.is_empty() {
-            return Some(Obstacle::Awaited);
-        }
-        // Direct requests may have taken more than there is.
-        let used = self.cpus.saturating_add(self.busy).saturating_add(u32::from(is_idle));
-        let is_free = self.cpus == 0 || used <= self.max_cpus(false);
-        (!is_free).then_some(Obstacle::Cpus { free: 0 })
-    }
-
-    /// Why such a task cannot start now. One of the node's engines, which takes no other tasks meanwhile, would run it.
-    fn obstacle(&self, request: &Request) -> Option<Obstacle> {
-        if !self.could_run(request) {
-            return Some(Obstacle::TooSmall);
-        }
-        if !self.awaited.is_empty() {
-            return Some(Obstacle::Awaited);
-        }
-        let free = self.free_cpus(request.resources.cpus > 1);
-        if request.resources.cpus > free {
-            return Some(Obstacle::Cpus { free });
-        }
-        let free = self.cores.free(&self.has.cores);
-        if request.resources.pin && request.resources.cpus > free {
-            return Some(Obstacle::Cores { free });
-        }
-        let free = self.has.mem_bytes.saturating_sub(self.mem_bytes);
-        if request.mem_bytes > free && self.has.mem_bytes > 0 {
-            return Some(Obstacle::Memory { free });
-        }
-        if self.choose_gpus(request).is_none() {
-            let free = self.gpus.iter().filter(|used| **used == 0).count() as u32;
-            return Some(Obstacle::Gpus { free });
-        }
-        request.resources.named.iter().find_map(|(name, count)| {
-            let has = self.has.named.get(name).copied().unwrap_or_default();
-            let free = has.saturating_sub(self.named.get(name).copied().unwrap_or_default());
-            (*count > free).then(|| Obstacle::Named { name: name.clone(), free })
-        })
-    }
-
-    /// Whole GPUs are unused ones; a fraction goes to the fullest GPU on which it fits.
-    fn choose_gpus(&self, request: &Request) -> Option<Vec<(usize, u32)>> {
-        let wanted = request.resources.gpus.thousandths;
-        if wanted.is_multiple_of(WHOLE_GPU) {
-            let count = (wanted / WHOLE_GPU) as usize;
-            let unused = self.gpus.iter().enumerate().filter(|(_, used)| **used == 0);
-            let chosen: Vec<(usize, u32)> = unused.map(|(index, _)| (index, WHOLE_GPU)).take(count).collect();
-            return (chosen.len() == count).then_some(chosen);
-        }
-        let fits = self
-            .gpus
-            .iter()
-            .enumerate()
-            .filter(|(_, used)| used.saturating_add(wanted) <= WHOLE_GPU);
-        fits.max_by_key(|(index, used)| (**used, std::cmp::Reverse(*index)))
-            .map(|(index, _)| vec![(index, wanted)])
-    }
-
-    fn could_run(&self, request: &Request) -> bool {
-        !self.engines.is_empty() && !self.has.is_empty() && request.fits(&self.has, self.engines.len() as u32)
-    }
-
-    /// Processors to which such a task would be bound, of those of an engine, near its GPUs. None if there are not enough.
-    fn choose_cores(&self, request: &Request, gpus: &[(usize, u32)], of_engine: &[NumaCores]) -> Option<CoreSet> {
-        if !request.resources.pin {
-            return Some(CoreSet::default());
-        }
-        let near = gpus.iter().filter_map(|(index, _)| self.has.gpus.get(*index)?.numa);
-        let near: Vec<u32> = near.collect();
-        self.cores.choose(of_engine, &near, request.resources.cpus as usize)
-    }
-
-    fn take(&mut self, map: MapId, request: &Request, of_engine: &[NumaCores]) -> Option<Share> {
-        let gpus = self.choose_gpus(request)?;
-        let share = Share {
-            map,
-            request: request.clone(),
-            cores: self.choose_cores(request, &gpus, of_engine)?,
-            gpus,
-        };
-        self.add(&share);
-        Some(share)
-    }
-
-    fn add(&mut self, share: &Share) {
-        // What a reconnected engine reports is not checked against what the node has.
-        self.cpus = self.cpus.saturating_add(share.request.resources.cpus);
-        self.wide += u32::from(share.request.resources.cpus > 1);
-        self.cores.add(&share.cores);
-        self.mem_bytes = self.mem_bytes.saturating_add(share.request.mem_bytes);
-        for (index, used) in &share.gpus {
-            if let Some(in_use) = self.gpus.get_mut(*index) {
-                *in_use = in_use.saturating_add(*used);
-            }
-        }
-        for (name, count) in &share.request.resources.named {
-            let in_use = self.named.entry(name.clone()).or_default();
-            *in_use = in_use.saturating_add(*count);
-        }
-    }
-
-    fn give_back(&mut self, share: &Share) {
-        self.cpus = self.cpus.saturating_sub(share.request.resources.cpus);
-        self.wide = self.wide.saturating_sub(u32::from(share.request.resources.cpus > 1));
-        self.cores.remove(&share.cores);
-        self.mem_bytes = self.mem_bytes.saturating_sub(share.request.mem_bytes);
-        for (index, used) in &share.gpus {
-            if let Some(in_use) = self.gpus.get_mut(*index) {
-                *in_use = in_use.saturating_sub(*used);
-            }
-        }
-        for (name, count) in &share.request.resources.named {
-            if let Some(in_use) = self.named.get_mut(name) {
-                *in_use = in_use.saturating_sub(*count);
-            }
-        }
-    }
-}
+/// The maximum number of lanes that have a reservation.
+const MAX_RESERVATIONS: usize = 16;
 
 impl Nodes {
     /// Adds an engine to its node. All engines of a node report the same; the last one counts, unless GPUs are in use.
     pub(super) fn join(&mut self, facts: &EngineFacts) -> NodeIndex {
         let name = (facts.host.clone(), facts.job.clone());
-        let nodes = &mut self.nodes;
-        let index = *self.by_name.entry(name).or_insert_with(|| {
-            nodes.push(Node {
-                host: facts.host.clone(),
-                ..Node::default()
-            });
-            nodes.len() - 1
-        });
-        let node = &mut self.nodes[index];
+        let index = match self.by_name.get(&name) {
+            Some(index) => *index,
+            None => self.add(name),
+        };
+        let Some(node) = self.nodes.get_mut(index) else { return index };
         let cores = match node.engines.is_empty() {
             true => facts.node.cores.clone(),
             false => united(&node.has.cores, &facts.node.cores),
         };
         node.engines.insert(facts.uuid.clone());
+        node.free.insert(facts.uuid.clone());
         let gpus = match node.gpus.iter().all(|used| *used == 0) {
             true => facts.node.gpus.clone(),
             false => std::mem::take(&mut node.has.gpus),
@@ -246,25 +72,112 @@ impl Nodes {
             cores,
             ..facts.node.clone()
         };
+        self.note_gain(index);
+        self.changed = self.clock;
+        index
+    }
+
+    fn add(&mut self, name: (String, String)) -> NodeIndex {
+        let index = self.unused.pop().unwrap_or(self.nodes.len());
+        self.by_name.insert(name.clone(), index);
+        let node = Node { name, ..Node::default() };
+        match self.nodes.get_mut(index) {
+            Some(unused) => *unused = node,
+            None => self.nodes.push(node),
+        }
         index
     }
 
     pub(super) fn leave(&mut self, index: NodeIndex, engine: &EngineUuid) {
-        if let Some(node) = self.nodes.get_mut(index) {
-            node.engines.remove(engine);
-            node.awaited.remove(engine);
+        let Some(node) = self.nodes.get_mut(index) else { return };
+        node.engines.remove(engine);
+        node.free.remove(engine);
+        node.awaited.remove(engine);
+        if !node.engines.is_empty() {
+            return self.note_gain(index);
+        }
+        let node = std::mem::take(node);
+        self.by_gain.remove(&(node.gained, index));
+        self.by_name.remove(&node.name);
+        self.reserved.retain(|reservation| reservation.node != index);
+        self.unused.push(index);
+    }
+
+    /// Notes that this node has more to give.
+    pub(super) fn note_gain(&mut self, index: NodeIndex) {
+        let Some(node) = self.nodes.get_mut(index) else { return };
+        if node.gained == self.clock && !self.is_clock_read && self.clock > 0 {
+            return;
+        }
+        self.by_gain.remove(&(node.gained, index));
+        self.clock += 1;
+        self.is_clock_read = false;
+        node.gained = self.clock;
+        self.by_gain.insert((self.clock, index));
+    }
+
+    /// Notes that an engine of this node may run other work than before.
+    pub(super) fn note_change(&mut self, index: NodeIndex) {
+        self.note_gain(index);
+        self.changed = self.clock;
+    }
+
+    pub(super) fn read_clock(&mut self) -> u64 {
+        self.is_clock_read = true;
+        self.clock
+    }
+    pub(super) fn changed(&self) -> u64 {
+        self.changed
+    }
+
+    /// Nodes that have gained since then, and those that are or were reserved.
+    pub(super) fn worth_a_look(&self, since: u64) -> impl Iterator<Item = NodeIndex> {
+        let gained = self.by_gain.range((since.saturating_add(1), 0)..).map(|(_, index)| *index);
+        let reserved = self.reserved.iter().map(|reservation| reservation.node);
+        let others = reserved.chain(self.last_reserved.iter().copied());
+        gained.chain(others.filter(move |index| self.nodes.get(*index).is_some_and(|node| node.gained <= since)))
+    }
+
+    pub(super) fn engines(&self, index: NodeIndex) -> impl Iterator<Item = &EngineUuid> {
+        self.nodes.get(index).into_iter().flat_map(|node| &node.engines)
+    }
+    /// The engines that could begin tasks which get a share.
+    pub(super) fn free_engines(&self, index: NodeIndex) -> impl Iterator<Item = &EngineUuid> {
+        self.nodes.get(index).into_iter().flat_map(|node| &node.free)
+    }
+    pub(super) fn set_free(&mut self, index: NodeIndex, engine: &EngineUuid, is_free: bool) {
+        let Some(node) = self.nodes.get_mut(index) else { return };
+        match is_free {
+            true => drop(node.free.insert(engine.clone())),
+            false => drop(node.free.remove(engine)),
+        }
+        if is_free {
+            self.note_gain(index);
         }
     }
 
     pub(super) fn set_busy(&mut self, index: NodeIndex, is_busy: bool) {
-        if let Some(node) = self.nodes.get_mut(index) {
-            node.busy = if is_busy { node.busy + 1 } else { node.busy.saturating_sub(1) };
+        let Some(node) = self.nodes.get_mut(index) else { return };
+        node.busy = if is_busy { node.busy + 1 } else { node.busy.saturating_sub(1) };
+        if !is_busy {
+            self.note_gain(index);
         }
     }
 
-    pub(super) fn take(&mut self, index: NodeIndex, map: MapId, request: &Request, of_engine: &[NumaCores]) -> Option<Share> {
+    pub(super) fn is_blocking(&self, index: NodeIndex) -> bool {
+        self.nodes.get(index).is_some_and(|node| node.is_blocking)
+    }
+    /// Whether idle engines of this node cannot begin tasks that need one processor, if that has changed.
+    pub(super) fn take_blocking_change(&mut self, index: NodeIndex) -> Option<bool> {
+        let node = self.nodes.get_mut(index)?;
+        let is_blocking = node.obstacle_to_one_cpu(true).is_some();
+        let changed = std::mem::replace(&mut node.is_blocking, is_blocking) != is_blocking;
+        changed.then_some(is_blocking)
+    }
+
+    pub(super) fn take(&mut self, index: NodeIndex, lane: LaneId, request: &Request, of_engine: &[NumaCores]) -> Option<Share> {
         let node = self.nodes.get_mut(index).filter(|node| node.obstacle(request).is_none())?;
-        node.take(map, request, of_engine)
+        node.take(lane, request, of_engine)
     }
 
     /// An engine may be bound to a part of its node's processors: whether it lacks free ones for a task to be pinned.
@@ -283,13 +196,13 @@ impl Nodes {
     }
 
     pub(super) fn end_wait(&mut self, index: NodeIndex, engine: &EngineUuid) {
-        if let Some(node) = self.nodes.get_mut(index) {
-            node.awaited.remove(engine);
+        if self.nodes.get_mut(index).is_some_and(|node| node.awaited.remove(engine)) {
+            self.note_gain(index);
         }
     }
 
     /// Notes the share that an engine has had since before this controller started.
-    pub(super) fn take_again(&mut self, index: NodeIndex, map: MapId, request: &Request, allocation: &Allocation) -> Option<Share> {
+    pub(super) fn take_again(&mut self, index: NodeIndex, lane: LaneId, request: &Request, allocation: &Allocation) -> Option<Share> {
         let node = self.nodes.get_mut(index)?;
         let named = |gpu: &Gpu| {
             node.has
@@ -300,7 +213,7 @@ impl Nodes {
         let each = request.resources.gpus.thousandths.min(WHOLE_GPU);
         let gpus = allocation.gpus.iter().filter_map(named).map(|index| (index, each));
         let share = Share {
-            map,
+            lane,
             request: request.clone(),
             gpus: gpus.collect(),
             cores: allocation.cores.clone(),
@@ -312,51 +225,102 @@ impl Nodes {
     pub(super) fn give_back(&mut self, index: NodeIndex, share: &Share) {
         if let Some(node) = self.nodes.get_mut(index) {
             node.give_back(share);
+            self.note_gain(index);
         }
     }
 
-    /// Whether an engine of this node may take tasks that need one processor each: it holds some already, or one is free.
-    pub(super) fn admits(&self, index: NodeIndex, is_idle: bool, map: Option<MapId>) -> bool {
-        let Some(node) = self.nodes.get(index) else { return true };
-        let taken = || {
-            let mut taken = Request::default();
-            taken.resources.cpus = u32::from(is_idle);
-            taken
-        };
-        node.obstacle_to_one_cpu(is_idle).is_none() && (self.reserved.is_none() || self.leaves_reserved(index, map, &taken()))
+    pub(super) fn obstacle(&self, index: NodeIndex, request: &Request) -> Option<Obstacle> {
+        self.nodes
+            .get(index)
+            .map_or(Some(Obstacle::TooSmall), |node| node.obstacle(request))
+    }
+    /// Why an engine there, idle or not, cannot take a task that needs one processor.
+    pub(super) fn obstacle_to_one_cpu(&self, index: NodeIndex, is_idle: bool) -> Option<Obstacle> {
+        self.nodes.get(index)?.obstacle_to_one_cpu(is_idle)
     }
 
-    /// Why this node gives nothing to such a task of one of its engines, which is idle or not.
-    pub(super) fn why_not(&self, index: NodeIndex, is_idle: bool, map: MapId, request: Option<&Request>) -> Option<WhyNot> {
+    // ---- reservations
+
+    /// Those on this node that come before this lane.
+    fn reserved_before(&self, index: NodeIndex, lane: LaneId) -> impl Iterator<Item = &Reservation> {
+        let before = self.reserved.iter().take_while(move |reservation| reservation.lane != lane);
+        before.filter(move |reservation| reservation.node == index)
+    }
+
+    /// Reservations that come before this lane, and that a task with these resources would delay.
+    pub(super) fn delayed_reservations(&self, index: NodeIndex, taken: &Request, lane: LaneId) -> impl Iterator<Item = &Reservation> {
+        let before = self.reserved_before(index, lane);
+        before.filter(move |reservation| self.nodes.get(index).is_some_and(|node| !node.leaves(taken, &reservation.request)))
+    }
+
+    /// The lane before this one whose task could start sooner if this engine got no more tasks.
+    pub(super) fn keeps_from_refill(&self, index: NodeIndex, share: Option<&Share>, lane: LaneId) -> Option<WhyNot> {
         let node = self.nodes.get(index)?;
-        let one_cpu = || Request {
-            resources: TaskResources {
-                cpus: u32::from(is_idle),
-                ..TaskResources::default()
-            },
-            mem_bytes: 0,
-        };
-        let taken = match request {
-            Some(request) => request.clone(),
-            None => one_cpu(),
-        };
-        let obstacle = match request {
-            Some(request) => node.obstacle(request),
-            None => node.obstacle_to_one_cpu(is_idle),
-        };
-        let reserved = || {
-            let holder = self.reserved.as_ref().map(|r| r.map)?;
-            (!self.leaves_reserved(index, Some(map), &taken)).then_some(WhyNot::Reserved { map: holder })
-        };
-        obstacle.map(WhyNot::Node).or_else(reserved)
+        let mut before = self.reserved_before(index, lane);
+        let holder = before.find(|reservation| node.helps(share, &reservation.request))?;
+        Some(WhyNot::Reserved { map: holder.lane.map })
     }
 
-    /// Whether tasks of this map leave enough for the map that has a reservation there.
-    pub(super) fn leaves_reserved(&self, index: NodeIndex, map: Option<MapId>, taken: &Request) -> bool {
-        let Some(reservation) = self.reserved.as_ref().filter(|r| r.node == index && map != Some(r.map)) else {
-            return true;
+    /// When such a task could start, if engines end then what they hold: with their share, or one processor.
+    pub(super) fn start_on<'a>(
+        &self,
+        index: NodeIndex,
+        request: &Request,
+        ends: impl Iterator<Item = (Option<Duration>, Option<&'a Share>, bool)>,
+    ) -> Option<Duration> {
+        let mut node = self.nodes.get(index)?.clone();
+        for (end, share, uses_one_cpu) in ends {
+            let end = end?;
+            node.busy -= u32::from(uses_one_cpu).min(node.busy);
+            share.into_iter().for_each(|share| node.give_back(share));
+            if node.obstacle(request).is_none() {
+                return Some(end);
+            }
+        }
+        None
+    }
+
+    /// Begins a round of dispatching: lanes that have to wait reserve nodes.
+    pub(super) fn begin_round(&mut self) {
+        self.last_reserved.clear();
+        self.last_reserved
+            .extend(self.reserved.drain(..).map(|reservation| reservation.node));
+    }
+
+    /// The node that such a task waits for: `last` if it could run there, else one without reservation, with most processors
+    /// free. Only nodes with an engine that `could` take it.
+    pub(super) fn choose_to_reserve(
+        &self,
+        request: &Request,
+        last: Option<NodeIndex>,
+        could: impl Fn(&EngineUuid) -> bool,
+    ) -> Option<NodeIndex> {
+        if !self.may_reserve() {
+            return None;
+        }
+        let is_able = |index: &NodeIndex| {
+            let node = self.nodes.get(*index);
+            node.is_some_and(|node| node.could_run(request) && node.engines.iter().any(&could))
         };
-        self.nodes.get(index).is_none_or(|node| node.leaves(taken, &reservation.request))
+        let is_reserved = |index: NodeIndex| self.reserved.iter().any(|reservation| reservation.node == index);
+        let rank = |index: &NodeIndex| {
+            let free = self.nodes.get(*index).map(|node| node.free_cpus(true));
+            (!is_reserved(*index), free, std::cmp::Reverse(*index))
+        };
+        let last = last.filter(is_able);
+        last.or_else(|| (0..self.nodes.len()).filter(is_able).max_by_key(rank))
+    }
+
+    pub(super) fn may_reserve(&self) -> bool {
+        self.reserved.len() < MAX_RESERVATIONS
+    }
+
+    pub(super) fn reserve(&mut self, node: NodeIndex, lane: LaneId, request: &Request) {
+        self.reserved.push(Reservation {
+            node,
+            lane,
+            request: request.clone(),
+        });
     }
 
     /// What the tasks of this share may use.
@@ -367,13 +331,6 @@ impl Nodes {
             gpus: share.gpus.iter().filter_map(|(gpu, _)| gpus.get(*gpu).cloned()).collect(),
             cores: share.cores.clone(),
         }
-    }
-
-    /// Nodes with room for such a task, and their engines.
-    pub(super) fn with_room(&self, request: &Request) -> impl Iterator<Item = (NodeIndex, &BTreeSet<EngineUuid>)> {
-        let nodes = self.nodes.iter().enumerate();
-        let roomy = nodes.filter(|(_, node)| !node.engines.is_empty() && node.obstacle(request).is_none());
-        roomy.map(|(index, node)| (index, &node.engines))
     }
 
     /// Whether this node could run such a task if it ran nothing else.
@@ -405,36 +362,6 @@ impl Nodes {
         parts.join(", ")
     }
 
-    /// Begins a round of dispatching: the earliest map that has to wait reserves a node.
-    pub(super) fn begin_round(&mut self) {
-        self.last_reserved = self.reserved.take();
-    }
-
-    /// Reserves a node for a map that waits, unless an earlier map has a reservation: the same as in the last round, else the
-    /// one with most processors free.
-    pub(super) fn reserve(&mut self, map: MapId, request: &Request, may: impl Fn(&EngineUuid) -> bool) {
-        if self.reserved.is_some() {
-            return;
-        }
-        let could = |index: NodeIndex| {
-            let node = self.nodes.get(index);
-            node.is_some_and(|node| node.could_run(request) && node.engines.iter().any(&may))
-        };
-        let last = self.last_reserved.as_ref().filter(|last| last.map == map && could(last.node));
-        let free = |index: &NodeIndex| self.nodes[*index].free_cpus(true);
-        let best = || {
-            (0..self.nodes.len())
-                .filter(|index| could(*index))
-                .max_by_key(|index| (free(index), std::cmp::Reverse(*index)))
-        };
-        let node = last.map(|last| last.node).or_else(best);
-        self.reserved = node.map(|node| Reservation {
-            node,
-            map,
-            request: request.clone(),
-        });
-    }
-
     pub(super) fn has(&self, index: NodeIndex) -> Option<&NodeFacts> {
         self.nodes.get(index).map(|node| &node.has)
     }
@@ -447,7 +374,7 @@ impl Nodes {
 
     /// The node with most processors, then memory: its host and what it has.
     pub(crate) fn largest(&self) -> Option<(&str, &NodeFacts)> {
-        let named = self.nodes.iter().map(|node| (node.host.as_str(), node));
+        let named = self.nodes.iter().map(|node| (node.name.0.as_str(), node));
         let largest = named
             .filter(|(_, node)| !node.engines.is_empty() && !node.has.is_empty())
             .max_by_key(|(host, node)| (node.has.gpus.len(), node.has.cpus, node.has.mem_bytes, std::cmp::Reverse(*host)));
@@ -466,12 +393,19 @@ impl Nodes {
             .collect();
         for engine in engines {
             let sum = &mut sums[engine.node()];
+            let is_free = self.nodes[engine.node()].free.contains(&engine.facts().uuid);
+            assert_eq!(is_free, engine.is_free_for_share());
             sum.busy += u32::from(engine.uses_one_cpu());
             if let Some(share) = engine.share() {
                 sum.add(share);
             }
         }
         for (node, sum) in self.nodes.iter().zip(sums) {
+            assert_eq!(
+                node.is_blocking,
+                node.obstacle_to_one_cpu(true).is_some() && !node.engines.is_empty(),
+                "{node:?}"
+            );
             assert_eq!(
                 (node.busy, node.cpus, node.mem_bytes, &node.gpus, &node.cores),
                 (sum.busy, sum.cpus, sum.mem_bytes, &sum.gpus, &sum.cores)

@@ -1,17 +1,35 @@
 //! Why an engine cannot take a task now: the one predicate that dispatch obeys and that explanations quote.
 use crate::model::resources::Request;
-use crate::model::{MapId, UnixTime};
+use crate::model::{EngineUuid, MapId, UnixTime};
+use std::collections::HashSet;
+
+/// Tasks of a map that need the same: lane 0 those that need what the map asks for, the others those that need more since an
+/// attempt failed. Requests of an ipyparallel client: lane 0 those that may run anywhere, [`LaneId::BOUND`] the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct LaneId {
+    pub map: MapId,
+    pub lane: u32,
+}
+
+impl LaneId {
+    pub(crate) const BOUND: u32 = u32::MAX;
+
+    pub(crate) fn first(map: MapId) -> LaneId {
+        LaneId { map, lane: 0 }
+    }
+}
 
 /// What a task needs of the engine that runs it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Unit {
-    /// Its map, or the session of an ipyparallel client.
-    pub map: MapId,
+    pub lane: LaneId,
     pub runs: Runs,
     /// What it needs of its node; None if an engine is enough.
     pub request: Option<Request>,
     /// How long it may take at most, in seconds.
     pub limit_s: Option<f64>,
+    /// How long it is known to take, in seconds.
+    pub known_s: Option<f64>,
     pub room: Room,
 }
 
@@ -63,10 +81,33 @@ pub(crate) enum WhyNot {
     },
     /// Its node has too little free, or at all.
     Node(Obstacle),
-    /// What is free of its node is reserved for this map.
+    /// What is free of its node is reserved for this map, which comes first.
     Reserved {
         map: MapId,
     },
+    /// This map, or session, comes first, and waits for such an engine to become idle.
+    Wanted {
+        map: MapId,
+    },
+}
+
+/// A task that waits for an engine: lanes after it must not refill an engine that could take it.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub unit: Unit,
+    /// The engines that it may run on; None for all.
+    pub engines: Option<HashSet<EngineUuid>>,
+}
+
+/// When the first lane of a shape was last tried in vain: only nodes that have gained since are worth another look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Failed {
+    /// The clock of the nodes at that time; 0 if it was never tried.
+    pub at: u64,
+    /// The node that was reserved for it.
+    pub reserved: Option<usize>,
+    /// The clock of engines that joined or changed, if none of their nodes could ever run it.
+    pub hopeless_at: Option<u64>,
 }
 
 /// Why a node has no room for a task now.

@@ -6,7 +6,7 @@ mod requests;
 
 use super::Core;
 use super::effect::QueryKind;
-use super::engines::{Engine, Obstacle, Unit, WhyNot};
+use super::engines::{Engine, LaneId, Obstacle, Unit, WhyNot};
 use super::maps::Map;
 use super::outbox::RequestContext;
 use crate::model::explanation::{EngineWork, OpenMap, Placed, Reason, ReasonKind, Refused, Waiting};
@@ -124,8 +124,9 @@ impl Core {
 
     fn why_task_waits(&self, task: TaskId) -> Option<Waiting> {
         if let Some(map) = self.maps.get(task.map) {
-            let has_engine = map.in_flight(task.index).is_some();
-            return self.why_map_waits(task.map).filter(|_| map.is_open(task.index) && !has_engine);
+            let waits = map.is_open(task.index) && map.in_flight(task.index).is_none();
+            let lane = map.waits_in(task.index);
+            return waits.then(|| self.why_lane_waits(map, LaneId { map: task.map, lane }));
         }
         let request = self.requests.of_task(task)?;
         request.engine().is_none().then(|| self.why_request_waits(request))
@@ -134,41 +135,30 @@ impl Core {
     /// Why the next task of this map is not with an engine; None if no task of it waits.
     pub(super) fn why_map_waits(&self, id: MapId) -> Option<Waiting> {
         let map = self.maps.get(id).filter(|map| map.ready() > 0)?;
-        let engines = self.engines.count() as u32;
+        let lane = (0..map.lanes()).find(|lane| map.ready_in(*lane) > 0).unwrap_or_default();
+        Some(self.why_lane_waits(map, LaneId { map: id, lane }))
+    }
+
+    /// Why the next task of this lane is not with an engine.
+    fn why_lane_waits(&self, map: &Map, lane: LaneId) -> Waiting {
         let general = self.why_no_engine_is_asked(map);
-        if !general.is_empty() {
-            return Some(Waiting {
-                engines,
+        let unit = self.unit_of(lane).filter(|_| general.is_empty());
+        let Some(unit) = unit else {
+            return Waiting {
+                engines: self.engines.count() as u32,
                 reasons: general,
                 ..Waiting::default()
-            });
-        }
-        let unit = self.unit_of(id)?;
-        let now = self.out.now().unix;
-        let mut tally = Tally::new(unit.request.clone(), unit.limit_s, now);
+            };
+        };
+        let now = self.out.now();
+        let mut tally = Tally::new(unit.request.clone(), unit.limit_s, now.unix);
         for (_, engine) in self.engines.iter() {
             match self.engines.why_not(engine, &unit, now) {
                 None => tally.add_able(),
                 Some(why) => self.add(&mut tally, engine, &unit, why),
             }
         }
-        if let Some(earlier) = self.earlier_map(id) {
-            tally.give_able_to(earlier);
-        }
-        Some(tally.waiting())
-    }
-
-    /// A map that comes before this one and waits for the same engines.
-    fn earlier_map(&self, id: MapId) -> Option<MapId> {
-        let is_command = self.maps.get(id)?.is_command();
-        let waits = |other: &MapId| {
-            let map = self
-                .maps
-                .get(*other)
-                .filter(|map| map.is_command() == is_command && map.targets().is_none());
-            map.is_some_and(|map| self.why_no_engine_is_asked(map).is_empty())
-        };
-        self.maps.runnable().take_while(|other| *other != id).find(waits)
+        tally.waiting()
     }
 
     /// Counts an engine that does not take a task.
@@ -225,19 +215,19 @@ impl Core {
 
     /// Why this engine takes no task of the maps that wait, other than that it is busy.
     fn why_it_takes_nothing(&self, engine: &Engine) -> Vec<Refused> {
-        let now = self.out.now().unix;
+        let now = self.out.now();
         let mut all: Vec<Refused> = Vec::new();
         for id in self.maps.runnable() {
             let Some(map) = self.maps.get(id).filter(|map| self.why_no_engine_is_asked(map).is_empty()) else {
                 continue;
             };
-            let Some(unit) = self.unit_of(id).filter(|_| map.targets().is_none()) else {
+            let Some(unit) = self.unit_of(LaneId::first(id)).filter(|_| map.targets().is_none()) else {
                 continue;
             };
             let Some(why) = self.engines.why_not(engine, &unit, now) else {
                 continue;
             };
-            let mut tally = Tally::new(unit.request.clone(), unit.limit_s, now);
+            let mut tally = Tally::new(unit.request.clone(), unit.limit_s, now.unix);
             self.add(&mut tally, engine, &unit, why);
             let reason = tally.waiting().reasons.into_iter().next();
             let Some(Reason { kind, text, .. }) = reason.filter(|reason| reason.kind != ReasonKind::Busy) else {

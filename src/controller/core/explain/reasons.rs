@@ -92,13 +92,6 @@ impl Tally {
         self.able += 1;
     }
 
-    /// The engines that could take it are for a map that comes first.
-    pub(super) fn give_able_to(&mut self, map: MapId) {
-        for _ in 0..std::mem::take(&mut self.able) {
-            self.group(Key::Behind, 0).maps.insert(map);
-        }
-    }
-
     /// An engine that will take it when it has finished others, if known in so many seconds.
     pub(super) fn add_busy(&mut self, free_in_s: Option<f64>) {
         self.group(Key::Busy, 0);
@@ -137,6 +130,10 @@ impl Tally {
             }
             WhyNot::Reserved { map } => {
                 self.group(Key::Reserved, 0).maps.insert(map);
+                return;
+            }
+            WhyNot::Wanted { map } => {
+                self.group(Key::Behind, 0).maps.insert(map);
                 return;
             }
             WhyNot::Node(Obstacle::Awaited) => key(Key::Awaited, 0),

@@ -1,6 +1,6 @@
 //! Why requests of ipyparallel's clients wait.
 use super::super::Core;
-use super::super::engines::{Engine, Room, Runs, Unit};
+use super::super::engines::{Engine, LaneId};
 use super::super::requests::OpenRequest;
 use super::reasons::{Tally, Unsuitable};
 use crate::model::explanation::{Reason, ReasonKind, Waiting, about};
@@ -30,18 +30,13 @@ impl Core {
     }
 
     fn why_engines_do_not_take(&self, request: &OpenRequest) -> Waiting {
-        let now = self.out.now().unix;
-        let unit = Unit {
-            map: request.task().map,
-            runs: Runs::Message,
-            request: None,
-            limit_s: None,
-            room: Room {
-                below: self.config.hwm,
-                short: 0,
-            },
-        };
-        let mut tally = Tally::new(None, None, now);
+        let now = self.out.now();
+        let map = request.task().map;
+        let unit = self.message(match request.is_unconstrained() {
+            true => LaneId::first(map),
+            false => LaneId { map, lane: LaneId::BOUND },
+        });
+        let mut tally = Tally::new(None, None, now.unix);
         for (_, engine) in self.engines.iter() {
             match self.unsuitable(request, engine) {
                 Some(why) => tally.add_unsuitable(why),

@@ -2,11 +2,11 @@
 //! (it is in the records).
 use super::super::event::FoundTask;
 use super::super::prefetch::MeanTime;
+use super::in_flight::{Ask, Fault, InFlight, Tries};
 use crate::model::definition::{MapDefinition, MapOptions, Work};
-use crate::model::output::{Output, Stream, Written};
 use crate::model::resources::Request;
 use crate::model::task::{Counts, TaskState};
-use crate::model::{EngineId, EngineUuid, MapId, UnixTime};
+use crate::model::{EngineId, EngineUuid, MapId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -28,75 +28,6 @@ struct Chunk {
     left: u32,
 }
 
-/// A task assigned to an engine.
-#[derive(Debug)]
-pub(crate) struct InFlight {
-    engine: EngineUuid,
-    run: u32,
-    input: Bytes,
-    /// Increases with each task sent: an engine starts its tasks in this order.
-    sent: u64,
-    /// The engine has reported its start, or may have died of it.
-    begun: bool,
-    /// When, as the engine has reported.
-    began: Option<UnixTime>,
-    /// Bytes of its output recorded with the next commit or before: stdout, stderr, value.
-    written: Written,
-    tries: Tries,
-    /// It is being cancelled: however it ends, it is not retried.
-    cancelled: bool,
-}
-
-impl InFlight {
-    pub(crate) fn engine(&self) -> &EngineUuid {
-        &self.engine
-    }
-    pub(crate) fn run(&self) -> u32 {
-        self.run
-    }
-    pub(crate) fn is_at(&self, run: u32, engine: &EngineUuid) -> bool {
-        self.run == run && self.engine == *engine
-    }
-    pub(crate) fn sent(&self) -> u64 {
-        self.sent
-    }
-    pub(crate) fn has_begun(&self) -> bool {
-        self.begun
-    }
-    pub(crate) fn began(&self) -> Option<UnixTime> {
-        self.began
-    }
-    pub(crate) fn note_start(&mut self, at: UnixTime) {
-        self.began = Some(at);
-    }
-    pub(crate) fn is_cancelled(&self) -> bool {
-        self.cancelled
-    }
-    pub(crate) fn written(&self) -> Written {
-        self.written
-    }
-    /// Returns false if it had begun before.
-    pub(crate) fn begin(&mut self) -> bool {
-        !std::mem::replace(&mut self.begun, true)
-    }
-    /// Its engine is at fault, whatever becomes of it.
-    pub(crate) fn exonerate(&mut self) {
-        self.begun = false;
-    }
-    /// However it ends, it is not retried.
-    pub(crate) fn cancel(&mut self) {
-        self.cancelled = true;
-    }
-    /// Adds output and returns the part that was not recorded before, if any.
-    pub(crate) fn write(&mut self, stream: Stream, start: u64, bytes: &Bytes) -> Option<Bytes> {
-        let written = &mut self.written[stream as usize];
-        let part = Output::rest(start, bytes.clone());
-        let rest = part.following(*written).filter(|bytes| !bytes.is_empty())?;
-        *written = part.size;
-        Some(rest)
-    }
-}
-
 /// A returned task that waits for an engine again.
 #[derive(Clone, Debug)]
 struct Returned {
@@ -107,20 +38,11 @@ struct Returned {
     engine: Option<EngineUuid>,
 }
 
-/// Failed attempts by cause.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Tries {
-    errors: u32,
-    crashes: u32,
-}
-
-/// What an attempt's failure is charged to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
-    Error,
-    Crash,
-    /// Not the task's: it was lost before it began.
-    Engine,
+/// Returned tasks that ask for the same.
+#[derive(Debug, Default)]
+struct Lane {
+    ask: Ask,
+    returned: BTreeMap<u32, Returned>,
 }
 
 /// A task taken out of the queue to be sent.
@@ -131,6 +53,7 @@ pub(crate) struct NextTask {
     pub input: Bytes,
     pub engine: Option<EngineUuid>,
     tries: Tries,
+    ask: Ask,
 }
 
 #[derive(Debug)]
@@ -165,7 +88,8 @@ pub(crate) struct Map {
     chunks: VecDeque<Chunk>,
     /// Lines in all chunks, including dropped ones.
     lines_left: usize,
-    returned: BTreeMap<u32, Returned>,
+    /// Returned tasks: first those that ask for what the map does.
+    lanes: Vec<Lane>,
     in_flight: HashMap<u32, InFlight>,
     /// Cancelled while still a line of a chunk: skipped when taken.
     dropped: BTreeSet<u32>,
@@ -194,7 +118,7 @@ impl Map {
             counts: Counts::default(),
             chunks: VecDeque::new(),
             lines_left: 0,
-            returned: BTreeMap::new(),
+            lanes: vec![Lane::default()],
             in_flight: HashMap::new(),
             dropped: BTreeSet::new(),
             watches: Vec::new(),
@@ -325,7 +249,48 @@ impl Map {
 
     /// The number of tasks that can be sent, unless the map waits for another.
     pub(crate) fn ready(&self) -> usize {
-        self.unsent() + self.returned.len()
+        self.unsent() + self.lanes.iter().map(|lane| lane.returned.len()).sum::<usize>()
+    }
+
+    /// The number of lanes: of groups of tasks that ask for the same.
+    pub(crate) fn lanes(&self) -> u32 {
+        self.lanes.len() as u32
+    }
+    /// What tasks of this lane ask for instead of what the map does.
+    pub(crate) fn ask_of(&self, lane: u32) -> Ask {
+        self.lanes.get(lane as usize).map(|lane| lane.ask).unwrap_or_default()
+    }
+    /// The lane of a task that an engine holds.
+    pub(crate) fn lane_of(&self, index: u32) -> u32 {
+        let ask = self.in_flight.get(&index).map(|task| task.ask).unwrap_or_default();
+        self.lanes.iter().position(|lane| lane.ask == ask).unwrap_or_default() as u32
+    }
+    /// The lane of a task that waits.
+    pub(crate) fn waits_in(&self, index: u32) -> u32 {
+        let lane = self.lanes.iter().position(|lane| lane.returned.contains_key(&index));
+        lane.unwrap_or_default() as u32
+    }
+    /// What tasks of this lane need of their node, and how long they may take.
+    pub(crate) fn needs_in(&self, lane: u32) -> (Option<Request>, Option<f64>) {
+        let ask = self.ask_of(lane);
+        let request = match ask.mem_bytes {
+            Some(mem_bytes) => Some(Request {
+                mem_bytes,
+                ..self.request.clone().unwrap_or_default()
+            }),
+            None => self.request.clone(),
+        };
+        let limit_s = ask.limit_ms.map(|ms| ms as f64 / 1000.0);
+        (request, limit_s.or_else(|| self.options().needed_s()))
+    }
+    /// The tasks of this lane that can be sent now.
+    pub(crate) fn ready_in(&self, lane: u32) -> usize {
+        if self.waiting_for.is_some() {
+            return 0;
+        }
+        let returned = self.lanes.get(lane as usize).map_or(0, |lane| lane.returned.len());
+        let unsent = if lane == 0 { self.unsent() } else { 0 };
+        (returned + unsent).min(self.may_start())
     }
 
     fn unsent(&self) -> usize {
@@ -343,9 +308,12 @@ impl Map {
     }
 
     /// Takes the next task to send: returned tasks first, then inputs in order.
-    pub(crate) fn take(&mut self) -> Option<NextTask> {
-        if let Some((index, task)) = self.returned.pop_first() {
+    pub(crate) fn take(&mut self, lane: u32) -> Option<NextTask> {
+        let ask = self.ask_of(lane);
+        let returned = self.lanes.get_mut(lane as usize)?.returned.pop_first();
+        if let Some((index, task)) = returned {
             return Some(NextTask {
+                ask,
                 index,
                 run: task.run,
                 input: task.input,
@@ -354,7 +322,7 @@ impl Map {
             });
         }
         loop {
-            let (index, input) = self.take_line()?;
+            let (index, input) = if lane == 0 { self.take_line()? } else { return None };
             if !self.dropped.remove(&index) {
                 let engine = self.target_of(index);
                 return Some(NextTask {
@@ -362,6 +330,7 @@ impl Map {
                     run: 1,
                     input,
                     tries: Tries::default(),
+                    ask,
                     engine,
                 });
             }
@@ -387,7 +356,11 @@ impl Map {
 
     /// True if the task exists and is not finished.
     pub(crate) fn is_open(&self, index: u32) -> bool {
-        self.in_flight.contains_key(&index) || self.returned.contains_key(&index) || self.is_unsent(index)
+        self.in_flight.contains_key(&index) || self.is_returned(index) || self.is_unsent(index)
+    }
+
+    fn is_returned(&self, index: u32) -> bool {
+        self.lanes.iter().any(|lane| lane.returned.contains_key(&index))
     }
 
     fn is_unsent(&self, index: u32) -> bool {
@@ -397,7 +370,7 @@ impl Map {
 
     /// Removes an unassigned task; returns its run.
     pub(crate) fn drop_ready(&mut self, index: u32) -> Option<u32> {
-        match self.returned.remove(&index) {
+        match self.lanes.iter_mut().find_map(|lane| lane.returned.remove(&index)) {
             Some(returned) => Some(returned.run),
             None if self.is_unsent(index) => {
                 self.dropped.insert(index);
@@ -414,7 +387,8 @@ impl Map {
         self.chunks.clear();
         self.dropped.clear();
         self.lines_left = 0;
-        tasks.extend(std::mem::take(&mut self.returned).into_iter().map(|(index, t)| (index, t.run)));
+        let returned = self.lanes.iter_mut().flat_map(|lane| std::mem::take(&mut lane.returned));
+        tasks.extend(returned.map(|(index, task)| (index, task.run)));
         tasks
     }
 
@@ -427,14 +401,28 @@ impl Map {
             *counter = counter.saturating_sub(1);
         }
         let run = task.run + 1;
-        self.queue(task.index, run, task.input, Tries::default());
+        self.queue(task.index, run, task.input, Tries::default(), Ask::default());
         Some(run)
     }
 
-    fn queue(&mut self, index: u32, run: u32, input: Bytes, tries: Tries) {
+    fn queue(&mut self, index: u32, run: u32, input: Bytes, tries: Tries, ask: Ask) {
         let engine = self.target_of(index);
         let returned = Returned { run, input, tries, engine };
-        self.returned.insert(index, returned);
+        self.lane_for(ask).returned.insert(index, returned);
+    }
+
+    fn lane_for(&mut self, ask: Ask) -> &mut Lane {
+        let at = match self.lanes.iter().position(|lane| lane.ask == ask) {
+            Some(at) => at,
+            None => {
+                self.lanes.push(Lane {
+                    ask,
+                    returned: BTreeMap::new(),
+                });
+                self.lanes.len() - 1
+            }
+        };
+        &mut self.lanes[at]
     }
 
     /// Restores an unfinished task; `engine` may still run it. Returns its new run if it must run again.
@@ -447,7 +435,7 @@ impl Map {
         match engine {
             _ if !begun && task.state != TaskState::Assigned => match task.run {
                 0..=1 => self.push_chunk(task.index, task.input, 1),
-                run => self.queue(task.index, run, task.input, tries),
+                run => self.queue(task.index, run, task.input, tries, Ask::default()),
             },
             Some(engine) => {
                 let in_flight = InFlight {
@@ -459,6 +447,7 @@ impl Map {
                     began: None,
                     written: task.written,
                     tries,
+                    ask: Ask::default(),
                     cancelled: task.cancelled,
                 };
                 self.in_flight.insert(task.index, in_flight);
@@ -466,7 +455,7 @@ impl Map {
             None => {
                 // Its engine left without a record of it: start another run.
                 let run = task.run + 1;
-                self.queue(task.index, run, task.input, tries);
+                self.queue(task.index, run, task.input, tries, Ask::default());
                 return Some(run);
             }
         }
@@ -496,6 +485,7 @@ impl Map {
             began: None,
             written: Default::default(),
             tries: task.tries,
+            ask: task.ask,
             cancelled: false,
         };
         self.in_flight.insert(task.index, in_flight);
@@ -527,7 +517,7 @@ impl Map {
             tries: task.tries,
             engine,
         };
-        self.returned.insert(index, returned);
+        self.lane_for(task.ask).returned.insert(index, returned);
         run
     }
 
@@ -590,7 +580,7 @@ impl Map {
                 .all(|(a, b)| a.next + a.left <= b.next),
             "chunks in order"
         );
-        assert!(self.in_flight.keys().all(|i| !self.returned.contains_key(i) && !self.is_unsent(*i)));
+        assert!(self.in_flight.keys().all(|i| !self.is_returned(*i) && !self.is_unsent(*i)));
     }
 }
 
@@ -617,7 +607,7 @@ mod tests {
         m.push(Bytes::from_static(b"[4]\n"), 1);
         m.check();
         assert_eq!(m.ready(), 4);
-        let first = m.take().unwrap();
+        let first = m.take(0).unwrap();
         assert_eq!((first.index, first.run, &first.input[..]), (0, 1, &b"[1]"[..]));
         assert_eq!(m.drop_ready(1), Some(1));
         m.counts.aborted += 1;
@@ -626,7 +616,7 @@ mod tests {
         let was = m.end(0).unwrap();
         assert_eq!((m.requeue(0, was), &input[..]), (2, &b"[1]"[..]));
         m.check();
-        let order: Vec<_> = std::iter::from_fn(|| m.take()).map(|t| (t.index, t.run, t.input)).collect();
+        let order: Vec<_> = std::iter::from_fn(|| m.take(0)).map(|t| (t.index, t.run, t.input)).collect();
         assert_eq!(order, [(0, 2, "[1]".into()), (2, 1, "[3]".into()), (3, 1, Bytes::from("[4]"))]);
         assert!(!m.has_ready() && m.dropped.is_empty());
     }
@@ -636,7 +626,7 @@ mod tests {
         let mut m = map();
         m.push(Bytes::from_static(b"1\n2"), 2);
         assert!(m.is_open(0) && m.is_open(1) && !m.is_open(2));
-        m.take();
+        m.take(0);
         assert!(!m.is_open(0) && m.is_open(1));
     }
 }

@@ -1,13 +1,14 @@
 //! The unfinished maps, and what remains of finished ones: whether a task failed.
 mod bundles;
+mod in_flight;
 mod map;
 
 pub(super) use bundles::Bundles;
-pub(super) use map::{Fault, InFlight, Map, NextTask, Watch};
+pub(super) use in_flight::{Fault, InFlight};
+pub(super) use map::{Map, NextTask, Watch};
 
 use crate::model::{EngineUuid, MapId, TaskId};
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 #[derive(Debug, Default)]
 pub(super) struct Maps {
@@ -17,8 +18,8 @@ pub(super) struct Maps {
     last_id: u32,
     /// For each map, the maps that wait for it.
     followers: HashMap<MapId, Vec<MapId>>,
-    /// Maps with tasks that can be sent now, by descending priority.
-    runnable: BTreeSet<(Reverse<i32>, MapId)>,
+    /// Maps that may have gained or lost ready tasks.
+    changed: Vec<MapId>,
     /// Finished maps: true if a task failed. One entry per map, not per task.
     finished: HashMap<MapId, bool>,
 }
@@ -36,9 +37,18 @@ impl Maps {
     pub(super) fn by_key(&self, key: &str) -> Option<MapId> {
         self.keys.get(key).copied()
     }
-    /// Maps with tasks that can be sent now: by descending priority, then the oldest first.
+    /// Maps with tasks that can be sent now.
     pub(super) fn runnable(&self) -> impl Iterator<Item = MapId> {
-        self.runnable.iter().map(|(_, id)| *id)
+        self.open.iter().filter(|(_, map)| map.has_ready()).map(|(id, _)| *id)
+    }
+    /// Maps whose ready tasks, or priority, may have changed since the last call.
+    pub(super) fn take_changed(&mut self) -> Vec<MapId> {
+        std::mem::take(&mut self.changed)
+    }
+    fn note_change(&mut self, id: MapId) {
+        if self.changed.last() != Some(&id) {
+            self.changed.push(id);
+        }
     }
     pub(super) fn in_flight(&self, task: TaskId) -> Option<&InFlight> {
         self.open.get(&task.map)?.in_flight(task.index)
@@ -51,29 +61,16 @@ impl Maps {
         self.open.get_mut(&task.map)?.in_flight_mut(task.index)
     }
 
-    /// Changes a map and updates the list of runnable ones.
+    /// Changes a map, which may gain or lose ready tasks.
     pub(super) fn change<T>(&mut self, id: MapId, change: impl FnOnce(&mut Map) -> T) -> Option<T> {
-        let map = self.open.get_mut(&id)?;
-        let before = map.has_ready();
-        let key = (Reverse(map.priority()), id);
-        let result = change(map);
-        match (before, map.has_ready()) {
-            (false, true) => drop(self.runnable.insert(key)),
-            (true, false) => drop(self.runnable.remove(&key)),
-            _ => {}
-        }
+        let result = change(self.open.get_mut(&id)?);
+        self.note_change(id);
         Some(result)
     }
 
     /// Returns false if the map is not open.
     pub(super) fn set_priority(&mut self, id: MapId, priority: i32) -> bool {
-        let Some(map) = self.open.get_mut(&id) else { return false };
-        let before = (Reverse(map.priority()), id);
-        map.set_priority(priority);
-        if self.runnable.remove(&before) {
-            self.runnable.insert((Reverse(priority), id));
-        }
-        true
+        self.change(id, |map| map.set_priority(priority)).is_some()
     }
 
     /// The id of the next map, or submission of an ipyparallel client.
@@ -89,17 +86,15 @@ impl Maps {
         if let Some(other) = map.waiting_for() {
             self.followers.entry(other).or_default().push(id);
         }
-        if map.has_ready() {
-            self.runnable.insert((Reverse(map.priority()), id));
-        }
         self.open.insert(id, map);
+        self.note_change(id);
     }
 
     /// Removes a complete map from memory; its records stay.
     pub(super) fn complete(&mut self, id: MapId) -> Option<Map> {
         let map = self.open.remove(&id)?;
         self.keys.remove(map.key());
-        self.runnable.remove(&(Reverse(map.priority()), id));
+        self.note_change(id);
         self.finished.insert(id, map.counts().failed() > 0);
         if let Some(others) = map.waiting_for().and_then(|other| self.followers.get_mut(&other)) {
             others.retain(|other| *other != id);
@@ -137,15 +132,9 @@ impl Maps {
     pub(super) fn check(&self) {
         for (id, map) in &self.open {
             map.check();
-            assert_eq!(
-                self.runnable.contains(&(Reverse(map.priority()), *id)),
-                map.has_ready(),
-                "map {id} in the list of runnable ones"
-            );
             if let Some(other) = map.waiting_for() {
                 assert!(self.followers[&other].contains(id), "map {id} waits for {other}");
             }
         }
-        assert!(self.runnable.iter().all(|(_, id)| self.is_open(*id)), "runnable maps are open");
     }
 }

@@ -16,7 +16,7 @@ use super::prefetch::{Functions, MeanTime};
 use crate::model::change::Change;
 use crate::model::{EngineUuid, MapId, TaskId};
 use bytes::Bytes;
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 /// Outcomes kept for dependencies of later requests.
 const MAX_OUTCOMES: usize = 200_000;
@@ -26,10 +26,10 @@ const MIN_OPEN_TO_BATCH: usize = 16;
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     open: HashMap<String, OpenRequest>,
-    /// Balanced requests that may run on any engine, in order.
-    ready: VecDeque<String>,
-    /// Balanced requests bound to certain engines or waiting for others: rechecked after changes.
-    bound: VecDeque<String>,
+    /// Balanced requests by the submission of their session.
+    queues: BTreeMap<MapId, Queues>,
+    /// Submissions whose queues may have become empty, or not empty.
+    changed: Vec<MapId>,
     recheck: bool,
     /// Finished balanced tasks: success, and the engine.
     outcomes: HashMap<String, (bool, Option<EngineUuid>)>,
@@ -41,6 +41,17 @@ pub(super) struct Requests {
     functions: Functions,
     /// A request that may be long was sent: its engine must not wait for a batch.
     flush_now: bool,
+}
+
+/// The unassigned requests of a session, in order.
+#[derive(Debug, Default)]
+struct Queues {
+    /// Those that may run on any engine.
+    ready: VecDeque<String>,
+    /// Those that are bound to certain engines or wait for others: rechecked after changes.
+    bound: VecDeque<String>,
+    /// The engines that some of those in `bound` wait for, at the last check.
+    awaited: HashSet<EngineUuid>,
 }
 
 /// Where a balanced request may run now.
@@ -82,8 +93,9 @@ impl Requests {
     /// Removes a request that may be queued.
     pub(super) fn remove_queued(&mut self, msg_id: &str) -> Option<OpenRequest> {
         let request = self.open.remove(msg_id)?;
-        self.ready.retain(|id| id != msg_id);
-        self.bound.retain(|id| id != msg_id);
+        let queues = self.queues_of(request.task().map);
+        queues.ready.retain(|id| id != msg_id);
+        queues.bound.retain(|id| id != msg_id);
         Some(request)
     }
 
@@ -143,13 +155,33 @@ impl Requests {
 
     // ---- the queue
 
+    /// The queues of a session, which may change.
+    fn queues_of(&mut self, map: MapId) -> &mut Queues {
+        self.changed.push(map);
+        self.queues.entry(map).or_default()
+    }
+    /// Sessions whose queues may have become empty, or not empty, since the last call: their unconstrained and bound requests.
+    pub(super) fn take_changed(&mut self) -> Vec<(MapId, usize, usize)> {
+        let mut changed = std::mem::take(&mut self.changed);
+        changed.sort_unstable();
+        changed.dedup();
+        let sizes = |map: MapId| {
+            let queues = self.queues.get(&map);
+            (map, queues.map_or(0, |q| q.ready.len()), queues.map_or(0, |q| q.bound.len()))
+        };
+        let changed: Vec<(MapId, usize, usize)> = changed.into_iter().map(sizes).collect();
+        let empty = changed.iter().filter(|(_, ready, bound)| ready + bound == 0);
+        empty.for_each(|(map, ..)| drop(self.queues.remove(map)));
+        changed
+    }
+
     /// The number of unassigned tasks.
     pub(super) fn queued(&self) -> usize {
-        self.ready.len() + self.bound.len()
+        self.queues.values().map(|queues| queues.ready.len() + queues.bound.len()).sum()
     }
     /// Unassigned balanced tasks.
     pub(super) fn unassigned(&self) -> impl Iterator<Item = &String> {
-        self.ready.iter().chain(self.bound.iter())
+        self.queues.values().flat_map(|queues| queues.ready.iter().chain(&queues.bound))
     }
     /// Splits an engine's requests into direct and balanced ones.
     pub(super) fn of_engine<'a>(&'a self, ids: impl Iterator<Item = &'a String>) -> (Vec<&'a String>, Vec<&'a String>) {
@@ -163,29 +195,33 @@ impl Requests {
         if open.after().ids.iter().chain(&open.follow().ids).any(unknown) {
             return Err("it depends on itself or on an unknown task");
         }
-        if open.is_unconstrained() {
-            self.ready.push_back(msg_id.to_string());
-        } else {
-            self.bound.push_back(msg_id.to_string());
-            self.recheck = true;
+        let (map, is_unconstrained) = (open.task().map, open.is_unconstrained());
+        let queues = self.queues_of(map);
+        match is_unconstrained {
+            true => queues.ready.push_back(msg_id.to_string()),
+            false => {
+                queues.bound.push_back(msg_id.to_string());
+                self.recheck = true;
+            }
         }
         Ok(())
     }
-    /// Queues a request that was not started, before all others.
+    /// Queues a request that was not started, before all others of its session.
     pub(super) fn enqueue_first(&mut self, msg_id: &str) {
-        self.ready.push_front(msg_id.to_string());
+        let Some(map) = self.open.get(msg_id).map(|open| open.task().map) else {
+            return;
+        };
+        self.queues_of(map).ready.push_front(msg_id.to_string());
     }
-    pub(super) fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+    /// The number of requests of a session that may run on any engine.
+    pub(super) fn ready(&self, session: MapId) -> usize {
+        self.queues.get(&session).map_or(0, |queues| queues.ready.len())
     }
-    pub(super) fn ready(&self) -> usize {
-        self.ready.len()
+    pub(super) fn first_ready(&self, session: MapId) -> Option<&OpenRequest> {
+        self.open.get(self.queues.get(&session)?.ready.front()?)
     }
-    pub(super) fn first_ready(&self) -> Option<&OpenRequest> {
-        self.open.get(self.ready.front()?)
-    }
-    pub(super) fn take_ready(&mut self) -> Option<String> {
-        self.ready.pop_front()
+    pub(super) fn take_ready(&mut self, session: MapId) -> Option<String> {
+        self.queues_of(session).ready.pop_front()
     }
 
     /// An engine joined or left, or a request ended: bound requests may run now, or never.
@@ -197,15 +233,22 @@ impl Requests {
         std::mem::take(&mut self.recheck)
     }
     pub(super) fn has_bound(&self) -> bool {
-        !self.bound.is_empty()
+        self.queues.values().any(|queues| !queues.bound.is_empty())
     }
-    pub(super) fn take_bound(&mut self) -> VecDeque<String> {
-        std::mem::take(&mut self.bound)
+    pub(super) fn take_bound(&mut self, session: MapId) -> VecDeque<String> {
+        std::mem::take(&mut self.queues_of(session).bound)
     }
-    /// Returns bound requests to the queue, before those added since [`Requests::take_bound`].
-    pub(super) fn return_bound(&mut self, mut waiting: VecDeque<String>) {
-        waiting.append(&mut self.bound);
-        self.bound = waiting;
+    /// Returns bound requests to the queue, before those added since [`Requests::take_bound`], with the engines that they wait
+    /// for.
+    pub(super) fn return_bound(&mut self, session: MapId, mut waiting: VecDeque<String>, awaited: HashSet<EngineUuid>) {
+        let queues = self.queues_of(session);
+        waiting.append(&mut queues.bound);
+        queues.bound = waiting;
+        queues.awaited = awaited;
+    }
+    /// The engines that bound requests waited for when they were last checked.
+    pub(super) fn awaited(&self, session: MapId) -> HashSet<EngineUuid> {
+        self.queues.get(&session).map(|queues| queues.awaited.clone()).unwrap_or_default()
     }
 
     /// Where a bound request may run, by its targets and dependencies.
@@ -303,7 +346,7 @@ impl Requests {
         {
             self.outcomes.remove(&old);
         }
-        self.recheck = !self.bound.is_empty();
+        self.recheck = self.has_bound();
     }
 
     /// Notes the requests of an engine that left. It may reconnect and leave again before they end.

@@ -24,13 +24,13 @@ fn finish_long(w: &mut Harness, name: &str) -> Option<MapId> {
 }
 
 #[test]
-fn maps_with_a_higher_priority_come_first_then_those_submitted_earlier() {
+fn maps_with_a_higher_priority_come_first_and_those_of_equal_priority_take_turns() {
     let mut w = Harness::new();
     let [low, first, second, high] = [-1, 0, 0, 7].map(|priority| w.submit(3, with_priority(priority)));
     w.register("a");
     let order: Vec<MapId> = std::iter::from_fn(|| finish_long(&mut w, "a")).collect();
-    let expected = [high, first, second, low].into_iter().flat_map(|map| [map; 3]);
-    assert_eq!(order, expected.collect::<Vec<_>>());
+    let expected = [high, high, high, first, second, first, second, first, second, low, low, low];
+    assert_eq!(order, expected);
     w.assert_all_done();
 }
 

@@ -1,0 +1,170 @@
+//! Which engine takes a task. [`Engines::why_not`] decides for one engine, and is what explanations quote.
+use super::super::event::EventTime;
+use super::{Engine, Engines, Failed, LaneId, Runs, Unit, Wanted, WhyNot};
+use crate::model::EngineUuid;
+use crate::model::resources::Request;
+use std::time::Duration;
+
+impl Engines {
+    /// Why this engine cannot take such a task now; None if it can.
+    pub(crate) fn why_not(&self, engine: &Engine, unit: &Unit, now: EventTime) -> Option<WhyNot> {
+        if let Some(why) = engine.why_never(unit.runs) {
+            return Some(why);
+        }
+        if !engine.has_time_for(unit.limit_s, now.unix) {
+            return engine.facts().ends.map(|ends| WhyNot::EndsTooSoon { ends });
+        }
+        let has_room = unit.room.admits(engine.load(), engine.holds_only_quick());
+        let busy = WhyNot::Busy { load: engine.load() };
+        let lane = unit.lane;
+        match (engine.share(), &unit.request) {
+            (Some(share), Some(_)) if share.lane == lane => match has_room {
+                true => self
+                    .wanted_by(engine, lane, now)
+                    .or_else(|| self.nodes.keeps_from_refill(engine.node(), Some(share), lane)),
+                false => Some(busy),
+            },
+            (Some(share), _) => Some(WhyNot::Dedicated { map: share.lane.map }),
+            (None, Some(_)) if engine.load() > 0 => Some(busy),
+            (None, Some(request)) => {
+                let in_node = self.why_not_there(engine.node(), request, unit, now);
+                in_node.or_else(|| self.nodes.lacks_cores(engine, request))
+            }
+            (None, None) if engine.load() > 0 => {
+                let in_node = self.nodes.obstacle_to_one_cpu(engine.node(), false).map(WhyNot::Node);
+                in_node
+                    .or_else(|| (!has_room).then_some(busy))
+                    .or_else(|| self.nodes.keeps_from_refill(engine.node(), None, lane))
+                    .or_else(|| self.wanted_by(engine, lane, now))
+            }
+            (None, None) => {
+                let in_node = self.nodes.obstacle_to_one_cpu(engine.node(), true).map(WhyNot::Node);
+                in_node.or_else(|| self.reserved_there(engine.node(), &Request::default(), unit, now))
+            }
+        }
+    }
+
+    /// Why this node has nothing for a task that gets a share of it.
+    fn why_not_there(&self, node: usize, request: &Request, unit: &Unit, now: EventTime) -> Option<WhyNot> {
+        let obstacle = self.nodes.obstacle(node, request).map(WhyNot::Node);
+        obstacle.or_else(|| self.reserved_there(node, request, unit, now))
+    }
+
+    /// The lane that comes first and has a reservation which these resources would delay. Tasks that are known to end before
+    /// it can start do not.
+    fn reserved_there(&self, node: usize, taken: &Request, unit: &Unit, now: EventTime) -> Option<WhyNot> {
+        let mut delayed = self.nodes.delayed_reservations(node, taken, unit.lane);
+        let ends = unit
+            .known_s
+            .and_then(|s| Duration::try_from_secs_f64(s).ok())
+            .map(|takes| now.since_start + takes);
+        let ends_before = |request: &Request| {
+            let starts = ends.and_then(|_| self.start_on(node, request, now.since_start));
+            ends.zip(starts).is_some_and(|(ends, starts)| ends <= starts)
+        };
+        let holder = delayed.find(|reservation| !ends_before(&reservation.request))?;
+        Some(WhyNot::Reserved { map: holder.lane.map })
+    }
+
+    /// When such a task could start on this node, as far as the durations of what runs there are known.
+    fn start_on(&self, node: usize, request: &Request, now: Duration) -> Option<Duration> {
+        let here = self
+            .nodes
+            .engines(node)
+            .filter_map(|uuid| self.by_uuid.get(uuid))
+            .filter(|e| e.load() > 0);
+        let mut ends: Vec<(Option<Duration>, &Engine)> = here.map(|e| (e.expected_end(now), e)).collect();
+        ends.sort_by_key(|(end, _)| end.unwrap_or(Duration::MAX));
+        let ends = ends.into_iter().map(|(end, e)| (end, e.share(), e.uses_one_cpu()));
+        self.nodes.start_on(node, request, ends)
+    }
+
+    /// The lane that comes first and could use this engine, if it became idle.
+    fn wanted_by(&self, engine: &Engine, lane: LaneId, now: EventTime) -> Option<WhyNot> {
+        let before = self.wanted.iter().take_while(|wanted| wanted.unit.lane != lane);
+        let mut before = before.filter(|wanted| {
+            let among = wanted.engines.as_ref().is_none_or(|engines| engines.contains(&engine.facts().uuid));
+            among && engine.why_never(wanted.unit.runs).is_none() && engine.has_time_for(wanted.unit.limit_s, now.unix)
+        });
+        before.next().map(|wanted| WhyNot::Wanted { map: wanted.unit.lane.map })
+    }
+
+    /// Whether a lane that waits could use any engine that such a task could.
+    fn is_any_wanted(&self, runs: Runs) -> bool {
+        self.wanted.iter().any(|wanted| {
+            let covers = match wanted.unit.runs {
+                Runs::Command => runs != Runs::Message,
+                Runs::Python => runs == Runs::Python,
+                Runs::Message => runs != Runs::Command,
+            };
+            covers && wanted.engines.is_none() && wanted.unit.limit_s.is_none()
+        })
+    }
+
+    // ---- a round, in which lanes come in their order
+
+    pub(crate) fn begin_round(&mut self) {
+        self.wanted.clear();
+        self.nodes.begin_round();
+    }
+
+    /// Notes that this task waits for an engine.
+    pub(crate) fn want(&mut self, wanted: Wanted) {
+        self.wanted.push(wanted);
+    }
+
+    /// The least loaded engine that may take such a task, which needs no more than an engine.
+    pub(crate) fn choose(&self, unit: &Unit, now: EventTime) -> Option<EngineUuid> {
+        let refills = !self.is_any_wanted(unit.runs);
+        let may_hold = |load: u32| unit.room.admits(load, false) && (load == 0 || refills);
+        let may = |(_, e): &(&EngineUuid, &Engine)| self.why_not(e, unit, now).is_none();
+        let native = self.by_load().filter(|(_, e)| e.is_native());
+        let any = native.take_while(|(_, e)| may_hold(e.load())).find(may);
+        let limited = self.commands_only.iter().filter(|_| unit.runs == Runs::Command);
+        let limited = limited.filter_map(|(_, _, uuid)| Some((uuid, self.by_uuid.get(uuid)?)));
+        let limited = limited.take_while(|(_, e)| may_hold(e.load())).find(may);
+        let least = any.into_iter().chain(limited).min_by_key(|(_, e)| (e.load(), e.turn()));
+        least.map(|(uuid, _)| uuid.clone())
+    }
+
+    /// An engine for tasks that get a share of their node: an idle one, which gets it, on a node that has gained since the
+    /// last attempt, else one that has a share for this lane.
+    pub(crate) fn choose_with_share(&mut self, unit: &Unit, request: &Request, failed_at: u64, now: EventTime) -> Option<EngineUuid> {
+        let may = |uuid: &&EngineUuid| self.by_uuid.get(*uuid).is_some_and(|e| self.why_not(e, unit, now).is_none());
+        let mut nodes = self
+            .nodes
+            .worth_a_look(failed_at)
+            .filter(|node| self.why_not_there(*node, request, unit, now).is_none());
+        let chosen = nodes.find_map(|node| Some((node, self.nodes.free_engines(node).find(may)?.clone())));
+        drop(nodes);
+        if let Some((node, uuid)) = chosen {
+            let of_engine = &self.by_uuid.get(&uuid)?.facts().node.cores;
+            let share = self.nodes.take(node, unit.lane, request, of_engine)?;
+            self.shared.entry(unit.lane).or_default().insert((0, uuid.clone()));
+            self.change(&uuid, |e| e.set_share(share));
+            return Some(uuid);
+        }
+        let own = self.shared.get(&unit.lane)?.iter();
+        let mut own = own.take_while(|(load, _)| unit.room.admits(*load, false)).map(|(_, uuid)| uuid);
+        own.find(may).cloned()
+    }
+
+    /// Lets a node run empty for a task that could not be placed: lanes after it leave what it needs there. It is the same node
+    /// as in the last round if that can still run it. Only nodes with an engine that could take it once idle are considered.
+    pub(crate) fn reserve(&mut self, unit: &Unit, request: &Request, failed: Failed, now: EventTime) -> Failed {
+        let at = self.nodes.read_clock();
+        if failed.hopeless_at.is_some_and(|hopeless_at| hopeless_at == self.nodes.changed()) {
+            return Failed { at, ..failed };
+        }
+        let could = |uuid: &EngineUuid| {
+            let engine = self.by_uuid.get(uuid);
+            engine.is_some_and(|e| e.why_never(unit.runs).is_none() && e.has_time_for(unit.limit_s, now.unix))
+        };
+        let reserved = self.nodes.choose_to_reserve(request, failed.reserved, could);
+        if let Some(node) = reserved {
+            self.nodes.reserve(node, unit.lane, request);
+        }
+        let hopeless_at = (reserved.is_none() && self.nodes.may_reserve()).then(|| self.nodes.changed());
+        Failed { at, reserved, hopeless_at }
+    }
+}
