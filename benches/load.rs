@@ -1,12 +1,15 @@
 //! Helper programs of `cargo xtask bench`: many lightweight engines, one connected client that times maps of one task, and
 //! the two lower limits (a bare spawn loop, a bare Python worker on a pipe). Prints `name value` lines.
 //!
-//!     load latency CLIENT_FILE COUNT      median and 99th percentile of a map of one no-op task, microseconds
+//!     load latency CLIENT_FILE COUNT [MS] median and 99th percentile of a map of one no-op task, microseconds; MS after the previous one
+//!     load task CLIENT_FILE COUNT         the same for one more task of an open map, whose worker is there already; and the medians
+//!                                         until it is recorded, started, ended, and its value is received
 //!     load engines ENGINE_FILE COUNT      registers COUNT engines, then completes every task immediately until it is killed
 //!     load spawn COUNT LANES              COUNT times `true NUMBER`, LANES at a time
 //!     load pipe PYTHON COUNT LANES        COUNT calls of a no-op function in LANES Python processes
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pcluster::testing::model::*;
+use pcluster::testing::wire::content::client::{INPUTS, InputsReply, InputsRequest};
 use pcluster::testing::wire::{Session, content::engine::*};
 use pcluster::testing::{ConnectionFile, Security, Socket, SocketKind, client::Client};
 use serde::Serialize;
@@ -23,8 +26,16 @@ fn main() -> Outcomes {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["latency", file, count] => {
-            let work = latency(ConnectionFile::read(Path::new(file))?, count.parse()?);
+        ["latency", file, count, pause @ ..] => {
+            let pause = pause.first().map_or(Ok(0), |pause| pause.parse())?;
+            let work = latency(ConnectionFile::read(Path::new(file))?, count.parse()?, Duration::from_millis(pause));
+            Builder::new_current_thread()
+                .enable_all()
+                .build()?
+                .block_on(async { tokio::spawn(work).await? })
+        }
+        ["task", file, count] => {
+            let work = task_latency(ConnectionFile::read(Path::new(file))?, count.parse()?);
             Builder::new_current_thread()
                 .enable_all()
                 .build()?
@@ -50,21 +61,15 @@ fn unix_now() -> UnixTime {
 
 // ---- latency
 
-async fn latency(file: ConnectionFile, count: usize) -> Outcomes {
+async fn latency(file: ConnectionFile, count: usize, pause: Duration) -> Outcomes {
     let client = Client::connect(&file, Duration::from_secs(10)).await?;
-    let definition = MapDefinition {
-        work: Work::Call {
-            from: CallSource::File {
-                name: "noop.py".into(),
-                text: "def noop(x): return x\n".into(),
-            },
-            function: "noop".into(),
-        },
-        options: MapOptions::default(),
-    };
+    let definition = noop();
     let mut times = Vec::with_capacity(count);
     // The first ones are a warm-up.
     for i in 0..count + count / 10 + 1 {
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
         let began = Instant::now();
         let (_, mut watch) = client.run(definition.clone(), &["[1]".into()], Duration::from_secs(5)).await?;
         let mut got = 0;
@@ -77,10 +82,74 @@ async fn latency(file: ConnectionFile, count: usize) -> Outcomes {
             times.push(began.elapsed().as_secs_f64() * 1e6);
         }
     }
-    times.sort_by(f64::total_cmp);
-    let at = |q: f64| times.get((times.len() as f64 * q) as usize).copied().unwrap_or(f64::NAN);
-    println!("median_us {:.1}\np99_us {:.1}", at(0.5), at(0.99));
+    print_times(&mut times);
     Ok(())
+}
+
+async fn task_latency(file: ConnectionFile, count: u32) -> Outcomes {
+    let client = Client::connect(&file, Duration::from_secs(10)).await?;
+    let map = client.begin(noop()).await?.map;
+    let mut watch = client.watch(map, Duration::from_secs(5));
+    let (mut times, mut parts) = (Vec::new(), [const { Vec::new() }; 4]);
+    for first in 0..count + count / 10 + 1 {
+        // A pause, as between the calls of a person or a program that does something with the value.
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        let (began, began_at) = (Instant::now(), unix_now());
+        let request = InputsRequest {
+            map,
+            first,
+            last: first == count + count / 10,
+            abandoned: None,
+        };
+        let sent = client.request::<_, InputsReply>(INPUTS, &request, vec!["[1]".into()]);
+        let (sent, update) = tokio::join!(sent, watch.next());
+        sent?;
+        let mut rows = update?.map_or(Vec::new(), |update| update.results);
+        while rows.is_empty() {
+            let Some(update) = watch.next().await? else { break };
+            rows = update.results;
+        }
+        let Some(row) = rows.first().filter(|_| first > count / 10) else {
+            continue;
+        };
+        times.push(began.elapsed().as_secs_f64() * 1e6);
+        let ends = [
+            row.submitted,
+            row.started.unwrap_or_default(),
+            row.completed.unwrap_or_default(),
+            unix_now(),
+        ];
+        let begins = [began_at, ends[0], ends[1], ends[2]];
+        let taken = begins.iter().zip(ends).map(|(from, to)| to.since(*from) * 1e6);
+        parts.iter_mut().zip(taken).for_each(|(part, taken)| part.push(taken));
+    }
+    print_times(&mut times);
+    for (name, mut part) in ["recorded", "started", "ended", "received"].into_iter().zip(parts) {
+        println!("{name}_us {:.1}", quantile(&mut part, 0.5));
+    }
+    Ok(())
+}
+
+fn noop() -> MapDefinition {
+    MapDefinition {
+        work: Work::Call {
+            from: CallSource::File {
+                name: "noop.py".into(),
+                text: "def noop(x): return x\n".into(),
+            },
+            function: "noop".into(),
+        },
+        options: MapOptions::default(),
+    }
+}
+
+fn print_times(times: &mut [f64]) {
+    println!("median_us {:.1}\np99_us {:.1}", quantile(times, 0.5), quantile(times, 0.99));
+}
+
+fn quantile(times: &mut [f64], q: f64) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get((times.len() as f64 * q) as usize).copied().unwrap_or(f64::NAN)
 }
 
 // ---- light engines

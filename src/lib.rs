@@ -39,7 +39,11 @@ mod wire;
 #[doc(hidden)]
 pub mod testing;
 
-pub use cli::run;
+/// The program `pcluster`.
+pub fn run() -> std::process::ExitCode {
+    memory::keep_freed_blocks();
+    cli::run()
+}
 
 #[global_allocator]
 static ALLOCATOR: memory::Allocator = memory::Allocator;

@@ -26,3 +26,29 @@ def times(count, call):
 def latency(count, call):
     taken = times(count, call)
     print("median_us %r\np99_us %r" % (taken[len(taken) // 2] * 1e6, taken[int(len(taken) * 0.99)] * 1e6), flush=True)
+
+
+def spin(number, ms):
+    """As in benches/spin.py; here it has no global names, so that every peer can pickle it by value."""
+    from time import perf_counter
+
+    end = perf_counter() + ms / 1000
+    while perf_counter() < end:
+        pass
+    return number
+
+
+def grains(words, run):
+    """`run(spin, numbers, ms)` returns the values of all calls; `words` are `TASKS MS` pairs, of which each prints `MS seconds`."""
+    import __main__
+
+    spin.__module__ = __main__.__name__
+    __main__.spin = spin
+    run(spin, range(10), [1.0] * 10)
+    for tasks, ms in zip(map(int, words[::2]), words[1::2]):
+        began = time.perf_counter()
+        values = run(spin, range(tasks), [float(ms)] * tasks)
+        seconds = time.perf_counter() - began
+        if list(values) != list(range(tasks)):
+            sys.exit("wrong values")
+        print("%s %r" % (ms, seconds), flush=True)

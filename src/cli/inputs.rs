@@ -264,7 +264,7 @@ impl Inputs {
             let row = row.map_err(|e| CommandError::from(e).hint("nothing was submitted"))?;
             count += 1;
             if row.bytes() > SURELY_FITS {
-                let bytes = row.to_json(shape).len();
+                let bytes = row.json_bytes(shape);
                 self.longest = self.longest.filter(|longest| longest.1 >= bytes).or(Some((count, bytes)));
             }
         }

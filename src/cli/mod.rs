@@ -31,7 +31,7 @@ use crate::launchers::supervisor;
 use std::process::ExitCode;
 
 /// Runs the command line of this process.
-pub fn run() -> ExitCode {
+pub(crate) fn run() -> ExitCode {
     let cli = match args::parse(std::env::args_os()) {
         Ok(cli) => cli,
         // For clap, help and version are errors too; its exit code for real errors is 2, like ours.

@@ -211,7 +211,7 @@ impl<'a> Records<'a> {
         let Some(size) = row.value_size else { return Ok(()) };
         let mut value = LongValue::new(row.task, size)?;
         while let Some(start) = value.missing() {
-            value.add(&self.output(row.task, Some(row.run), Stream::Value, start)?.1)?;
+            value.add(self.output(row.task, Some(row.run), Stream::Value, start)?.1)?;
         }
         value.put_into(row)
     }

@@ -14,6 +14,7 @@ use crate::model::pickled::Pickled;
 use crate::model::task::{TaskError, TaskRow, TaskState};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use serde::{Serialize, Serializer};
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -239,7 +240,7 @@ impl LongValue {
         Some(self.bytes.len() as u64).filter(|have| *have < self.size)
     }
 
-    pub(crate) fn add(&mut self, piece: &[u8]) -> Result<(), CommandError> {
+    pub(crate) fn add(&mut self, piece: Bytes) -> Result<(), CommandError> {
         if piece.is_empty() {
             let (have, size) = (self.bytes.len(), self.size);
             return Err(CommandError::failed(format!(
@@ -247,7 +248,10 @@ impl LongValue {
                 self.task
             )));
         }
-        self.bytes.extend_from_slice(piece);
+        match self.bytes.is_empty() && piece.len() as u64 == self.size {
+            true => self.bytes = piece.into(),
+            false => self.bytes.extend_from_slice(&piece),
+        }
         Ok(())
     }
 
@@ -259,7 +263,9 @@ impl LongValue {
 
 /// JSON without line breaks, which can only occur between tokens.
 pub(crate) fn one_line(value: &RawValue) -> Cow<'_, str> {
-    match value.get().contains(['\n', '\r']) {
+    let bytes = value.get().as_bytes();
+    // `contains` of bytes looks at many at a time, that of characters does not.
+    match bytes.contains(&b'\n') || bytes.contains(&b'\r') {
         true => value.get().replace(['\n', '\r'], " ").into(),
         false => value.get().into(),
     }

@@ -133,7 +133,11 @@ impl Client {
         }
     }
 
-    /// The controller's description of itself.
+    /// Whether the controller runs on this host, or on one of the same name.
+    pub fn is_local(&self) -> bool {
+        self.link.hello.host == process::host()
+    }
+
     /// A longer input is not received.
     pub fn max_input_bytes(&self) -> u64 {
         match self.link.hello.max_message_bytes {
@@ -142,6 +146,7 @@ impl Client {
         }
     }
 
+    /// The controller's description of itself.
     pub fn hello(&self) -> &HelloReply {
         &self.link.hello
     }

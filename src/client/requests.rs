@@ -8,12 +8,15 @@ use crate::model::task::{MapRow, TaskRow};
 use crate::model::{EngineId, MapId, TaskId};
 use crate::wire::content::client::{
     CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, EXPLAIN, ExplainReply, ExplainRequest, JOBS, JobsReply, JobsRequest, MAPS,
-    MapsReply, MapsRequest, OUTPUT, OutputReply, OutputRequest, PRIORITY, PURGE, PriorityRequest, PurgeRequest, RESUBMIT, ResubmitRequest,
-    SIGNAL_ENGINES, STATUS, STOP, STOP_ENGINES, Selection, SelectionReply, SelectionRequest, SignalEnginesReply, SignalEnginesRequest,
-    StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply, TasksRequest,
+    MapsReply, MapsRequest, OUTPUT, OutputReply, OutputRequest, PRIORITY, PURGE, PriorityRequest, PurgeRequest, RESUBMIT, RecordedFile,
+    ResubmitRequest, SIGNAL_ENGINES, STATUS, STOP, STOP_ENGINES, Selection, SelectionReply, SelectionRequest, SignalEnginesReply,
+    SignalEnginesRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply, TasksRequest,
 };
 use bytes::Bytes;
 use serde::Serialize;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 #[derive(Serialize)]
@@ -58,6 +61,7 @@ impl Client {
             run,
             start,
             limit: 1 << 20,
+            as_file: false,
         };
         let (reply, buffers): (OutputReply, _) = self.request_with_buffers(OUTPUT, &request).await?;
         Ok((reply.size, buffers.into_iter().next().unwrap_or_default()))
@@ -66,6 +70,27 @@ impl Client {
     /// Why a task, map or engine is in its state. Controllers of earlier versions refuse it.
     pub async fn explain(&self, request: &ExplainRequest) -> Result<ExplainReply, ClientError> {
         self.request(EXPLAIN, request, Vec::new()).await
+    }
+
+    /// The whole output, if its file is on this host; else its first part.
+    pub async fn output_by_file(&self, task: TaskId, run: u32, stream: Stream) -> Result<Bytes, ClientError> {
+        let request = OutputRequest {
+            task,
+            stream,
+            run: Some(run),
+            start: 0,
+            limit: 1 << 20,
+            as_file: true,
+        };
+        let (reply, buffers): (OutputReply, _) = self.request_with_buffers(OUTPUT, &request).await?;
+        let Some(file) = reply.file else {
+            return Ok(buffers.into_iter().next().unwrap_or_default());
+        };
+        let read = tokio::task::spawn_blocking(move || read_recorded(&file, reply.size));
+        match read.await.ok().flatten() {
+            Some(bytes) => Ok(bytes),
+            None => Ok(self.output(task, Some(run), stream, 0).await?.1),
+        }
     }
 
     /// Cancels waiting and running tasks.
@@ -119,5 +144,53 @@ impl Client {
     /// Deletes finished maps.
     pub async fn purge(&self, maps: Vec<MapId>) -> Result<(), ClientError> {
         self.request::<_, Done>(PURGE, &PurgeRequest { maps }, Vec::new()).await.map(drop)
+    }
+}
+/// The first `size` bytes of a file, if it is the one that the controller means.
+fn read_recorded(file: &RecordedFile, size: u64) -> Option<Bytes> {
+    let mut open = File::open(&file.path).ok()?;
+    let facts = open.metadata().ok()?;
+    let modified_ns = facts.mtime().wrapping_mul(1_000_000_000).wrapping_add(facts.mtime_nsec());
+    if (facts.dev(), facts.ino(), modified_ns) != (file.device, file.inode, file.modified_ns) || facts.len() < size {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(usize::try_from(size).ok()?).ok()?;
+    open.by_ref().take(size).read_to_end(&mut bytes).ok()?;
+    (bytes.len() as u64 == size).then(|| bytes.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_file_that_the_controller_means_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("1-1-value");
+        std::fs::write(&path, "0123456789").unwrap();
+        let facts = std::fs::metadata(&path).unwrap();
+        let file = RecordedFile {
+            path: path.to_str().unwrap().into(),
+            device: facts.dev(),
+            inode: facts.ino(),
+            modified_ns: facts.mtime() * 1_000_000_000 + facts.mtime_nsec(),
+        };
+        assert_eq!(read_recorded(&file, 10).unwrap(), "0123456789");
+        assert_eq!(read_recorded(&file, 4).unwrap(), "0123", "more may have been written since");
+        assert_eq!(read_recorded(&file, 11), None);
+        let (device, inode, modified_ns) = (file.device ^ 1, file.inode ^ 1, file.modified_ns - 1);
+        for other in [
+            RecordedFile { device, ..file.clone() },
+            RecordedFile { inode, ..file.clone() },
+            RecordedFile {
+                modified_ns,
+                ..file.clone()
+            },
+        ] {
+            assert_eq!(read_recorded(&other, 10), None);
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(read_recorded(&file, 10), None);
     }
 }

@@ -32,6 +32,7 @@ pub struct Watch {
     map: MapId,
     from: u32,
     want_results: bool,
+    without_inputs: bool,
     every: Duration,
     ended: bool,
     pause: Duration,
@@ -62,6 +63,7 @@ impl Client {
             watch: Some(FirstWatch {
                 limit: MAX_RESULTS,
                 wait_ms: milliseconds(every),
+                without_inputs: false,
             }),
         };
         let buffer = Bytes::from(inputs.join(&b'\n'));
@@ -78,6 +80,7 @@ impl Client {
             map,
             from: 0,
             want_results: true,
+            without_inputs: false,
             every,
             ended: false,
             pause: Duration::ZERO,
@@ -103,6 +106,12 @@ impl Watch {
         self
     }
 
+    /// Results without the inputs of tasks that did not fail.
+    pub fn without_inputs(mut self) -> Watch {
+        self.without_inputs = true;
+        self
+    }
+
     /// The next update; None after the one that brought the last result of a complete map.
     pub async fn next(&mut self) -> Result<Option<Update>, ClientError> {
         if self.ended {
@@ -121,13 +130,7 @@ impl Watch {
             Some(first) => first,
             None => self.ask(self.every, done).await?,
         };
-        // Full replies and slow ones need no pause.
-        let trickle = (1..MAX_RESULTS as usize / 2).contains(&update.results.len()) && asked.elapsed() < MAX_PAUSE;
-        self.pause = if trickle {
-            (self.pause * 2).clamp(MIN_PAUSE, MAX_PAUSE)
-        } else {
-            Duration::ZERO
-        };
+        self.pause = next_pause(self.pause, update.results.len(), update.counts.pending(), asked.elapsed());
         if let Some(last) = update.results.last() {
             self.from = last.task.index.saturating_add(1);
         }
@@ -144,6 +147,7 @@ impl Watch {
             limit: if self.want_results { MAX_RESULTS } else { 0 },
             wait_ms: milliseconds(wait),
             done,
+            without_inputs: self.without_inputs,
         };
         let reply: WatchReply = self.client.request_for_rows(WATCH, &request, Vec::new(), wait).await?;
         Ok(reply.into())
@@ -152,4 +156,32 @@ impl Watch {
 
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The pause before the next request. Full replies and slow ones need none, nor does a result whose input is not submitted yet: a
+/// client that submits one input after the other waits for each value.
+fn next_pause(pause: Duration, results: usize, pending: u64, took: Duration) -> Duration {
+    let is_trickle = (1..MAX_RESULTS as usize / 2).contains(&results) && took < MAX_PAUSE;
+    match is_trickle && pending > 0 {
+        true => (pause * 2).clamp(MIN_PAUSE, MAX_PAUSE),
+        false => Duration::ZERO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_pause_while_results_trickle_in() {
+        let soon = Duration::from_millis(3);
+        let mut pause = Duration::ZERO;
+        for expected in [1, 2, 4, 8, 16, 32, 40, 40] {
+            pause = next_pause(pause, 1, 7, soon);
+            assert_eq!(pause, Duration::from_millis(expected));
+        }
+        assert_eq!(next_pause(pause, 800, 7, soon), Duration::ZERO, "a full reply");
+        assert_eq!(next_pause(pause, 1, 7, MAX_PAUSE), Duration::ZERO, "a slow one");
+        assert_eq!(next_pause(pause, 1, 0, soon), Duration::ZERO, "nothing else is running");
+    }
 }

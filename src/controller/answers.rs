@@ -14,6 +14,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// Bytes of a task's output in one answer.
 const MAX_OUTPUT: usize = 1 << 20;
@@ -39,12 +41,13 @@ pub(super) fn respond(reader: &Reader, query: &Query) -> Result<Response, DbErro
             map,
             from,
             limit,
+            without_inputs,
             complete,
             engines,
             most: _,
             begun,
         } => {
-            let (counts, results) = reader.finished_from(*map, *from, *limit)?;
+            let (counts, results) = reader.finished_from(*map, *from, *limit, !without_inputs)?;
             let reply = client::WatchReply {
                 status: ok(),
                 counts,
@@ -158,14 +161,32 @@ fn details(reader: &Reader, task: TaskId, files: bool) -> Result<Response, DbErr
 }
 
 fn output(reader: &Reader, output: &client::OutputRequest) -> Result<Response, DbError> {
+    if output.as_file
+        && let Some((size, path)) = reader.output_file(output.task, output.run, output.stream)?
+        && let Some(file) = recorded_file(&path)
+    {
+        let (status, file) = (ok(), Some(file));
+        return Ok(content(&client::OutputReply { status, size, file }));
+    }
     let limit = (output.limit as usize).min(MAX_OUTPUT);
     let found = reader.output(output.task, output.run, output.stream, output.start, limit)?;
     let Some((size, bytes)) = found else {
         let none = format!("no task {}, or no such run of it", output.task);
         return Ok(content(&ErrorContent::new("NoSuchTask", none)));
     };
-    let reply = client::OutputReply { status: ok(), size };
+    let (status, file) = (ok(), None);
+    let reply = client::OutputReply { status, size, file };
     Ok(Response::Content(to_json(&reply), vec![bytes]))
+}
+
+fn recorded_file(path: &Path) -> Option<client::RecordedFile> {
+    let facts = std::fs::metadata(path).ok()?;
+    Some(client::RecordedFile {
+        path: path.canonicalize().ok()?.to_str()?.into(),
+        device: facts.dev(),
+        inode: facts.ino(),
+        modified_ns: facts.mtime().wrapping_mul(1_000_000_000).wrapping_add(facts.mtime_nsec()),
+    })
 }
 
 /// Values for a task of `--reduce`. The engine waits for an answer, so errors are answered, too.

@@ -1,12 +1,13 @@
-//! Output of tasks in the columns `stdout` and `stderr` and in files beside the database; likewise values, in `value` or `pickled`.
+//! Output of tasks in the columns `stdout` and `stderr` and in files beside the database; likewise values, in `value` or `pickled`, and
+//! inputs, in `input`.
 //!
 //! A short output that is UTF-8 is a TEXT. Anything else is a BLOB whose first byte is its type: bytes; or the size of a long
-//! output, the run that its file belongs to, and its beginning. A file's name is `<task.id>-<run>-<stream>`; bytes beyond the
-//! recorded size belong to a failed commit, and are overwritten.
+//! output, the run that its file belongs to, and its beginning. A file's name is `<task.id>-<run>-<stream>`, of an input
+//! `<task.id>-input`; bytes beyond the recorded size belong to a failed commit, and are overwritten.
 use super::error::FileError;
 use super::{Durability, file};
 use crate::model::TaskId;
-use crate::model::output::{HEAD, Output, Stream, Written};
+use crate::model::output::{HEAD, INLINE, Output, Stream, Written};
 use bytes::{Buf, BufMut, Bytes};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -19,6 +20,8 @@ const BYTES: u8 = 0;
 const IN_FILE: u8 = 1;
 /// For an unfinished task: its rows of `output`, joined by [`so_far`].
 const JOINED: u8 = 2;
+/// The end of the name of an input's file.
+const INPUT: &str = "-input";
 
 /// The location of a long output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,6 +183,29 @@ impl Outputs {
         self.directory.join(format!("{}-{run}-{}", task.row_id(), stream.as_str()))
     }
 
+    fn input_path(&self, task: i64) -> PathBuf {
+        self.directory.join(format!("{task}{INPUT}"))
+    }
+
+    /// Stores an input that is too long for a row in a file; returns the content of its column.
+    pub(super) fn keep_input(&self, task: i64, input: &[u8], durability: Durability) -> rusqlite::Result<Option<Vec<u8>>> {
+        // A file has the input exactly; a row has text.
+        if input.len() <= INLINE || std::str::from_utf8(input).is_err() {
+            return Ok(None);
+        }
+        self.write_file(&self.input_path(task), 0, input, durability)?;
+        let (run, size) = (0, input.len() as u64);
+        let head = Bytes::copy_from_slice(&input[..HEAD]);
+        Ok(Some(InFile { run, size, head }.encode()))
+    }
+
+    /// An input that is in a file, according to its column.
+    pub(super) fn long_input(&self, task: i64, column: ValueRef) -> rusqlite::Result<Option<Bytes>> {
+        let file = long_value(column);
+        file.map(|file| read_file(&self.input_path(task), 0, file.size as usize))
+            .transpose()
+    }
+
     /// An error that names the file, unlike SQLite's own.
     fn failed(path: &Path, error: io::Error) -> rusqlite::Error {
         let path = path.to_path_buf();
@@ -196,9 +222,12 @@ impl Outputs {
         bytes: &[u8],
         durability: Durability,
     ) -> rusqlite::Result<()> {
-        let path = self.path(task, run, stream);
+        self.write_file(&self.path(task, run, stream), at, bytes, durability)
+    }
+
+    fn write_file(&self, path: &Path, at: u64, bytes: &[u8], durability: Durability) -> rusqlite::Result<()> {
         let write = || -> io::Result<()> {
-            let open = || OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+            let open = || OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
             let file = match open() {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
@@ -218,7 +247,7 @@ impl Outputs {
             }
             Ok(())
         };
-        write().map_err(|error| Outputs::failed(&path, error))
+        write().map_err(|error| Outputs::failed(path, error))
     }
 
     /// Up to `limit` bytes from `start` on.
@@ -230,13 +259,15 @@ impl Outputs {
                 let start = bytes.len() - left as usize;
                 Ok(bytes.slice(start..start + length))
             }
-            Stored::InFile(in_file) => {
-                let path = self.path(task, in_file.run, stream);
-                let mut bytes = vec![0; length];
-                let read = File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, start));
-                read.map_err(|error| Outputs::failed(&path, error))?;
-                Ok(bytes.into())
-            }
+            Stored::InFile(in_file) => read_file(&self.path(task, in_file.run, stream), start, length),
+        }
+    }
+
+    /// Its file, if it is in one.
+    pub(super) fn file(&self, task: TaskId, stream: Stream, stored: &Stored) -> Option<PathBuf> {
+        match stored {
+            Stored::Inline(_) => None,
+            Stored::InFile(in_file) => Some(self.path(task, in_file.run, stream)),
         }
     }
 
@@ -254,7 +285,19 @@ impl Outputs {
         let sql = "SELECT 1 FROM task WHERE id = ?1 AND run = ?2 AND (completed IS NULL OR typeof(value) = 'blob' OR substr(pickled, 1, 1) = x'01') \
                    UNION ALL SELECT 1 FROM attempt WHERE task = ?1 AND run = ?2 AND (typeof(value) = 'blob' OR substr(pickled, 1, 1) = x'01')";
         let mut known_value = connection.prepare_cached(sql)?;
+        let sql = "SELECT 1 FROM task WHERE id = ?1 AND typeof(input) = 'blob'";
+        let mut known_input = connection.prepare_cached(sql)?;
         for entry in found.flatten() {
+            if let Some(task) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.strip_suffix(INPUT)?.parse::<i64>().ok())
+            {
+                if known_input.query_row([task], |_| Ok(())).optional()?.is_none() {
+                    let _ = fs::remove_file(entry.path());
+                }
+                continue;
+            }
             let Some((task, run, stream)) = entry.file_name().to_str().and_then(parse_name) else {
                 continue;
             };
@@ -266,6 +309,13 @@ impl Outputs {
         }
         Ok(())
     }
+}
+
+fn read_file(path: &Path, start: u64, length: usize) -> rusqlite::Result<Bytes> {
+    let mut bytes = vec![0; length];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut bytes, start));
+    read.map_err(|error| Outputs::failed(path, error))?;
+    Ok(bytes.into())
 }
 
 fn parse_name(name: &str) -> Option<(i64, u32, Stream)> {

@@ -104,7 +104,7 @@ impl Reader {
         let count = tasks::count(query, self.version).map_err(bad)?;
         self.read(OPERATION, |connection| {
             let mut statement = connection.prepare_cached(&select.text)?;
-            let found = statement.query_map(params_from_iter(select.values), rows::task_row)?;
+            let found = statement.query_map(params_from_iter(select.values), |row| rows::task_row(row, &self.outputs))?;
             let found = found.collect::<Result<Vec<_>, _>>()?;
             let matching = if query.limit.is_none() && query.offset == 0 {
                 found.len() as u64
@@ -119,7 +119,12 @@ impl Reader {
 
     /// A map's counters (zero if it does not exist), and its finished tasks in input order from `from` on, up to the first
     /// unfinished one: at most `limit` tasks and about 16 MiB, but at least one task.
-    pub(crate) fn finished_from(&self, map: MapId, from: u32, limit: u32) -> Result<(Counts, Vec<TaskRow>), DbError> {
+    pub(crate) fn finished_from(&self, map: MapId, from: u32, limit: u32, inputs: bool) -> Result<(Counts, Vec<TaskRow>), DbError> {
+        let input = if inputs {
+            "t.input"
+        } else {
+            "CASE t.state WHEN 'ok' THEN NULL ELSE t.input END"
+        };
         self.read("read results from", |connection| {
             const ABOUT: &str = "SELECT total, ok, error, aborted, timeout, lost, running, assigned, label, kind FROM map WHERE id = ?1";
             let mut about = connection.prepare_cached(ABOUT)?;
@@ -136,7 +141,7 @@ impl Reader {
                 true => ("r.msg_id", "LEFT JOIN request r ON r.task = t.id"),
                 false => ("NULL", ""),
             };
-            let columns = rows::task_columns(self.version, false, msg_id, "?4");
+            let columns = rows::task_columns(self.version, false, input, msg_id, "?4");
             let sql = format!("SELECT {columns} FROM task t {join} WHERE t.id BETWEEN ?1 AND ?2 ORDER BY t.id LIMIT ?3");
             let mut select = connection.prepare_cached(&sql)?;
             let first = TaskId::new(map, from).row_id();
@@ -148,7 +153,7 @@ impl Reader {
                 if row.get_ref(7)?.as_f64_or_null()?.is_none() || row.get::<_, i64>(0)? != first + found.len() as i64 {
                     break;
                 }
-                let row = rows::task_row(row)?;
+                let row = rows::task_row(row, &self.outputs)?;
                 bytes += rows::size(&row);
                 if bytes > MAX_BYTES && !found.is_empty() {
                     break;
@@ -170,25 +175,19 @@ impl Reader {
         limit: usize,
     ) -> Result<Option<(u64, Bytes)>, DbError> {
         self.read("read the output of a task from", |connection| {
-            let stored = |sql: &str, params: &[&dyn ToSql]| -> rusqlite::Result<Option<Stored>> {
-                let mut select = connection.prepare_cached(sql)?;
-                select.query_row(params, |row| Ok(outputs::stored(row.get_ref(0)?))).optional()
+            let Some(found) = stored(connection, task, run, stream)? else {
+                return Ok(None);
             };
-            let current = format!(
-                "SELECT {} FROM task t WHERE id = ?1 AND (?2 IS NULL OR run = ?2)",
-                outputs::so_far(stream)
-            );
-            let mut found = stored(&current, &[&task.row_id(), &run])?;
-            if found.is_none() && run.is_some() {
-                let earlier = format!(
-                    "SELECT {} FROM attempt t WHERE task = ?1 AND run = ?2 ORDER BY id DESC LIMIT 1",
-                    outputs::finished(stream)
-                );
-                found = stored(&earlier, &[&task.row_id(), &run])?;
-            }
-            let Some(found) = found else { return Ok(None) };
             let bytes = self.outputs.read(task, stream, &found, start, limit)?;
             Ok(Some((found.size(), bytes)))
+        })
+    }
+
+    /// The size of such an output and its file; None if it has no file of its own.
+    pub(crate) fn output_file(&self, task: TaskId, run: Option<u32>, stream: Stream) -> Result<Option<(u64, PathBuf)>, DbError> {
+        self.read("read the output of a task from", |connection| {
+            let found = stored(connection, task, run, stream)?;
+            Ok(found.and_then(|found| Some((found.size(), self.outputs.file(task, stream, &found)?))))
         })
     }
 
@@ -242,4 +241,23 @@ fn counted(connection: &Connection, query: &TaskQuery) -> rusqlite::Result<u64> 
     counts
         .map(|counts| counts.map(|counts| tasks::counted(&query.states, &counts)))
         .sum()
+}
+
+fn stored(connection: &Connection, task: TaskId, run: Option<u32>, stream: Stream) -> rusqlite::Result<Option<Stored>> {
+    let stored = |sql: &str| -> rusqlite::Result<Option<Stored>> {
+        let mut select = connection.prepare_cached(sql)?;
+        let params: [&dyn ToSql; 2] = [&task.row_id(), &run];
+        select.query_row(params, |row| Ok(outputs::stored(row.get_ref(0)?))).optional()
+    };
+    let current = format!(
+        "SELECT {} FROM task t WHERE id = ?1 AND (?2 IS NULL OR run = ?2)",
+        outputs::so_far(stream)
+    );
+    match stored(&current)? {
+        None if run.is_some() => stored(&format!(
+            "SELECT {} FROM attempt t WHERE task = ?1 AND run = ?2 ORDER BY id DESC LIMIT 1",
+            outputs::finished(stream)
+        )),
+        found => Ok(found),
+    }
 }

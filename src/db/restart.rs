@@ -131,7 +131,10 @@ impl Reader {
                     time_retries: row.get(10)?,
                     ask: rows::ask(row, 11)?.unwrap_or_default(),
                     cancelled: row.get(8)?,
-                    input: bytes(row, 7)?,
+                    input: match self.outputs.long_input(id, row.get_ref(7)?)? {
+                        Some(input) => input,
+                        None => bytes(row, 7)?,
+                    },
                 });
             }
             Ok(())

@@ -1,5 +1,5 @@
 //! Converts rows of the database to those of the model.
-use super::outputs;
+use super::outputs::{self, Outputs};
 use crate::model::definition::MapDefinition;
 use crate::model::output::Stream;
 use crate::model::pickled::Pickled;
@@ -17,8 +17,8 @@ const TYPES_SINCE: i32 = 8;
 /// ... and the first that records what attempts ask for and use, and why they fail.
 pub(super) const ATTEMPTS_SINCE: i32 = 14;
 
-/// The columns for [`task_row`], of `task t` in a file with this schema version. `msg_id` and `label` are expressions for the last two columns.
-pub(super) fn task_columns(version: i32, brief: bool, msg_id: &str, label: &str) -> String {
+/// The columns for [`task_row`], of `task t` in a file with this schema version. `input`, `msg_id` and `label` are expressions.
+pub(super) fn task_columns(version: i32, brief: bool, input: &str, msg_id: &str, label: &str) -> String {
     let long = if brief {
         "NULL, NULL, NULL, NULL, NULL, NULL".to_string()
     } else {
@@ -27,7 +27,7 @@ pub(super) fn task_columns(version: i32, brief: bool, msg_id: &str, label: &str)
         format!("t.value, t.pickled, {stdout}, {stderr}, t.traceback, {python_type}")
     };
     format!(
-        "t.id, t.state, t.engine, t.host, t.attempts, t.submitted, t.started, t.completed, t.exit_code, t.input, t.ename, t.evalue, \
+        "t.id, t.state, t.engine, t.host, t.attempts, t.submitted, t.started, t.completed, t.exit_code, {input}, t.ename, t.evalue, \
          t.repr, {long}, {msg_id}, {label}, t.run, {}",
         if version < ATTEMPTS_SINCE {
             "NULL, NULL, NULL"
@@ -43,7 +43,7 @@ pub(super) fn state_of(state: &str) -> rusqlite::Result<TaskState> {
         .map_err(|error: String| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into()))
 }
 
-pub(super) fn task_row(row: &Row) -> rusqlite::Result<TaskRow> {
+pub(super) fn task_row(row: &Row, outputs: &Outputs) -> rusqlite::Result<TaskRow> {
     let (started, completed): (Option<f64>, Option<f64>) = (row.get(6)?, row.get(7)?);
     let (value, pickled, value_size) = value(row, (13, 14, 18, 12))?;
     let ename: Option<String> = row.get(10)?;
@@ -58,7 +58,12 @@ pub(super) fn task_row(row: &Row) -> rusqlite::Result<TaskRow> {
     Ok(TaskRow {
         task: TaskId::from_row_id(row.get(0)?),
         state: state_of(row.get_ref(1)?.as_str()?)?,
-        input: json(row, 9)?,
+        input: match outputs.long_input(row.get(0)?, row.get_ref(9)?)? {
+            Some(text) => String::from_utf8(text.into())
+                .ok()
+                .and_then(|text| RawValue::from_string(text).ok()),
+            None => json(row, 9)?,
+        },
         value,
         pickled,
         value_size,

@@ -22,6 +22,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0012_nodes.sql"),
     include_str!("migrations/0013_table_names.sql"),
     include_str!("migrations/0014_attempts.sql"),
+    include_str!("migrations/0015_large_inputs.sql"),
 ];
 
 /// Views are not migrated: each migration ends by creating the current ones.

@@ -82,7 +82,7 @@ fn json_list(numbers: impl Iterator<Item = i64>) -> Value {
 /// The rows of a file with this schema version.
 pub(super) fn rows(query: &TaskQuery, version: i32) -> Result<Sql, QueryError> {
     let Sql { text, mut values } = matching(query)?;
-    let columns = task_columns(version, query.brief, "r.msg_id", LABEL);
+    let columns = task_columns(version, query.brief, "t.input", "r.msg_id", LABEL);
     let order = match query.sort {
         // NULLs come last in both directions.
         Some((column, descending)) => {

@@ -19,7 +19,7 @@ CREATE VIEW tasks AS SELECT
     strftime('%Y-%m-%d %H:%M:%f', t.started, 'unixepoch') AS started,
     strftime('%Y-%m-%d %H:%M:%f', t.completed, 'unixepoch') AS completed,
     t.completed - t.started AS duration,
-    t.input,
+    CASE typeof(t.input) WHEN 'blob' THEN '(see pcluster results)' ELSE t.input END AS input,
     CASE typeof(t.value) WHEN 'blob' THEN '(see pcluster results)' ELSE COALESCE(t.value, t.repr) END AS value,
     t.type,
     t.ename || ': ' || COALESCE(t.evalue, '') AS error,

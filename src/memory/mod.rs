@@ -4,13 +4,14 @@
 //! (madvise(2), `MADV_HUGEPAGE`), and if a thread runs [`release_unused`], freed blocks stay for the
 //! next message.
 //!
-//! Modules: [`Allocator`], [`pieces`] (receive buffers), [`ranges`] (large blocks), [`release_unused`].
+//! Modules: [`Allocator`], [`pieces`] (receive buffers), [`ranges`] (large blocks), [`release_unused`]; [`keep_freed_blocks`] is for messages between
+//! small and large.
 //! Everything else is the system allocator's.
 mod pieces;
 mod ranges;
 mod release;
 
-pub(crate) use release::release_unused;
+pub(crate) use release::{keep_freed_blocks, release_unused};
 
 use pieces::{PIECE_BYTES, pieces};
 use ranges::{MIN_LARGE_BYTES, ranges};

@@ -53,6 +53,24 @@ fn release() {
     trim_arenas();
 }
 
+/// Bytes that the system's allocator keeps at the end of a heap, and up to which it takes blocks from heaps. By default it maps a block
+/// of 128 KiB for itself, and its pages are cleared each time.
+const KEPT_BYTES: i32 = 32 << 20;
+
+#[cfg(target_env = "gnu")]
+pub(crate) fn keep_freed_blocks() {
+    use nix::libc::{M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, mallopt};
+    // SAFETY: mallopt(3) changes numbers of the allocator, before there are other threads.
+    #[allow(unsafe_code, reason = "the standard library cannot configure the system's allocator")]
+    unsafe {
+        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES);
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES);
+    };
+}
+
+#[cfg(not(target_env = "gnu"))]
+pub(crate) fn keep_freed_blocks() {}
+
 #[cfg(target_env = "gnu")]
 fn trim_arenas() {
     // SAFETY: malloc_trim(3) may be called by any thread at any time.

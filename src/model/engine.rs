@@ -55,6 +55,13 @@ impl EngineFacts {
 
     pub const FILES: &str = "files";
 
+    /// Whether it accepts inputs in buffers of a message.
+    pub fn supports_input_buffers(&self) -> bool {
+        self.has(EngineFacts::INPUT_BUFFERS)
+    }
+
+    pub const INPUT_BUFFERS: &str = "input_buffers";
+
     fn has(&self, capability: &str) -> bool {
         self.capabilities.iter().any(|c| c == capability)
     }

@@ -1,9 +1,10 @@
 //! `pcluster map`: a function or a command over many inputs, results in their order.
 //!
-//! Parts: [`options`] (of tasks), [`own_cluster`] (`-n`), [`follow`] (waiting for a map), [`results`] (their output),
-//! [`report`] (failures), [`stalled`] (why it does not get on), [`reduce`] (folding the values), [`interrupts`] (Ctrl-C).
+//! Parts: [`options`] (of tasks), [`own_cluster`] (`-n`), [`follow`] (waiting for a map), `long_values`, [`results`] (their output),
+//! [`report`] (failures), `stalled` (why it does not get on), [`reduce`] (folding the values), [`interrupts`] (Ctrl-C).
 pub(crate) mod follow;
 pub(crate) mod interrupts;
+mod long_values;
 pub(crate) mod options;
 pub(crate) mod own_cluster;
 pub(crate) mod reduce;
@@ -204,13 +205,7 @@ impl Run<'_> {
             }
         }
         context.note_verbose(format!("map {map}: {name}"));
-        let feeding = Feeding::default();
-        let (feeder, state) = (self.client.clone(), feeding.clone());
-        let feed = Feed {
-            task: tokio::spawn(async move { feeder.feed(map, texts, state).await }),
-            feeding,
-            is_stream: inputs.is_stream(),
-        };
+        let feed = self.feed(map, texts, inputs.is_stream());
         if self.args.detach {
             return self.detach(feed, interrupts, map).await;
         }
@@ -226,6 +221,7 @@ impl Run<'_> {
             detachable: self.cluster_stays,
             outputs: results.long_outputs(),
             values: results.wants_values(),
+            inputs: results.wants_inputs(),
         };
         let mut report = Report::new(map);
         report.values_shown = reduction.is_none() && results.shows_readable();
@@ -256,6 +252,17 @@ impl Run<'_> {
         match reduction {
             None => results.end().map(|()| exit),
             Some(reduction) => write_reduced(reduction, results, &mut interrupts, exit).await,
+        }
+    }
+
+    /// Starts sending the inputs.
+    fn feed(&self, map: MapId, texts: impl Iterator<Item = Input> + Send + 'static, is_stream: bool) -> Feed {
+        let feeding = Feeding::default();
+        let (feeder, state) = (self.client.clone(), feeding.clone());
+        Feed {
+            task: tokio::spawn(async move { feeder.feed(map, texts, state).await }),
+            feeding,
+            is_stream,
         }
     }
 

@@ -61,6 +61,14 @@ impl fmt::Display for InputError {
 }
 
 impl Row {
+    /// The length of [`Row::to_json`].
+    pub fn json_bytes(&self, shape: Shape) -> usize {
+        match (self, shape) {
+            (Row::Json(json), Shape::Call) => json.get().len() + if is_arguments(json) { 0 } else { 2 },
+            _ => self.to_json(shape).len(),
+        }
+    }
+
     /// The input as the controller takes it: JSON text without line breaks.
     pub fn to_json(&self, shape: Shape) -> String {
         let text = |value: &Value| value.to_string();
@@ -74,13 +82,18 @@ impl Row {
                 text(&Value::Object(object))
             }
             (Row::Named(pairs), Shape::Command) => text(&pairs.iter().map(|(_, v)| Value::from(v.as_str())).collect()),
-            (Row::Json(json), Shape::Call) => match json.get().as_bytes().first() {
-                Some(b'[' | b'{') => json.get().to_string(),
-                _ => format!("[{}]", json.get()),
+            (Row::Json(json), Shape::Call) => match is_arguments(json) {
+                true => json.get().to_string(),
+                false => format!("[{}]", json.get()),
             },
             (Row::Json(json), Shape::Command) => words_of(json.get()),
         }
     }
+}
+
+/// Positional or keyword arguments, not one value.
+fn is_arguments(json: &RawValue) -> bool {
+    json.get().starts_with(['[', '{'])
 }
 
 /// A JSON value as arguments of a command: the elements of a list, or one value; strings unchanged, others as JSON.
@@ -102,12 +115,14 @@ pub(super) const NUL: &str = "contains a NUL character; it may be UTF-16 or bina
 pub fn lines(source: String, mut reader: impl BufRead) -> impl Iterator<Item = Result<(u64, String), InputError>> {
     let mut number = 0;
     let mut failed = false;
+    // Lines are often of similar length.
+    let mut last_bytes = 0;
     std::iter::from_fn(move || {
         loop {
             if failed {
                 return None;
             }
-            let mut bytes = Vec::new();
+            let mut bytes = Vec::with_capacity(last_bytes);
             let mut bad = |line: Option<u64>, column: Option<u64>, why: String| {
                 failed = true;
                 let source = source.clone();
@@ -115,7 +130,7 @@ pub fn lines(source: String, mut reader: impl BufRead) -> impl Iterator<Item = R
             };
             match reader.read_until(b'\n', &mut bytes) {
                 Ok(0) => return None,
-                Ok(_) => number += 1,
+                Ok(count) => (number, last_bytes) = (number + 1, count),
                 Err(error) => return bad(None, None, format!("read error: {error}")),
             }
             if number == 1 && bytes.starts_with(b"\xef\xbb\xbf") {
@@ -133,10 +148,12 @@ pub fn lines(source: String, mut reader: impl BufRead) -> impl Iterator<Item = R
                 return bad(None, None, why.into());
             }
             return match String::from_utf8(bytes) {
-                Ok(line) => match line.chars().position(|c| c == '\0') {
-                    None => Some(Ok((number, line))),
-                    Some(at) => bad(Some(number), Some(at as u64 + 1), NUL.into()),
-                },
+                // `contains` of bytes looks at many at a time.
+                Ok(line) if !line.as_bytes().contains(&0) => Some(Ok((number, line))),
+                Ok(line) => {
+                    let column = line.chars().position(|c| c == '\0').map(|at| at as u64 + 1);
+                    bad(Some(number), column, NUL.into())
+                }
                 Err(error) => {
                     let good = error.utf8_error().valid_up_to();
                     let column = String::from_utf8_lossy(&error.as_bytes()[..good]).chars().count() as u64 + 1;

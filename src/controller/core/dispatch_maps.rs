@@ -9,7 +9,6 @@ use crate::model::definition::{BundleRef, MapDefinition};
 use crate::model::task::TaskState;
 use crate::model::{EngineId, EngineUuid, MapId, TaskId};
 use crate::wire::content::engine::{self, TaskToRun};
-use serde_json::value::RawValue;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -114,12 +113,11 @@ impl Core {
         let definition = self.send_definition(id, engine);
         self.record_assigned(id, engine_id, &tasks);
         let mut to_run = Vec::with_capacity(tasks.len());
+        let takes_buffers = self.engines.get(engine).is_some_and(|e| e.facts().supports_input_buffers());
+        let mut buffers = Vec::new();
         for task in &tasks {
-            to_run.push(TaskToRun {
-                index: task.index,
-                run: task.run,
-                input: raw(&task.input),
-            });
+            let buffers = takes_buffers.then_some(&mut buffers);
+            to_run.push(TaskToRun::new(task.index, task.run, task.input.clone(), buffers));
         }
         self.maps.change(id, |map| {
             self.engines.change(engine, |e| {
@@ -136,7 +134,7 @@ impl Core {
             allocation: self.engines.allocation(engine, id),
             tasks: to_run,
         };
-        self.out.send_to_engine(engine, engine::TASKS, &content);
+        self.out.send_to_engine_with(engine, engine::TASKS, &content, buffers);
     }
 
     /// Sends the definition to an engine that lacks it, or returns it to be sent with the tasks.
@@ -239,9 +237,4 @@ impl Core {
             self.send_heartbeats();
         }
     }
-}
-
-/// An input, which was validated as JSON when it arrived.
-fn raw(input: &[u8]) -> Box<RawValue> {
-    serde_json::from_slice(input).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }

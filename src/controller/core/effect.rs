@@ -103,6 +103,7 @@ pub enum QueryKind {
         map: MapId,
         from: u32,
         limit: u32,
+        without_inputs: bool,
         complete: bool,
         engines: u32,
         /// An upper bound of the number of results; `u64::MAX` if they may be large.

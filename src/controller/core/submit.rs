@@ -155,6 +155,7 @@ impl Core {
                     limit: watch.limit,
                     wait_ms: watch.wait_ms,
                     done: None,
+                    without_inputs: watch.without_inputs,
                 };
                 self.watch(context, &request, Some(engines));
             }

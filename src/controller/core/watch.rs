@@ -32,6 +32,7 @@ impl Core {
                 map: id,
                 from: request.from,
                 limit: request.limit,
+                without_inputs: request.without_inputs,
                 complete: true,
                 // No task waits for an engine.
                 engines: self.engines.free(true),
@@ -45,6 +46,7 @@ impl Core {
             parent: context.parent.clone(),
             from: request.from,
             limit: request.limit,
+            without_inputs: request.without_inputs,
             until,
             done: request.done,
             begun,
@@ -70,6 +72,7 @@ impl Core {
                 map: id,
                 from: watch.from,
                 limit: watch.limit,
+                without_inputs: watch.without_inputs,
                 complete: map.is_complete(),
                 engines,
                 most: if map.is_large() {

@@ -70,7 +70,10 @@ impl Batch<'_> {
         self.add.raw_bind_parameter(3, submitted.0)?;
         for (row, input) in (TaskId::new(map, first).row_id()..).zip(inputs) {
             self.add.raw_bind_parameter(1, row)?;
-            self.add.raw_bind_parameter(4, Text(input))?;
+            match self.outputs.keep_input(row, input, self.durability)? {
+                Some(in_file) => self.add.raw_bind_parameter(4, in_file)?,
+                None => self.add.raw_bind_parameter(4, Text(input))?,
+            }
             added += self.add.raw_execute()?;
         }
         if let Some(counted) = self.counted(map, "TasksAdded")? {

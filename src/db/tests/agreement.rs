@@ -323,7 +323,7 @@ fn check(writer: &Writer, model: &Model) -> Result<(), TestCaseError> {
             .unwrap();
         let open = model.maps[map].iter().filter(|(_, task)| !task.state.is_done());
         prop_assert_eq!(unfinished, open.map(|(index, task)| (*index, task.run)).collect::<Vec<_>>());
-        let finished = reader.finished_from(MapId(*map), 0, 100).unwrap().1.len();
+        let finished = reader.finished_from(MapId(*map), 0, 100, true).unwrap().1.len();
         let run = (0..).take_while(|index| model.maps[map].get(index).is_some_and(|task| task.state.is_done()));
         prop_assert_eq!(finished, run.count());
     }

@@ -169,6 +169,57 @@ fn each_run_has_its_own_file_and_files_are_removed_with_their_tasks() {
 }
 
 #[test]
+fn long_inputs_are_in_files_and_out_of_the_way() {
+    let mut db = Db::new();
+    let long = |letter: &str| Bytes::from(format!("[\"{}\"]", letter.repeat(INLINE)));
+    let inputs = vec![long("a"), Bytes::from_static(b"[1]"), long("b"), long("c")];
+    let added = Change::TasksAdded {
+        map: MapId(1),
+        first: 0,
+        inputs: inputs.clone(),
+        state: TaskState::Ready,
+        submitted: UnixTime(1000.0),
+    };
+    db.apply(&[engine(0), map_added(1), added, closed(1, 4)]);
+    let first = TaskId::new(MapId(1), 0).row_id();
+    let names = |tasks: &[i64]| -> Vec<String> { tasks.iter().map(|task| format!("{}-input", first + task)).collect() };
+    assert_eq!(files(&db), names(&[0, 2, 3]));
+    let largest: i64 = rusqlite::Connection::open(db.path())
+        .unwrap()
+        .query_row("SELECT max(length(input)) FROM task", [], |row| row.get(0))
+        .unwrap();
+    assert!(largest < 2 * HEAD as i64, "{largest}");
+    // They come back exactly, for a restarted controller and for people.
+    let mut unfinished = Vec::new();
+    let mut take = |task: crate::db::restart::UnfinishedTask| unfinished.push(task.input);
+    db.reader().unfinished_tasks(MapId(1), &mut take).unwrap();
+    assert!(unfinished == inputs);
+    let outcomes = [ok("1"), ok("2"), failed(TaskState::Error, "E", "e"), ok("3")];
+    db.apply(&[assigned(1, 0, 4, 1, 0)]);
+    for (index, outcome) in (0..).zip(outcomes) {
+        db.apply(&[finished(1, index, 1, 0, outcome)]);
+    }
+    let found = |inputs: bool| -> Vec<Option<Bytes>> {
+        let rows = db.reader().finished_from(MapId(1), 0, 10, inputs).unwrap().1;
+        rows.iter()
+            .map(|row| Some(Bytes::from(row.input.as_ref()?.get().to_string())))
+            .collect()
+    };
+    assert!(found(true).into_iter().eq(inputs.iter().cloned().map(Some)));
+    assert!(found(false) == [None, None, Some(inputs[2].clone()), None], "of failed tasks only");
+    db.apply(&[
+        Change::MapCompleted {
+            map: MapId(1),
+            at: Some(UnixTime(3000.0)),
+        },
+        Change::Purged {
+            what: Purge::Map(MapId(1)),
+        },
+    ]);
+    assert_eq!(files(&db), [] as [&str; 0]);
+}
+
+#[test]
 fn a_file_that_cannot_be_written_stops_the_commit_and_is_named() {
     let mut db = running();
     let directory = db.directory.path().join("t.db-outputs");

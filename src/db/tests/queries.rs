@@ -324,7 +324,7 @@ fn maps_are_ordered_oldest_first() {
 fn finished_tasks_in_order_up_to_a_gap() {
     let mut db = Db::new();
     db.add_map(1, 6);
-    let count = |db: &Db, from, limit| db.reader().finished_from(MapId(1), from, limit).unwrap().1.len();
+    let count = |db: &Db, from, limit| db.reader().finished_from(MapId(1), from, limit, true).unwrap().1.len();
     assert_eq!(count(&db, 0, 10), 0);
     db.apply(&[
         finished(1, 1, 1, 0, ok("1")),
@@ -337,11 +337,11 @@ fn finished_tasks_in_order_up_to_a_gap() {
         (2, 1, 0, 1)
     );
     db.apply(&[finished(1, 2, 1, 0, ok("1"))]);
-    let rows = db.reader().finished_from(MapId(1), 0, 10).unwrap().1;
+    let rows = db.reader().finished_from(MapId(1), 0, 10, true).unwrap().1;
     assert_eq!(rows.iter().map(|row| row.task.index).collect::<Vec<_>>(), [0, 1, 2, 3]);
     assert_eq!((rows[3].state, rows[0].value.as_ref().unwrap().get()), (TaskState::Error, "1"));
     assert_eq!((count(&db, 6, 10), count(&db, u32::MAX, 10)), (0, 0));
-    assert!(db.reader().finished_from(MapId(2), 0, 10).unwrap().1.is_empty());
+    assert!(db.reader().finished_from(MapId(2), 0, 10, true).unwrap().1.is_empty());
 }
 
 #[test]
@@ -354,8 +354,8 @@ fn one_reply_holds_about_16_mib() {
         db.apply(&[finished(1, index, 1, 0, outcome)]);
     }
     let reader = db.reader();
-    assert_eq!(reader.finished_from(MapId(1), 0, 10).unwrap().1.len(), 2);
-    assert_eq!(reader.finished_from(MapId(1), 4, 10).unwrap().1.len(), 1);
+    assert_eq!(reader.finished_from(MapId(1), 0, 10, true).unwrap().1.len(), 2);
+    assert_eq!(reader.finished_from(MapId(1), 4, 10, true).unwrap().1.len(), 1);
 }
 
 #[test]
@@ -365,7 +365,7 @@ fn a_reader_sees_each_commit_while_the_writer_works() {
     db.add_map(1, 3);
     assert_eq!(reader.tasks(&TaskQuery::default()).unwrap().1, 3);
     db.apply(&[finished(1, 0, 1, 0, ok("1"))]);
-    assert_eq!(reader.finished_from(MapId(1), 0, 9).unwrap().1.len(), 1);
+    assert_eq!(reader.finished_from(MapId(1), 0, 9, true).unwrap().1.len(), 1);
 }
 
 /// Listings of a map must not sort or scan what they can find in order.

@@ -97,7 +97,7 @@ fn open_maps_unfinished_tasks_and_engines_are_restored() {
 
     // The controller continues.
     writer.apply(&[finished(2, 0, 1, 1, ok("7")), engine(1)]).unwrap();
-    assert_eq!(reader.finished_from(MapId(2), 0, 9).unwrap().1.len(), 2);
+    assert_eq!(reader.finished_from(MapId(2), 0, 9, true).unwrap().1.len(), 2);
     assert_eq!(reader.restart_state().unwrap().engines.len(), 3);
 }
 
@@ -117,7 +117,9 @@ fn output_of_a_running_task_survives() {
     outcome.stdout = "after".into();
     writer.apply(&[finished(1, 0, 1, 0, outcome)]).unwrap();
     assert_eq!(
-        writer.reader().unwrap().finished_from(MapId(1), 0, 1).unwrap().1[0].stdout.as_str(),
+        writer.reader().unwrap().finished_from(MapId(1), 0, 1, true).unwrap().1[0]
+            .stdout
+            .as_str(),
         "before after"
     );
 }

@@ -81,7 +81,7 @@ fn version_1_is_readable_and_upgraded() {
     // A controller continues with the file.
     let mut writer = Writer::open(&path, Durability::Normal).unwrap();
     writer.apply(&[finished(1, 4, 1, 0, ok("4"))]).unwrap();
-    let row = writer.reader().unwrap().finished_from(MapId(1), 4, 1).unwrap().1.remove(0);
+    let row = writer.reader().unwrap().finished_from(MapId(1), 4, 1, true).unwrap().1.remove(0);
     assert_eq!((row.state, row.stdout.as_str()), (TaskState::Ok, "so far"));
 }
 
@@ -193,7 +193,7 @@ fn version_10_is_readable_and_upgraded() {
     let mut outcome = ok("1");
     outcome.stdout = crate::model::output::Output::rest(7, &b"\xff\0"[..]);
     writer.apply(&[finished(3, 0, 1, 0, outcome)]).unwrap();
-    let row = writer.reader().unwrap().finished_from(MapId(3), 0, 1).unwrap().1.remove(0);
+    let row = writer.reader().unwrap().finished_from(MapId(3), 0, 1, true).unwrap().1.remove(0);
     assert_eq!((row.state, &row.stdout.bytes[..]), (TaskState::Ok, &b"so far\n\xff\0"[..]));
 }
 

@@ -260,6 +260,8 @@ fn decode_tasks(message: &Message) -> Option<DecodedTasks> {
         run: u32,
         #[serde(borrow)]
         input: &'a RawValue,
+        #[serde(default)]
+        in_buffer: bool,
     }
     let RawTasks {
         map,
@@ -267,11 +269,17 @@ fn decode_tasks(message: &Message) -> Option<DecodedTasks> {
         allocation,
         tasks,
     } = read(message)?;
-    let input = |raw: &RawValue| message.content_json.slice_ref(raw.get().as_bytes());
-    let received = Event::TasksReceived {
-        map,
-        tasks: tasks.into_iter().map(|task| (task.index, task.run, input(task.input))).collect(),
+    let mut buffers = message.buffers.iter().cloned();
+    let mut input = |task: &RawTask| match task.in_buffer {
+        true => buffers.next(),
+        false => Some(message.content_json.slice_ref(task.input.get().as_bytes())),
     };
+    let tasks: Option<Vec<_>> = tasks.iter().map(|task| Some((task.index, task.run, input(task)?))).collect();
+    let Some(tasks) = tasks else {
+        tracing::warn!(%map, "dropped tasks without the buffers of their inputs");
+        return None;
+    };
+    let received = Event::TasksReceived { map, tasks };
     Some(DecodedTasks {
         definition: definition.map(|definition| (map, definition)),
         allocation: allocation.map(|allocation| (map, allocation)),

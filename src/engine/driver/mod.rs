@@ -120,7 +120,7 @@ impl Driver {
             pid: std::process::id(),
             version: crate::model::VERSION.into(),
             python: String::new(),
-            capabilities: ["call", "command", "execute", EngineFacts::JOINED]
+            capabilities: ["call", "command", "execute", EngineFacts::JOINED, EngineFacts::INPUT_BUFFERS]
                 .into_iter()
                 .chain(files)
                 .map(String::from)

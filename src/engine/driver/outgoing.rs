@@ -104,7 +104,7 @@ impl Driver {
                 inputs,
             } => {
                 let count = inputs.len();
-                self.send_to_worker(worker, || vec![tasks_frame(map.0, first, inputs.iter())], count);
+                self.send_to_worker(worker, || tasks_frame(map.0, first, &inputs), count);
             }
             Effect::DispatchRequest { ticket, request } => self.dispatch_request(ticket, &request),
             Effect::TakeBackTokens { worker } => {

@@ -30,6 +30,51 @@ async fn functions_are_called() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_allocator_of_workers_keeps_memory_and_their_children_are_unaffected() {
+    let mut c = TestController::new().await;
+    let source = "import os\ndef f(x):\n    mine = [name for name in os.environ if name.startswith('MALLOC_')]\n    \
+                  begun = open('/proc/self/environ', 'rb').read().count(b'MALLOC_TRIM_THRESHOLD_=')\n    return [mine, begun]\n";
+    c.define_file(1, source);
+    c.tasks(1, 0, &["[0]"]);
+    assert_eq!(value(&c.results(1).await[0]), "[[],1]");
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_inputs_arrive_in_buffers() {
+    let mut c = TestController::new().await;
+    assert!(c.register.facts.supports_input_buffers());
+    c.define_file(1, "def f(x): return len(x)\n");
+    let text = |length: usize| Bytes::from(format!("[\"{}\"]", "x".repeat(length)));
+    let mut buffers = Vec::new();
+    let inputs = [text(3), text(100_000), text(4), text(3_000_000)];
+    let tasks: Vec<TaskToRun> = (0..)
+        .zip(&inputs)
+        .map(|(index, input)| TaskToRun::new(index, 1, input.clone(), Some(&mut buffers)))
+        .collect();
+    assert_eq!(
+        tasks.iter().map(|task| task.in_buffer).collect::<Vec<_>>(),
+        [false, true, false, true]
+    );
+    let mut content = Tasks {
+        allocation: None,
+        map: MapId(1),
+        definition: None,
+        tasks,
+    };
+    c.native_with(TASKS, &content, buffers);
+    let results = c.results(4).await;
+    assert_eq!(results.iter().map(value).collect::<Vec<_>>(), ["3", "100000", "4", "3000000"]);
+    // Without a buffer the message is dropped, not run on something else.
+    content.tasks.remove(0);
+    c.native_with(TASKS, &content, Vec::new());
+    c.tasks(1, 7, &["[\"12345\"]"]);
+    let results = c.results(1).await;
+    assert_eq!((results[0].index, value(&results[0])), (7, "5"));
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn values_that_json_cannot_hold_are_pickled() {
     let mut c = TestController::new().await;
     let source = "import threading\ndef f(k):\n    return [(1, 2), {1: 2}, float('nan'), threading.Lock(), '\\ud800', {'a': [1, True]}, 10**5000][k]\n";

@@ -18,7 +18,6 @@ use crate::wire::content::engine::*;
 use crate::wire::{Message, Session};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -127,6 +126,11 @@ impl TestController {
         self.send(Channel::Native, &[], &message);
     }
 
+    pub(super) fn native_with<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
+        let message = self.session.message("2026-11-20T00:00:00Z", msg_type, None, content);
+        self.send(Channel::Native, &[], &Message { buffers, ..message });
+    }
+
     pub(super) fn send(&mut self, channel: Channel, route: &[Bytes], message: &Message) {
         let mut prefix = vec![self.engine.clone(), Bytes::from_static(channel.frame())];
         prefix.extend_from_slice(route);
@@ -163,11 +167,7 @@ impl TestController {
         let tasks = inputs
             .iter()
             .zip(first..)
-            .map(|(input, index)| TaskToRun {
-                index,
-                run: 1,
-                input: RawValue::from_string(input.to_string()).unwrap(),
-            })
+            .map(|(input, index)| TaskToRun::new(index, 1, Bytes::from(input.to_string()), None))
             .collect();
         self.native(
             TASKS,

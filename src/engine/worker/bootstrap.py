@@ -6,6 +6,8 @@ if sys.version_info < (3, 8):
 # a directory of PYTHONPATH. These directories are restored for user code.
 path = sys.path[:]
 import os
+for name in sys.argv[3:]:  # for this process
+    os.environ.pop(name, None)
 users = [os.path.abspath(place) for place in os.environ.get("PYTHONPATH", "\0").split(os.pathsep)] + [""]
 sys.path[:] = [place for place in path if place not in users] + [place for place in path if place in users and place]
 with os.fdopen(int(sys.argv[1]), "rb") as script:

@@ -148,6 +148,10 @@ pub(crate) enum StartError {
     Output(io::Error),
 }
 
+/// How Python's allocator treats large blocks (mallopt(3)): by default each is mapped anew, and its pages are cleared, as are those at
+/// the end of the heap. Large values then cost more than their encoding.
+const MALLOC: [(&str, &str); 2] = [("MALLOC_MMAP_THRESHOLD_", "33554432"), ("MALLOC_TRIM_THRESHOLD_", "33554432")];
+
 impl Interpreter {
     pub(crate) async fn start(command: &InterpreterCommand, forker: &Forker) -> Result<Interpreter, StartError> {
         let failed = |what: &'static str, error: io::Error| StartError::Interpreter {
@@ -168,6 +172,11 @@ impl Interpreter {
         process.stdin(Stdio::null());
         process.stdout(output.for_child().map_err(|e| failed("stdout", e))?);
         process.stderr(output.for_child().map_err(|e| failed("stderr", e))?);
+        let is_set = |name: &str| std::env::var_os(name).is_some() || command.env.iter().any(|(known, _)| known == name);
+        if !MALLOC.iter().any(|(name, _)| is_set(name)) {
+            // The bootstrap removes them: they are not for the programs that tasks start.
+            process.args(MALLOC.map(|(name, _)| name)).envs(MALLOC);
+        }
         process.envs(command.env.iter().map(|(k, v)| (k, v)));
         if let Some(cwd) = &command.cwd {
             if !Path::new(cwd).is_dir() {

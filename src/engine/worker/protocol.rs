@@ -36,6 +36,8 @@ pub(crate) const FRAME_HEAD: usize = 16;
 pub const RECORD_HEAD: usize = 32;
 const POSITIONS: usize = 16;
 const PEAK: usize = 8;
+/// An input of at least this many bytes is not copied into a frame.
+const OWN_PIECE: usize = 32 << 10;
 
 /// The head of a frame whose body has `length` bytes.
 pub(crate) fn frame_head(kind: u8, ticket: u32, length: usize) -> [u8; FRAME_HEAD] {
@@ -55,21 +57,32 @@ pub(crate) fn frame(kind: u8, ticket: u32, body: &[u8]) -> Bytes {
 }
 
 /// Encodes a `T` frame; inputs are JSON texts. The worker parses all inputs at once and, if that fails, line by line, so that an
-/// invalid input does not affect the others.
-pub(crate) fn tasks_frame<'a>(map: u32, first: u32, inputs: impl Iterator<Item = &'a Bytes>) -> Bytes {
-    let mut body = format!("[{map},[").into_bytes();
-    for (i, input) in inputs.enumerate() {
-        body.extend_from_slice(if i > 0 { b",\n" } else { b"\n" });
-        let start = body.len();
-        body.extend_from_slice(input);
+/// invalid input does not affect the others. Long inputs are pieces of their own, not copied.
+pub(crate) fn tasks_frame(map: u32, first: u32, inputs: &[Bytes]) -> Vec<Bytes> {
+    let mut body = Vec::new();
+    let mut piece = format!("[{map},[").into_bytes();
+    for (i, input) in inputs.iter().enumerate() {
+        piece.extend_from_slice(if i > 0 { b",\n" } else { b"\n" });
+        if input.len() >= OWN_PIECE && !input.contains(&b'\n') {
+            body.extend([std::mem::take(&mut piece).into(), input.clone()]);
+            continue;
+        }
+        let start = piece.len();
+        piece.extend_from_slice(input);
         // Between JSON tokens a line break is equivalent to a space; inside of a token it cannot occur.
-        body[start..]
+        piece[start..]
             .iter_mut()
             .filter(|byte| **byte == b'\n')
             .for_each(|byte| *byte = b' ');
     }
-    body.extend_from_slice(b"\n]]");
-    frame(b'T', first, &body)
+    piece.extend_from_slice(b"\n]]");
+    if body.is_empty() {
+        return vec![frame(b'T', first, &piece)];
+    }
+    body.push(piece.into());
+    let length = body.iter().map(Bytes::len).sum();
+    let head = Bytes::copy_from_slice(&frame_head(b'T', first, length));
+    std::iter::once(head).chain(body).collect()
 }
 
 /// Encodes a frame of parts without copying the parts.
@@ -187,9 +200,25 @@ mod tests {
     #[test]
     fn tasks_frame_is_valid_json() {
         let inputs = [Bytes::from_static(b"[1]"), Bytes::from_static(b"{\"a\":\n2}")];
-        let frame = tasks_frame(3, 10, inputs.iter());
+        let frame = tasks_frame(3, 10, &inputs).concat();
         assert_eq!(&frame[FRAME_HEAD..], b"[3,[\n[1],\n{\"a\": 2}\n]]");
         assert_eq!((frame[0], frame[4]), (b'T', 10));
+    }
+
+    #[test]
+    fn long_inputs_are_not_copied() {
+        let long = |text: &str| Bytes::from(format!("[\"{}\"{text}]", "x".repeat(OWN_PIECE)));
+        let inputs = ["[1]".into(), long(""), "[2]".into(), long(",\n3"), long("")];
+        let pieces = tasks_frame(3, 10, &inputs);
+        let is_input = |at: usize| pieces.iter().any(|piece| piece.as_ptr() == inputs[at].as_ptr());
+        assert_eq!([1, 3, 4].map(is_input), [true, false, true]);
+        let frame = pieces.concat();
+        assert_eq!(frame[8..FRAME_HEAD], ((frame.len() - FRAME_HEAD) as u64).to_le_bytes());
+        let lines: Vec<&[u8]> = frame[FRAME_HEAD..].split(|byte| *byte == b'\n').collect();
+        assert_eq!(lines.len(), inputs.len() + 2, "each input on its own line");
+        let (map, values): (u32, Vec<serde_json::Value>) = serde_json::from_slice(&frame[FRAME_HEAD..]).unwrap();
+        let expected = inputs.iter().map(|input| serde_json::from_slice(input).unwrap());
+        assert_eq!((map, values), (3, expected.collect()));
     }
 
     #[test]

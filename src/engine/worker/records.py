@@ -103,7 +103,11 @@ def hand_over(parts):
         raise raised
 
 
-def hand_over_small(data):
+def hand_over_joined(head, body):
+    if len(body) > SMALL:
+        hand_over((head, body))  # not copied once more
+        return
+    data = head + body
     if shared is not None or unwritten or len(data) > PIPE_BUF:
         hand_over((data,))
     elif is_owner[0]:
@@ -178,16 +182,17 @@ def record(kind, ticket, started, ended, body):
     global reported_out, reported_err, reported_at, peak
     flush()
     flags, measured, peak = 2 if peak else 0, peak, b""
-    body = measured + body
+    length = len(measured) + len(body)
     # In this order: the engine changes its sequence number before it reads from a pipe.
     if not in_pipes(0, 1) and counts[0] == reported_at:
-        hand_over_small(pack(kind, flags, ticket, len(body), started, ended) + body)
+        hand_over_joined(pack(kind, flags, ticket, length, started, ended) + measured, body)
         return
     at, out, err = positions()
     if out == reported_out and err == reported_err:
-        hand_over_small(pack(kind, flags, ticket, len(body), started, ended) + body)
+        hand_over_joined(pack(kind, flags, ticket, length, started, ended) + measured, body)
     else:
-        hand_over_small(pack(kind, flags | 1, ticket, len(body) + 16, started, ended) + POSITIONS.pack(out, err) + body)
+        head = pack(kind, flags | 1, ticket, length + 16, started, ended) + POSITIONS.pack(out, err) + measured
+        hand_over_joined(head, body)
     reported_out, reported_err, reported_at = out, err, at
 
 

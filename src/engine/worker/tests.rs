@@ -86,7 +86,7 @@ impl TestWorker {
 
     fn tasks(&mut self, first: u32, inputs: &[&str], tokens: usize) {
         let inputs: Vec<Bytes> = inputs.iter().map(|input| Bytes::from(input.to_string())).collect();
-        self.process.send(vec![tasks_frame(1, first, inputs.iter())]);
+        self.process.send(tasks_frame(1, first, &inputs));
         self.process.add_tokens(tokens);
     }
 }

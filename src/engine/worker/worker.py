@@ -214,7 +214,7 @@ def publish(ticket, kind, topic, content, buffers=(), metadata=None, parent=None
 def log(text):
     """Adds a line to the engine's log."""
     body, now = text.encode("utf-8", "backslashreplace"), clock()
-    hand_over_small(pack(b"L", 0, 0, len(body), now, now) + body)
+    hand_over_joined(pack(b"L", 0, 0, len(body), now, now), body)
 
 
 def clear():

@@ -68,6 +68,8 @@ pub struct MapRequest {
 pub struct FirstWatch {
     pub limit: u32,
     pub wait_ms: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub without_inputs: bool,
 }
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MapReply {
@@ -126,6 +128,9 @@ pub struct WatchRequest {
     /// `wait_ms`).
     #[serde(default)]
     pub done: Option<u64>,
+    /// Leave out the inputs of tasks that did not fail.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub without_inputs: bool,
 }
 #[derive(Debug, Serialize, Deserialize)]
 pub struct WatchReply {
@@ -231,13 +236,26 @@ pub struct OutputRequest {
     pub run: Option<u32>,
     pub start: u64,
     pub limit: u32,
+    /// The client is on this host (or a clone of it): it can read the file, if there is one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub as_file: bool,
 }
-/// Buffer 0 contains the bytes, up to `limit` of them (or 1 MiB).
+/// Buffer 0 contains the bytes, up to `limit` of them (or 1 MiB); none if `file` is set.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OutputReply {
     pub status: String,
     /// The size of everything recorded.
     pub size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<RecordedFile>,
+}
+/// A file of the controller. Another host's file of the same name has another identity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedFile {
+    pub path: String,
+    pub device: u64,
+    pub inode: u64,
+    pub modified_ns: i64,
 }
 
 /// The tasks that a command selects.

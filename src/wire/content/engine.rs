@@ -315,6 +315,31 @@ pub struct TaskToRun {
     pub index: u32,
     pub run: u32,
     pub input: Box<RawValue>,
+    /// The input is the next buffer of the message instead; for engines with the capability `input_buffers`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_buffer: bool,
+}
+
+/// An input of at least this many bytes is sent as a buffer, which is neither copied nor signed.
+const BUFFER_BYTES: usize = 32 << 10;
+
+impl TaskToRun {
+    /// `input` was validated as JSON when it arrived. With `buffers`, a long one is added to them.
+    pub fn new(index: u32, run: u32, input: Bytes, buffers: Option<&mut Vec<Bytes>>) -> TaskToRun {
+        let (input, in_buffer) = match buffers.filter(|_| input.len() >= BUFFER_BYTES) {
+            Some(buffers) => {
+                buffers.push(input);
+                (None, true)
+            }
+            None => (serde_json::from_slice(&input).ok(), false),
+        };
+        TaskToRun {
+            index,
+            run,
+            input: input.unwrap_or_else(|| RawValue::NULL.to_owned()),
+            in_buffer,
+        }
+    }
 }
 
 /// `results` up to this sequence number are on disk.

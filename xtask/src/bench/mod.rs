@@ -4,9 +4,10 @@
 //! updates `docs/explanation/performance.md` and `README.md`; `--quick` only prints.
 //!
 //! Parts: [`tools`] (built and installed programs), [`cluster`] (a cluster in its own directory, its use of CPU and memory),
-//! [`numbers`] (medians, tables, pages); one file per comparison: [`peers`], [`stock`], [`start`], [`remote`], [`against`].
+//! [`numbers`] (medians, tables, pages); one file per comparison: [`peers`], [`grain`], [`stock`], [`start`], [`remote`], [`against`].
 mod against;
 mod cluster;
+mod grain;
 mod numbers;
 mod peers;
 mod remote;
@@ -26,11 +27,12 @@ pub fn run(places: &Places, words: &[&str]) -> Result<(), String> {
     };
     match words {
         [] => peers::run(places, quick),
+        ["grain"] => grain::run(places, quick),
         ["ipyparallel"] => stock::run(places, quick),
         ["start"] => start::run(places, quick),
         ["remote"] => remote::run(places, quick),
         ["--against", commit] => against::run(places, commit, quick),
-        _ => Err("cargo xtask bench accepts ipyparallel, start, remote or --against COMMIT, then --quick".into()),
+        _ => Err("cargo xtask bench accepts grain, ipyparallel, start, remote or --against COMMIT, then --quick".into()),
     }
 }
 

@@ -34,6 +34,10 @@ impl Numbers {
         self.0.get(name).map(|values| median(values))
     }
 
+    pub fn highest(&self, name: &str) -> Option<f64> {
+        self.0.get(name)?.iter().copied().max_by(f64::total_cmp)
+    }
+
     pub fn cell(&self, name: &str, shown: impl Fn(f64) -> String) -> String {
         self.median(name).map_or_else(|| MISSING.into(), shown)
     }

@@ -73,6 +73,7 @@ pub(crate) fn run(
             detachable: true,
             outputs: LongOutputs::Fetched,
             values: true,
+            inputs: true,
         };
         let mut rows = Vec::new();
         let (ended, _) = job

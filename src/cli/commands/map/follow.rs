@@ -1,11 +1,11 @@
 //! Follows a map until it is complete: writes results, shows progress, handles Ctrl-C.
 use super::interrupts::Interrupts;
+use super::long_values::long_values;
 use super::stalled::Stalled;
 use crate::cli::explained::{Jobs, Line};
 use crate::cli::output::visible::visible;
 use crate::cli::progress::Progress;
 use crate::cli::tables::unavailable_engines;
-use crate::cli::values::LongValue;
 use crate::cli::{CommandError, Context};
 use crate::client::{Client, ClientError, Feeding, Selection, Update};
 use crate::model::MapId;
@@ -40,6 +40,8 @@ pub(crate) struct Job<'a> {
     pub outputs: LongOutputs,
     /// Whether long values are fetched into their rows.
     pub values: bool,
+    /// Whether rows contain inputs, also of tasks that did not fail.
+    pub inputs: bool,
 }
 
 /// How to handle task output that is too long to be part of its row.
@@ -80,13 +82,7 @@ impl From<NotTaken> for CommandError {
 
 /// Fetches a long value into its row.
 pub(crate) async fn fetch_value(client: &Client, row: &mut TaskRow) -> Result<(), NotTaken> {
-    let Some(size) = row.value_size else { return Ok(()) };
-    let mut value = LongValue::new(row.task, size).map_err(NotTaken::Taking)?;
-    while let Some(start) = value.missing() {
-        let piece = client.output(row.task, Some(row.run), Stream::Value, start).await;
-        value.add(&piece.map_err(NotTaken::Fetching)?.1).map_err(NotTaken::Taking)?;
-    }
-    value.put_into(row).map_err(NotTaken::Taking)
+    long_values(client, std::slice::from_ref(row)).fetch(row).await
 }
 
 /// Passes on rows, with their long outputs.
@@ -101,10 +97,11 @@ async fn hand_on(
     if rows.iter().all(|row| is_short(row) && (!values || row.value_size.is_none())) {
         return take(progress, Taken::Rows(rows)).map_err(NotTaken::Taking);
     }
+    let mut long = long_values(client, if values { &rows } else { &[] });
     for mut row in rows {
         let (task, run) = (row.task, row.run);
         if values {
-            fetch_value(client, &mut row).await?;
+            long.fetch(&mut row).await?;
         }
         for (stream, output) in row.outputs() {
             if outputs == LongOutputs::Left {
@@ -167,6 +164,9 @@ impl Job<'_> {
         let every = Duration::from_millis(if self.context.terminal.stderr { 250 } else { 1000 });
         let (sender, mut updates) = mpsc::channel(4);
         let mut watch = self.client.with_timeout(CONTROLLER_TIMEOUT).watch(self.map, every);
+        if !self.inputs {
+            watch = watch.without_inputs();
+        }
         let watcher = tokio::spawn(async move {
             loop {
                 let update = watch.next().await.transpose();

@@ -128,6 +128,7 @@ impl Reduction<'_> {
             detachable: false,
             outputs: LongOutputs::Left,
             values: false,
+            inputs: false,
         };
         let (ended, _) = job
             .follow(interrupts, &mut progress, &mut |_, taken| {
@@ -199,6 +200,7 @@ impl Reduction<'_> {
             detachable: false,
             outputs: LongOutputs::Left,
             values: false,
+            inputs: false,
         };
         let mut failed = None;
         let (ended, _) = job

@@ -112,6 +112,11 @@ impl Results {
         self.fold.is_none() && !self.sink.is_discarded()
     }
 
+    /// Whether inputs are written.
+    pub(crate) fn wants_inputs(&self) -> bool {
+        self.wants_values() && matches!(self.style, Style::Rows | Style::Csv { .. })
+    }
+
     /// Writes a chunk of a command's output.
     pub(crate) fn take_piece(&mut self, progress: &Progress, stream: Stream, bytes: &[u8]) -> Result<(), CommandError> {
         progress.suspend(|| match stream {

@@ -7,11 +7,11 @@ use super::Engine;
 use super::cores::united;
 use super::node::{Node, Share};
 use super::why_not::{LaneId, Obstacle, WhyNot};
+use crate::model::EngineUuid;
 use crate::model::engine::EngineFacts;
 use crate::model::memory::Memory;
 use crate::model::node::{Gpu, NodeFacts, NumaCores};
 use crate::model::resources::{Allocation, Request, WHOLE_GPU};
-use crate::model::EngineUuid;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 

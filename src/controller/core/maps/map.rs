@@ -62,6 +62,7 @@ pub(crate) struct Watch {
     pub parent: Bytes,
     pub from: u32,
     pub limit: u32,
+    pub without_inputs: bool,
     pub until: Duration,
     pub done: Option<u64>,
     /// For a watch that is part of a `map_request`: the engines for the answer.

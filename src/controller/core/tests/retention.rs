@@ -73,6 +73,7 @@ fn expired_records_are_deleted_step_by_step() {
         limit: 10,
         wait_ms: 0,
         done: None,
+        without_inputs: false,
     };
     w.ask(client::WATCH, &watch, vec![]);
     assert_eq!(w.reply()["ename"], "NoSuchMap");
@@ -98,6 +99,7 @@ fn records_in_use_are_kept() {
             limit: 10,
             wait_ms: 0,
             done: None,
+            without_inputs: false,
         },
         vec![],
     );

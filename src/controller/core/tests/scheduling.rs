@@ -330,6 +330,7 @@ fn a_map_runs_after_its_dependency_unless_that_failed() {
             limit: 1,
             wait_ms: 0,
             done: None,
+            without_inputs: false,
         },
         vec![],
     );

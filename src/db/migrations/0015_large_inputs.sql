@@ -1,0 +1,2 @@
+-- A long input is stored in a file, like a long output: `input` then holds a BLOB that refers to it. A row is rewritten for every change
+-- to it, with all that is in it.
