@@ -164,7 +164,7 @@ impl World {
             let held = Held { map, index, run: 1 };
             if let std::collections::hash_map::Entry::Vacant(new) = self.came.entry(held) {
                 new.insert(false);
-                tasks.push((index, 1, Bytes::from_static(b"[]")));
+                tasks.push((index, 1, Bytes::from_static(b"[]"), Default::default()));
             }
         }
         self.event(Event::TasksReceived { map, tasks });
@@ -278,6 +278,7 @@ impl World {
             unread,
             how: "died".into(),
             killed: false,
+            oom_killed: false,
             stderr_tail: String::new(),
             output: Default::default(),
         });
@@ -292,6 +293,7 @@ impl World {
                 ended,
                 how,
                 peak: Default::default(),
+                oom_killed: code == 137,
             }));
         }
     }

@@ -25,7 +25,8 @@ completed duration label peak_memory cause`, and if applicable:
 - `exact`, `type`, `pickled`: JSON cannot hold the value. `exact` is false, `type` is its Python type, `value` is a
   rendering, and `pickled` is the value itself, a pickle in base64.
 - `msg_id`, `repr`: of a request of an ipyparallel client.
-- `definition`, `earlier`: what the task runs, and its superseded attempts, if single tasks are requested.
+- `definition`, `request`, `earlier`: what the task runs, what its last attempt asked for (`cpus mem_bytes gpus named
+  limit_s`), and its superseded attempts (with `request`, too), if single tasks are requested.
 - `stdout_base64`, `stderr_base64`: output that is not UTF-8; then `stdout` or `stderr` is null.
 - `stdout_size`, `stderr_size`: the size of an output above 256 KiB, of which `results` shows the beginning.
   `results TASK --stdout` writes all of it, and `map` writes complete outputs in every format.

@@ -6,11 +6,11 @@ use super::output::visible::{one_line, visible};
 use super::records::Details;
 use super::views::{error_line, map_state};
 use crate::cli::output::shown;
-use crate::model::definition::Work;
+use crate::model::definition::{MapOptions, Work};
 use crate::model::engine::EngineStatus;
 use crate::model::memory::Memory;
 use crate::model::output::{Output, Stream};
-use crate::model::task::{MapRow, TaskRow, TaskState};
+use crate::model::task::{Ask, MapRow, TaskRow, TaskState};
 use crate::model::{EngineId, TaskId, UnixTime};
 
 pub(crate) fn tone(state: TaskState) -> Tone {
@@ -149,6 +149,9 @@ pub(crate) fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
     line("started", row.started.map(point));
     line("completed", row.completed.map(point));
     line("duration", row.duration.map(times::duration));
+    let options = details.definition.as_ref().map(|definition| &definition.options);
+    let asked_for = |ask: Option<Ask>| options.and_then(|options| asked_for(options, ask.unwrap_or_default()));
+    line("asked for", asked_for(row.ask));
     line("memory", row.peak_memory.map(|bytes| format!("peak {}", rounded(bytes))));
     line("msg_id", row.msg_id.clone());
     if let (Some(size), None) = (row.value_size, &row.value) {
@@ -174,13 +177,16 @@ pub(crate) fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
             .as_ref()
             .map(|e| format!(": {}", one_line(&error_line(e))))
             .unwrap_or_default();
+        let asked = asked_for(attempt.ask)
+            .map(|asked| format!(", asked for {asked}"))
+            .unwrap_or_default();
         let used = outcome.peak_memory.map(|bytes| format!(", peak memory {}", rounded(bytes)));
         let lasted = times::duration(outcome.ended.since(outcome.started)) + &used.unwrap_or_default();
         let place = place(attempt.engine, attempt.host.as_deref())
             .map(|p| format!(" on engine {p}"))
             .unwrap_or_default();
         text.push_str(&format!(
-            "\nearlier attempt {}{place}: {} after {lasted}{why}\n",
+            "\nearlier attempt {}{place}: {} after {lasted}{asked}{why}\n",
             attempt.run, outcome.status
         ));
         let traceback = outcome.error.as_ref().map(|e| e.traceback.as_str()).unwrap_or_default();
@@ -188,6 +194,14 @@ pub(crate) fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
         push_block(&mut text, "traceback", traceback);
     }
     visible(&text).into_owned()
+}
+
+/// `1 cpu, 8G, 30 s`; None if that is an engine alone.
+fn asked_for(options: &MapOptions, ask: Ask) -> Option<String> {
+    let request = options.request_with(&ask).map(|request| request.to_string());
+    let limit = ask.limit_s().or(options.timeout_s).map(times::duration);
+    let parts: Vec<String> = request.into_iter().chain(limit).collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 fn rounded(bytes: u64) -> String {

@@ -3,11 +3,13 @@
 use super::values::Inexact;
 use crate::model::definition::MapDefinition;
 use crate::model::output::Output;
-use crate::model::task::{AttemptRow, Cause, MapRow, TaskError, TaskRow, TaskState};
+use crate::model::resources::WHOLE_GPU;
+use crate::model::task::{Ask, AttemptRow, Cause, MapRow, TaskError, TaskRow, TaskState};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 #[derive(Serialize)]
 pub(crate) struct MapView<'a> {
@@ -150,8 +152,34 @@ pub(crate) struct TaskView<'a> {
     /// Why it waits, or where it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub explanation: Option<&'a str>,
+    /// What its current or last attempt asks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request: Option<RequestView>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub earlier: Option<Vec<AttemptView<'a>>>,
+}
+
+/// What an attempt asked for.
+#[derive(Serialize)]
+pub(crate) struct RequestView {
+    cpus: u32,
+    mem_bytes: Option<u64>,
+    gpus: f64,
+    named: BTreeMap<String, u64>,
+    limit_s: Option<f64>,
+}
+
+impl RequestView {
+    pub(crate) fn new(definition: &MapDefinition, ask: Option<&Ask>) -> RequestView {
+        let (options, ask) = (&definition.options, ask.copied().unwrap_or_default());
+        RequestView {
+            cpus: options.resources.cpus,
+            mem_bytes: ask.mem_bytes.or(options.mem_bytes),
+            gpus: f64::from(options.resources.gpus.thousandths) / f64::from(WHOLE_GPU),
+            named: options.resources.named.clone(),
+            limit_s: ask.limit_s().or(options.timeout_s),
+        }
+    }
 }
 
 /// An earlier attempt.
@@ -170,10 +198,11 @@ pub(crate) struct AttemptView<'a> {
     pub duration: f64,
     pub peak_memory: Option<u64>,
     pub cause: Option<&'a Cause>,
+    pub request: Option<RequestView>,
 }
 
 impl<'a> AttemptView<'a> {
-    pub(crate) fn new(attempt: &'a AttemptRow) -> AttemptView<'a> {
+    pub(crate) fn new(attempt: &'a AttemptRow, definition: Option<&MapDefinition>) -> AttemptView<'a> {
         let outcome = &attempt.outcome;
         AttemptView {
             run: attempt.run,
@@ -188,6 +217,7 @@ impl<'a> AttemptView<'a> {
             duration: micros(outcome.ended.since(outcome.started)),
             peak_memory: outcome.peak_memory,
             cause: outcome.cause.as_ref(),
+            request: definition.map(|definition| RequestView::new(definition, attempt.ask.as_ref())),
         }
     }
 }
@@ -220,6 +250,7 @@ impl<'a> TaskView<'a> {
             msg_id: row.msg_id.as_deref(),
             definition: None,
             explanation: None,
+            request: None,
             earlier: None,
         }
     }

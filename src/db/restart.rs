@@ -4,7 +4,7 @@ use super::large::Large;
 use super::requests::queue_of;
 use super::rows::state_of;
 use super::{DbError, Reader, outputs, rows};
-use crate::model::change::Request;
+use crate::model::change::{Request, UsedRetries};
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineFacts;
 use crate::model::output::Written;
@@ -56,12 +56,8 @@ pub(crate) struct UnfinishedTask {
     pub engine: Option<EngineId>,
     /// The number of attempts started.
     pub attempts: u32,
-    /// Attempts since it was (re)submitted that ended in a crash, and that failed otherwise.
-    pub crashes: u32,
-    pub failures: u32,
-    /// Used retries with more memory, and with more time; and what its current attempt asks for in place of its map's request.
-    pub memory_retries: u32,
-    pub time_retries: u32,
+    pub used: UsedRetries,
+    /// What its current attempt asks for in place of its map's request.
     pub ask: Ask,
     /// Its current attempt is the last.
     pub cancelled: bool,
@@ -125,10 +121,12 @@ impl Reader {
                     run: row.get(2)?,
                     engine: row.get::<_, Option<u32>>(3)?.map(EngineId),
                     attempts: row.get(4)?,
-                    crashes: row.get(5)?,
-                    failures: row.get(6)?,
-                    memory_retries: row.get(9)?,
-                    time_retries: row.get(10)?,
+                    used: UsedRetries {
+                        errors: row.get(6)?,
+                        crashes: row.get(5)?,
+                        memory: row.get(9)?,
+                        time: row.get(10)?,
+                    },
                     ask: rows::ask(row, 11)?.unwrap_or_default(),
                     cancelled: row.get(8)?,
                     input: match self.outputs.long_input(id, row.get_ref(7)?)? {

@@ -83,7 +83,7 @@ pub(super) fn task_row(row: &Row, outputs: &Outputs) -> rusqlite::Result<TaskRow
         msg_id: row.get(19)?,
         label: row.get(20)?,
         peak_memory: peak_memory(row, 22)?,
-        cause: row.get_ref(23)?.as_str_or_null()?.map(Cause::from),
+        cause: row.get::<_, Option<String>>(23)?.map(Cause::from),
         ask: ask(row, 24)?,
     })
 }
@@ -227,7 +227,7 @@ pub(super) fn attempt_row(row: &Row) -> rusqlite::Result<AttemptRow> {
         exit_code: row.get(6)?,
         error,
         crashed: row.get(3)?,
-        cause: row.get_ref(18)?.as_str_or_null()?.map(Cause::from),
+        cause: row.get::<_, Option<String>>(18)?.map(Cause::from),
         peak_memory: peak_memory(row, 17)?,
         started: row.get::<_, Option<f64>>(4)?.map_or(ended, UnixTime),
         ended,

@@ -149,7 +149,15 @@ pub(super) async fn run(
     let how = run_inner(&to_run, &forker, &running, &events, &mut peak).await;
     running.pid.store(-1, Ordering::SeqCst);
     let ended = clock();
-    let _ = events.send(CommandEvent::Ended(CommandEnd { started, ended, how, peak })).await;
+    let _ = events
+        .send(CommandEvent::Ended(CommandEnd {
+            started,
+            ended,
+            how,
+            peak,
+            oom_killed: false,
+        }))
+        .await;
 }
 
 async fn run_inner(

@@ -11,6 +11,7 @@ mod forker;
 mod link;
 mod memory;
 mod node;
+mod oom;
 mod orphans;
 mod requests;
 pub(crate) mod settings;

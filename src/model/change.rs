@@ -80,13 +80,11 @@ pub enum Change {
         run: u32,
         attempt: Option<Attempt>,
     },
-    /// The next attempt of a task asks for something else than its map. With these, so many retries with more memory and
-    /// with more time are used.
+    /// The next attempt of a task asks for something else than its map; and which retries are used.
     TaskAsks {
         task: TaskId,
         ask: Ask,
-        memory_retries: u32,
-        time_retries: u32,
+        used: UsedRetries,
     },
     /// A task on an engine was cancelled: it is not attempted again, however this attempt ends.
     TaskCancelling {
@@ -158,6 +156,16 @@ pub enum Change {
     Purged {
         what: Purge,
     },
+}
+
+/// Retries of a task since it was (re)submitted, by what they are charged to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UsedRetries {
+    pub errors: u32,
+    pub crashes: u32,
+    /// With more memory, and with more time.
+    pub memory: u32,
+    pub time: u32,
 }
 
 /// An attempt whose result was superseded.

@@ -3,9 +3,12 @@
 use super::MapId;
 use super::bundle::{Bundle, File, is_relative};
 use super::cores::CoreSet;
+use super::growth::Growth;
+use super::memory::Memory;
 use super::resources::{Request, TaskResources};
 use super::stdlib;
 use super::targets::Targets;
+use super::task::Ask;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -231,6 +234,16 @@ pub struct MapOptions {
     pub retries: u32,
     /// How often a task is retried if its worker or engine dies.
     pub max_crashes: u32,
+    /// A task that had too little memory is retried with more: up to `max_mem_bytes`, and to what a node has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_mem: Option<Growth>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_mem_bytes: Option<u64>,
+    /// A task that ran into its timeout is retried with more: up to `max_time_s`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_time: Option<Growth>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_time_s: Option<f64>,
     /// Working directory on the engine.
     pub cwd: Option<String>,
     /// The directory from which the map was submitted: the working directory on engines where it
@@ -260,13 +273,50 @@ impl MapOptions {
         self.time_s.or(self.timeout_s)
     }
 
+    /// The same for an attempt that asks for this.
+    pub fn needed_s_with(&self, ask: &Ask) -> Option<f64> {
+        match (self.time_s, ask.limit_s()) {
+            (Some(time), Some(limit)) => Some(time.max(limit)),
+            (_, limit) => limit.or(self.needed_s()),
+        }
+    }
+
     /// What each task asks of its node; None if an engine is enough.
     pub fn request(&self) -> Option<Request> {
-        let is_enough = self.resources.is_default() && self.mem_bytes.is_none();
+        self.request_with(&Ask::default())
+    }
+
+    /// What an attempt that asks for this asks of its node.
+    pub fn request_with(&self, ask: &Ask) -> Option<Request> {
+        let mem_bytes = ask.mem_bytes.or(self.mem_bytes);
+        let is_enough = self.resources.is_default() && mem_bytes.is_none();
         (!is_enough).then(|| Request {
             resources: self.resources.clone(),
-            mem_bytes: self.mem_bytes.unwrap_or_default(),
+            mem_bytes: mem_bytes.unwrap_or_default(),
         })
+    }
+
+    /// An error if retries with more have nothing to begin with, or nowhere to go; with the names of the command line's options.
+    pub fn check_retries(&self) -> Result<(), String> {
+        let memory = |bytes: u64| Memory { bytes };
+        match (self.retry_mem, self.mem_bytes, self.max_mem_bytes) {
+            (Some(growth), None, _) => {
+                return Err(format!("--retry-mem {growth} needs --mem: it multiplies what a task asks for"));
+            }
+            (None, _, Some(max)) => return Err(format!("--max-mem {} needs --retry-mem", memory(max))),
+            (Some(_), Some(mem), Some(max)) if max <= mem => {
+                return Err(format!("--max-mem {} must be more than --mem {}", memory(max), memory(mem)));
+            }
+            _ => {}
+        }
+        match (self.retry_time, self.timeout_s, self.max_time_s) {
+            (Some(growth), None, _) => Err(format!("--retry-time {growth} needs --timeout: it multiplies that")),
+            (None, _, Some(max)) => Err(format!("--max-time {max}s needs --retry-time")),
+            (Some(_), Some(limit), Some(max)) if max.is_nan() || max <= limit => {
+                Err(format!("--max-time {max}s must be more than --timeout {limit}s"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -292,6 +342,10 @@ impl Default for MapOptions {
             max_running: None,
             retries: 0,
             max_crashes: 3,
+            retry_mem: None,
+            max_mem_bytes: None,
+            retry_time: None,
+            max_time_s: None,
             cwd: None,
             directory: None,
             env: BTreeMap::new(),

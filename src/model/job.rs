@@ -30,6 +30,13 @@ pub struct JobRow {
     pub since: UnixTime,
 }
 
+impl JobRow {
+    /// Whether this is the job, or the element of a job, that a user or an engine names.
+    pub(crate) fn is(&self, asked: &str) -> bool {
+        is_job(&self.job, asked) || is_job(&format!("{}.{}", parts(&self.job).0, self.element), asked)
+    }
+}
+
 /// An engine of a batch job that has left.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Departure {

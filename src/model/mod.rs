@@ -14,6 +14,7 @@ pub(crate) mod cores;
 pub(crate) mod definition;
 pub(crate) mod engine;
 pub(crate) mod explanation;
+pub(crate) mod growth;
 pub(crate) mod ids;
 pub(crate) mod job;
 pub(crate) mod memory;

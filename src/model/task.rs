@@ -1,5 +1,6 @@
 //! A task's states and outcomes. The table of allowed transitions is
 //! `controller::core::transition`.
+use super::open_enum::open_enum;
 use super::output::{Output, Stream};
 use super::pickled::Pickled;
 use super::{EngineId, MapId, TaskId, UnixTime};
@@ -96,92 +97,52 @@ pub struct TaskError {
     pub traceback: String,
 }
 
-/// Why an attempt failed.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Cause {
-    /// Its function or command.
-    Error,
-    /// Its worker died.
-    Crash,
-    /// It ran longer than its limit.
-    Timeout,
-    Cancelled,
-    /// It used more memory than its limit, and its engine killed it.
-    MemoryLimit,
-    /// The kernel killed it because the memory of its control group was used up.
-    MemoryCgroup,
-    /// The batch system ended the engine's job because it used too much memory.
-    MemoryJob,
-    /// Its engine left, or was lost.
-    EngineLost,
-    /// Of a newer version.
-    Unknown(String),
+open_enum! {
+    /// Why an attempt failed.
+    pub enum Cause {
+        /// Its function or command.
+        Error => "error",
+        /// Its worker died.
+        Crash => "crash",
+        /// It ran longer than its limit.
+        Timeout => "timeout",
+        Cancelled => "cancelled",
+        /// It used more memory than its limit, and its engine killed it.
+        MemoryLimit => "out_of_memory_limit",
+        /// The kernel killed it because the memory of its control group was used up.
+        MemoryCgroup => "out_of_memory_cgroup",
+        /// The batch system ended the engine's job because it used too much memory.
+        MemoryJob => "out_of_memory_job",
+        /// Its engine left, or was lost.
+        EngineLost => "engine_lost",
+    }
 }
 
 impl Cause {
-    pub const ALL: [Cause; 8] = [
-        Cause::Error,
-        Cause::Crash,
-        Cause::Timeout,
-        Cause::Cancelled,
-        Cause::MemoryLimit,
-        Cause::MemoryCgroup,
-        Cause::MemoryJob,
-        Cause::EngineLost,
-    ];
-    pub fn as_str(&self) -> &str {
-        match self {
-            Cause::Error => "error",
-            Cause::Crash => "crash",
-            Cause::Timeout => "timeout",
-            Cause::Cancelled => "cancelled",
-            Cause::MemoryLimit => "out_of_memory_limit",
-            Cause::MemoryCgroup => "out_of_memory_cgroup",
-            Cause::MemoryJob => "out_of_memory_job",
-            Cause::EngineLost => "engine_lost",
-            Cause::Unknown(word) => word,
-        }
-    }
     /// It had too little memory.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Cause::MemoryLimit | Cause::MemoryCgroup | Cause::MemoryJob)
     }
 }
 
-impl From<&str> for Cause {
-    fn from(word: &str) -> Cause {
-        let known = Cause::ALL.into_iter().find(|cause| cause.as_str() == word);
-        known.unwrap_or_else(|| Cause::Unknown(word.into()))
-    }
-}
-
-impl Serialize for Cause {
-    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(self.as_str())
-    }
-}
-
-impl<'de> Deserialize<'de> for Cause {
-    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Cause, D::Error> {
-        Ok(Cause::from(&*std::borrow::Cow::<'de, str>::deserialize(from)?))
-    }
-}
-
 /// What one attempt asks for in place of its map's request: after a failure for which `--retry-mem` or `--retry-time` gives more.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Ask {
     /// Its memory, reserved and enforced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mem_bytes: Option<u64>,
-    /// Its time limit, in seconds.
+    /// Its time limit, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit_s: Option<f64>,
+    pub limit_ms: Option<u64>,
 }
 
 impl Ask {
     pub fn is_default(&self) -> bool {
         *self == Ask::default()
+    }
+    pub fn limit_s(&self) -> Option<f64> {
+        self.limit_ms.map(|ms| ms as f64 / 1000.0)
     }
 }
 

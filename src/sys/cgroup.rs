@@ -43,6 +43,14 @@ pub(crate) fn memory_limit(group: &Path) -> Option<(u64, &'static str)> {
     second.or_else(|| Some((first()?, "memory.limit_in_bytes")))
 }
 
+/// How many processes of the group the kernel has killed for lack of memory.
+pub(crate) fn oom_kills(group: &Path) -> Option<u64> {
+    let text = fs::read_to_string(group.join("memory.events")).or_else(|_| fs::read_to_string(group.join("memory.oom_control")));
+    text.ok()?
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+}
+
 /// The number of processors whose time the group may use in total.
 pub(crate) fn cpu_limit(group: &Path) -> Option<f64> {
     let (quota, period) = match fs::read_to_string(group.join("cpu.max")) {

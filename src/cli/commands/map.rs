@@ -1,7 +1,8 @@
 //! `pcluster map`: a function or a command over many inputs, results in their order.
 //!
 //! Parts: [`options`] (of tasks), [`own_cluster`] (`-n`), [`follow`] (waiting for a map), `long_values`, [`results`] (their output),
-//! [`report`] (failures), `stalled` (why it does not get on), [`reduce`] (folding the values), [`interrupts`] (Ctrl-C).
+//! [`report`] (failures), `stalled` (why it does not get on), [`tip`] (memory), [`reduce`] (folding the values), [`interrupts`]
+//! (Ctrl-C).
 pub(crate) mod follow;
 pub(crate) mod interrupts;
 mod long_values;
@@ -11,6 +12,7 @@ pub(crate) mod reduce;
 pub(crate) mod report;
 pub(crate) mod results;
 mod stalled;
+mod tip;
 
 use crate::cli::inputs::code::CodeArgs;
 use crate::cli::inputs::{InputArgs, Inputs, Shape, Texts, function};
@@ -21,6 +23,7 @@ use crate::client::{Client, ClientError, Feeding, MapReply, Selection};
 use crate::model::MapId;
 use crate::model::definition::{MapDefinition, Work};
 use crate::model::targets::Targets;
+use crate::model::task::Counts;
 use bytes::Bytes;
 use follow::{Feed, Job, MapEnd, Taken};
 use interrupts::Interrupts;
@@ -177,7 +180,7 @@ impl Run<'_> {
         };
         let texts = texts.map(|text| -> Input { text.map(Bytes::from).map_err(|e| e.to_string()) });
         let name = definition.options.name.clone().unwrap_or_else(|| definition.work.default_name());
-        let (options, work) = (definition.options.clone(), definition.work.clone());
+        let (options, asked, work) = (definition.options.clone(), definition.options.clone(), definition.work.clone());
 
         inputs.must_fit(self.client.max_input_bytes())?;
         let begun = self.client.begin(definition).await?;
@@ -223,7 +226,7 @@ impl Run<'_> {
             values: results.wants_values(),
             inputs: results.wants_inputs(),
         };
-        let mut report = Report::new(map);
+        let mut report = Report::new(map, asked);
         report.values_shown = reduction.is_none() && results.shows_readable();
         report.cluster_stays = self.cluster_stays;
         results.begin()?;
@@ -243,7 +246,7 @@ impl Run<'_> {
             }
             return Ok(Exit::Interrupted);
         }
-        report.print(context, &counts, began.elapsed());
+        self.report(&report, &counts, began).await;
         if counts.failed() > 0 && reduction.is_some() && !self.args.results.skip_failed {
             let hint = "reduce the remaining values with --skip-failed, or fix the cause and run the map again";
             return Err(CommandError::failed(format!("map {map} was not reduced: {} of its tasks failed", counts.failed())).hint(hint));
@@ -252,6 +255,18 @@ impl Run<'_> {
         match reduction {
             None => results.end().map(|()| exit),
             Some(reduction) => write_reduced(reduction, results, &mut interrupts, exit).await,
+        }
+    }
+
+    /// Prints the report, and a tip if more tasks could run at a time with less memory for each.
+    async fn report(&self, report: &Report, counts: &Counts, began: Instant) {
+        report.print(self.context, counts, began.elapsed());
+        if !report.may_have_tip() || self.context.quiet {
+            return;
+        }
+        let engines = self.client.status().await.map(|status| status.engines).unwrap_or_default();
+        if let Some(tip) = report.tip(counts.total, &engines) {
+            self.context.note(tip);
         }
     }
 

@@ -5,7 +5,7 @@ use crate::cli::output::sink::Sink;
 use crate::cli::output::{json, shown, times};
 use crate::cli::records::{Details, Records};
 use crate::cli::values::Style;
-use crate::cli::views::{self, AttemptView, MapView, TaskView};
+use crate::cli::views::{self, AttemptView, MapView, RequestView, TaskView};
 use crate::cli::{CommandError, Context, Exit, tables};
 use crate::model::TaskId;
 use crate::model::output::Stream;
@@ -412,7 +412,9 @@ fn show_in_full(query: &TaskQuery, records: &Records, format: Format, sink: &mut
                 let mut view = TaskView::new(row);
                 view.definition = details.definition.as_ref();
                 view.explanation = details.explanation.as_deref();
-                view.earlier = Some(details.earlier.iter().map(AttemptView::new).collect());
+                view.request = view.definition.map(|definition| RequestView::new(definition, row.ask.as_ref()));
+                let attempts = details.earlier.iter();
+                view.earlier = Some(attempts.map(|attempt| AttemptView::new(attempt, view.definition)).collect());
                 list.item(out, &view)?;
             }
             list.end(out)

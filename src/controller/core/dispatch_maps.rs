@@ -117,7 +117,12 @@ impl Core {
         let mut buffers = Vec::new();
         for task in &tasks {
             let buffers = takes_buffers.then_some(&mut buffers);
-            to_run.push(TaskToRun::new(task.index, task.run, task.input.clone(), buffers));
+            let to_send = TaskToRun::new(task.index, task.run, task.input.clone(), buffers);
+            to_run.push(TaskToRun {
+                mem_bytes: task.ask().mem_bytes,
+                limit_ms: task.ask().limit_ms,
+                ..to_send
+            });
         }
         self.maps.change(id, |map| {
             self.engines.change(engine, |e| {

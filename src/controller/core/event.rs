@@ -1,6 +1,6 @@
 //! Events: what has happened. The time is passed with each event, see [`EventTime`].
 use super::effect::{ClientChannel, UndeliveredReply};
-use crate::model::change::Request;
+use crate::model::change::{Request, UsedRetries};
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineFacts;
 use crate::model::output::Written;
@@ -164,11 +164,7 @@ pub struct FoundTask {
     pub state: TaskState,
     /// Its engine, if it is assigned or running.
     pub engine: Option<EngineId>,
-    /// Used retries, by cause: errors and crashes.
-    pub errors: u32,
-    pub crashes: u32,
-    pub memory_retries: u32,
-    pub time_retries: u32,
+    pub used: UsedRetries,
     /// What it asks for in place of its map's request.
     pub ask: Ask,
     /// Cancelled while assigned to its engine.

@@ -1,10 +1,10 @@
 //! Work comes back from an engine: returned unstarted, or lost with the engine. It is queued again, or ends as lost.
 use super::Core;
 use super::engines::ORPHAN_GRACE;
-use super::maps::{Fault, InFlight};
+use super::maps::{Fault, InFlight, Retry};
 use super::outbox::Timer;
 use crate::model::change::{Attempt, Change};
-use crate::model::task::{Outcome, TaskState};
+use crate::model::task::{Cause, Outcome, TaskState};
 use crate::model::{EngineId, EngineUuid, TaskId};
 use crate::wire::content::engine::Returned;
 use std::collections::BTreeSet;
@@ -53,8 +53,12 @@ impl Core {
             engine,
             outcome: Box::new(outcome),
         });
+        let (ask, used) = (was.ask(), was.used());
         if let Some(run) = self.maps.change(task.map, |map| map.requeue(task.index, was)) {
             self.out.record(Change::TaskReturned { task, run, attempt });
+            if !ask.is_default() {
+                self.out.record(Change::TaskAsks { task, ask, used });
+            }
         }
     }
 
@@ -95,19 +99,17 @@ impl Core {
             // A task that was not started cannot have been the cause.
             let fault = if in_flight.has_begun() { Fault::Crash } else { Fault::Engine };
             let Some(map) = self.maps.get(task.map) else { continue };
-            let may_rerun = map.may_rerun(&mut in_flight, fault);
+            let retry = map.retry(&mut in_flight, fault, |_| None);
             let status = if in_flight.is_cancelled() {
                 TaskState::Aborted
             } else {
                 TaskState::Lost
             };
             let mut outcome = Outcome::failure(status, "EngineLost", format!("engine {id} left: {why}"), at, at);
-            outcome.crashed = true;
-            if may_rerun {
-                let attempt = in_flight.has_begun().then_some(outcome);
-                self.requeue_task(task, in_flight, attempt);
-            } else {
-                self.finish(task, run, Some(engine), outcome);
+            (outcome.crashed, outcome.cause) = (true, Some(Cause::EngineLost));
+            match retry {
+                Retry::Again if !in_flight.has_begun() => self.requeue_task(task, in_flight, None),
+                retry => self.end_attempt(task, in_flight, (run, engine), outcome, retry),
             }
         }
         for map in maps {

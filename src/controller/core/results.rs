@@ -1,9 +1,10 @@
 //! Progress and results of map tasks: a task is finished or retried, and with its last task a map is complete.
 use super::Core;
-use super::maps::Fault;
+use super::maps::{Fault, InFlight, Retry};
 use super::outbox::Timer;
 use crate::model::change::Change;
 use crate::model::output::{Output, Stream, Written};
+use crate::model::resources::Request;
 use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::content::engine::{self, Held, Progress, Results, TaskResult};
@@ -79,17 +80,30 @@ impl Core {
             let mut in_flight = map.end(index)?;
             let outcome = with_output(outcome, in_flight.written(), now);
             map.learn(&in_flight, taken, outcome.bytes());
-            let again = match outcome.status {
-                TaskState::Ok | TaskState::Aborted => false,
-                _ if outcome.crashed => map.may_rerun(&mut in_flight, Fault::Crash),
-                _ => map.may_rerun(&mut in_flight, Fault::Error),
+            let most_memory = |request: &Request| self.engines.nodes().most_memory(request);
+            let retry = match Fault::of(&outcome, map.options()) {
+                Some(fault) => map.retry(&mut in_flight, fault, most_memory),
+                None => Retry::Never,
             };
-            Some((in_flight, outcome, again))
+            Some((in_flight, outcome, retry))
         });
-        match ended.flatten() {
-            Some((in_flight, outcome, true)) => self.requeue_task(task, in_flight, Some(outcome)),
-            Some((_, outcome, false)) => self.finish(task, run, Some(engine), outcome),
-            None => {}
+        if let Some((in_flight, outcome, retry)) = ended.flatten() {
+            self.end_attempt(task, in_flight, (run, engine), outcome, retry);
+        }
+    }
+
+    /// Repeats a task whose attempt has ended, or finishes it.
+    pub(super) fn end_attempt(&mut self, task: TaskId, was: InFlight, (run, engine): (u32, &EngineUuid), outcome: Outcome, retry: Retry) {
+        match retry {
+            Retry::Again => self.requeue_task(task, was, Some(outcome)),
+            Retry::Never => self.finish(task, run, Some(engine), outcome),
+            Retry::Exhausted(why) => {
+                let mut outcome = outcome;
+                if let Some(error) = &mut outcome.error {
+                    error.evalue = format!("{}; not retried: {why}", error.evalue);
+                }
+                self.finish(task, run, Some(engine), outcome);
+            }
         }
     }
 

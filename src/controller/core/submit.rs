@@ -91,6 +91,9 @@ impl Core {
 
     /// Refuses a map whose tasks ask for more than any node has.
     pub(super) fn check_resources(&self, definition: &MapDefinition) -> Result<(), ErrorContent> {
+        if let Err(why) = definition.options.check_retries() {
+            return Err(ErrorContent::new("ValueError", why));
+        }
         let Some(request) = definition.options.request() else {
             return Ok(());
         };

@@ -129,12 +129,7 @@ impl<'a> Batch<'a> {
                 outcome,
             } => self.task_finished(*task, *run, *engine, outcome),
             Change::TaskReturned { task, run, attempt } => self.task_returned(*task, *run, attempt.as_ref()),
-            Change::TaskAsks {
-                task,
-                ask,
-                memory_retries,
-                time_retries,
-            } => self.task_asks(*task, ask, *memory_retries, *time_retries),
+            Change::TaskAsks { task, ask, used } => self.task_asks(*task, ask, used),
             Change::TaskResubmitted { task, run } => self.task_resubmitted(*task, *run),
             Change::MapCompleted { map, at } => self.map_completed(*map, *at),
             Change::EngineRegistered { id, facts, at } => self.engine_registered(*id, facts, *at),

@@ -3,7 +3,7 @@ use super::maps::row_range;
 use super::outputs::Before;
 use super::{Batch, Text, some_text};
 use crate::db::rows::state_of;
-use crate::model::change::Attempt;
+use crate::model::change::{Attempt, UsedRetries};
 use crate::model::output::Stream;
 use crate::model::task::{Ask, Cause, Outcome, TaskState};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
@@ -298,10 +298,11 @@ impl Batch<'_> {
         Ok(())
     }
 
-    pub(super) fn task_asks(&mut self, task: TaskId, ask: &Ask, memory_retries: u32, time_retries: u32) -> rusqlite::Result<()> {
-        let sql = "UPDATE task SET ask = ?2, memory_retries = ?3, time_retries = ?4 WHERE id = ?1 AND completed IS NULL";
+    pub(super) fn task_asks(&mut self, task: TaskId, ask: &Ask, used: &UsedRetries) -> rusqlite::Result<()> {
+        let sql = "UPDATE task SET ask = ?2, failures = ?3, crashes = ?4, memory_retries = ?5, time_retries = ?6 \
+                   WHERE id = ?1 AND completed IS NULL";
         let ask = (!ask.is_default()).then(|| serde_json::to_string(ask).unwrap_or_default());
-        let values = params![task.row_id(), ask, memory_retries, time_retries];
+        let values = params![task.row_id(), ask, used.errors, used.crashes, used.memory, used.time];
         self.connection.prepare_cached(sql)?.execute(values).map(drop)
     }
 

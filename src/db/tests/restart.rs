@@ -84,7 +84,17 @@ fn open_maps_unfinished_tasks_and_engines_are_restored() {
     reader.unfinished_tasks(MapId(2), &mut |task| tasks.push(task)).unwrap();
     let brief: Vec<_> = tasks
         .iter()
-        .map(|t| (t.index, t.state, t.run, t.engine.map(|e| e.0), t.attempts, t.crashes, t.failures))
+        .map(|t| {
+            (
+                t.index,
+                t.state,
+                t.run,
+                t.engine.map(|e| e.0),
+                t.attempts,
+                t.used.crashes,
+                t.used.errors,
+            )
+        })
         .collect();
     let expected = [
         (0, TaskState::Assigned, 1, Some(1), 0, 0, 0),

@@ -71,7 +71,7 @@ impl Core {
         match self.queue.front() {
             None => NextUnit::Nothing,
             Some(Unit::Request(_)) => NextUnit::Worker(WorkerKey::Interactive),
-            Some(Unit::Task { held, input }) if self.needs_values(*held, input) => NextUnit::Values,
+            Some(Unit::Task { held, input, .. }) if self.needs_values(*held, input) => NextUnit::Values,
             Some(Unit::Task { held, .. }) => match self.maps.get(&held.map) {
                 None => NextUnit::Undefined,
                 Some(state) => worker_of(held.map, &state.definition).map_or(NextUnit::Command, NextUnit::Worker),
@@ -130,7 +130,7 @@ impl Core {
                     });
                 }
                 let (mut inputs, mut bytes, first) = (Vec::new(), 0, self.next_ticket);
-                while let Some(Unit::Task { held, input }) = self.queue.front() {
+                while let Some(Unit::Task { held, input, .. }) = self.queue.front() {
                     let waits = self.needs_values(*held, input);
                     if waits
                         || held.map != map
@@ -238,17 +238,15 @@ impl Core {
                 .held()
                 .and_then(|held| self.maps.get(&held.map))
                 .map(|state| &state.definition.options);
+            let ask = unit.ask();
             let timeout = options
-                .and_then(|options| options.timeout_s)
+                .and_then(|options| ask.limit_s().or(options.timeout_s))
                 .and_then(|s| Duration::try_from_secs_f64(s).ok());
             let memory = options.map(|options| {
-                let interval = if options.mem_bytes.is_some() {
-                    MEMORY_POLL_INTERVAL
-                } else {
-                    FIRST_POLL
-                };
+                let limit = ask.mem_bytes.or(options.mem_bytes);
+                let interval = if limit.is_some() { MEMORY_POLL_INTERVAL } else { FIRST_POLL };
                 MemoryWatch {
-                    limit: options.mem_bytes,
+                    limit,
                     peak: 0,
                     next: now.instant + interval,
                     interval,

@@ -2,6 +2,7 @@
 use super::unit::{CommandEnd, Request, Unit, WorkerKey, WorkerResult};
 use crate::model::definition::MapDefinition;
 use crate::model::resources::Allocation;
+use crate::model::task::Ask;
 use crate::model::{MapId, UnixTime};
 use crate::wire::content::engine::{Held, OutputRecorded, Progress, Results, Returned, Values, ValuesRequest};
 use bytes::Bytes;
@@ -43,7 +44,7 @@ pub enum Event {
     },
     TasksReceived {
         map: MapId,
-        tasks: Vec<(u32, u32, Bytes)>,
+        tasks: Vec<(u32, u32, Bytes, Ask)>,
     },
     Recorded {
         sequence: u64,
@@ -124,12 +125,14 @@ pub enum Event {
     OutputUnclaimed {
         output: [Bytes; 2],
     },
-    /// `worker` is None for the spare. `unread`: number of unread tokens; `how`: a description of its end; `killed`: by a signal.
+    /// `worker` is None for the spare. `unread`: number of unread tokens; `how`: a description of its end; `killed`: by a signal;
+    /// `oom_killed`: by the kernel, for lack of memory.
     WorkerExited {
         worker: Option<WorkerKey>,
         unread: usize,
         how: String,
         killed: bool,
+        oom_killed: bool,
         stderr_tail: String,
         output: [Bytes; 2],
     },

@@ -38,7 +38,7 @@ impl Core {
 
     /// Starts fetching the values of the next unit; returns false while the fetch is in progress.
     pub(super) fn fetch_values(&mut self, now: Now, effects: &mut Vec<Effect>) -> bool {
-        let Some(Unit::Task { held, input }) = self.queue.front() else {
+        let Some(Unit::Task { held, input, .. }) = self.queue.front() else {
             return true;
         };
         if self.fetches.current.as_ref().is_some_and(|fetch| fetch.held == *held) {

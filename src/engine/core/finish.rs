@@ -2,7 +2,9 @@
 use super::event::{Effect, Now, RequestReply};
 use super::output::{Streams, TextBuffer};
 use super::stop::{AfterRecall, StopReason};
-use super::unit::{CommandEnd, PeakMemory, Request, Unit, WorkerKey, WorkerResult, command_outcome, long_value, worker_outcome};
+use super::unit::{
+    CommandEnd, PeakMemory, Request, Unit, WorkerKey, WorkerResult, command_outcome, long_value, out_of_memory, worker_outcome,
+};
 use super::{Closing, Core, Dispatched, RunningUnit, UnitOutput};
 use crate::model::UnixTime;
 use crate::model::task::{Cause, Outcome, TaskError, TaskState};
@@ -217,7 +219,7 @@ impl Core {
         now: Now,
         worker: WorkerKey,
         unread: usize,
-        (how, killed): (String, bool),
+        (how, killed, oom_killed): (String, bool, bool),
         stderr_tail: String,
         effects: &mut Vec<Effect>,
     ) {
@@ -241,8 +243,13 @@ impl Core {
             let own = current.take().unwrap_or_else(|| self.placeholder_current(now, &unit));
             match unit {
                 Unit::Task { held, .. } => {
-                    let mut outcome = Outcome::failure(TaskState::Lost, "WorkerDied", evalue, since, now.unix);
+                    let (ename, evalue) = match oom_killed {
+                        true => out_of_memory(&evalue),
+                        false => ("WorkerDied", evalue),
+                    };
+                    let mut outcome = Outcome::failure(TaskState::Lost, ename, evalue, since, now.unix);
                     outcome.crashed = true;
+                    outcome.cause = oom_killed.then_some(Cause::MemoryCgroup);
                     outcome.peak_memory = PeakMemory::Unknown.with(own.measured_memory());
                     self.end_task(now, held, (outcome, None), own, effects);
                 }

@@ -37,7 +37,7 @@ pub(crate) use unit::{Unit, WorkerKey};
 
 use crate::model::definition::MapDefinition;
 use crate::model::resources::Allocation;
-use crate::model::task::Outcome;
+use crate::model::task::{Ask, Outcome};
 use crate::model::{MapId, UnixTime};
 use crate::wire::content::engine::{Held, Returned};
 use bytes::Bytes;
@@ -282,6 +282,7 @@ impl Core {
                 unread,
                 how,
                 killed,
+                oom_killed,
                 stderr_tail,
                 output,
             } => match worker {
@@ -296,7 +297,7 @@ impl Core {
                     if !self.dispatched.is_empty() && self.workers.is_active(worker) {
                         self.output_arrived(output, effects);
                     }
-                    self.worker_exited(now, worker, unread, (how, killed), stderr_tail, effects);
+                    self.worker_exited(now, worker, unread, (how, killed, oom_killed), stderr_tail, effects);
                 }
             },
             Event::TokensTakenBack { count } => self.recalled(now, count, effects),
@@ -350,10 +351,11 @@ impl Core {
         }
     }
 
-    fn tasks_received(&mut self, map: MapId, tasks: Vec<(u32, u32, Bytes)>, effects: &mut Vec<Effect>) {
-        let task = |(index, run, input)| Unit::Task {
+    fn tasks_received(&mut self, map: MapId, tasks: Vec<(u32, u32, Bytes, Ask)>, effects: &mut Vec<Effect>) {
+        let task = |(index, run, input, ask)| Unit::Task {
             held: Held { map, index, run },
             input,
+            ask,
         };
         match self.leaving.is_some() {
             true => self.return_units(tasks.into_iter().map(task), effects),

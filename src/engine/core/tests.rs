@@ -29,6 +29,9 @@ struct Simulation {
     /// Reported with the ends of units.
     peak: Option<u64>,
     command_peak: PeakMemory,
+    oom_killed: bool,
+    /// Of the tasks that are sent.
+    ask: Ask,
     sequences: Vec<u64>,
     returned: Vec<Held>,
     signals: Vec<StopStep>,
@@ -69,6 +72,8 @@ impl Simulation {
             outcomes: Vec::new(),
             peak: None,
             command_peak: PeakMemory::Unknown,
+            oom_killed: false,
+            ask: Ask::default(),
             sequences: Vec::new(),
             returned: Vec::new(),
             signals: Vec::new(),
@@ -158,7 +163,10 @@ impl Simulation {
     }
 
     fn send(&mut self, map: MapId, indices: impl IntoIterator<Item = u32>) {
-        let tasks: Vec<_> = indices.into_iter().map(|index| (index, 1, Bytes::from_static(b"[]"))).collect();
+        let tasks: Vec<_> = indices
+            .into_iter()
+            .map(|index| (index, 1, Bytes::from_static(b"[]"), self.ask))
+            .collect();
         self.sent.extend(tasks.iter().map(|(index, ..)| held(map, *index)));
         self.event(Event::TasksReceived { map, tasks });
     }
@@ -198,6 +206,7 @@ impl Simulation {
                 ended: self.now.unix,
                 how: CommandExit::Code(0),
                 peak: self.command_peak,
+                oom_killed: self.oom_killed,
             };
             self.event(Event::CommandEnded(end));
         }
@@ -221,6 +230,7 @@ impl Simulation {
                 unread,
                 how,
                 killed: false,
+                oom_killed: self.oom_killed,
                 stderr_tail,
                 output,
             });
@@ -412,6 +422,54 @@ fn a_task_over_its_memory_limit_is_killed_immediately_and_the_next_one_is_not() 
 }
 
 #[test]
+fn a_task_that_the_kernel_kills_for_lack_of_memory_is_not_just_a_crash() {
+    let mut sim = Simulation::new();
+    sim.oom_killed = true;
+    sim.send(CALLS, 0..1);
+    sim.ready();
+    sim.start_next();
+    sim.crash();
+    sim.send(COMMANDS, 0..1);
+    sim.end_command();
+    sim.pass(1000);
+    for (_, outcome) in &sim.outcomes {
+        assert_eq!((outcome.status, outcome.crashed), (TaskState::Lost, true));
+        assert_eq!(outcome.cause(), Some(Cause::MemoryCgroup));
+        assert_eq!(outcome.error.as_ref().unwrap().ename, "OutOfMemory");
+    }
+    assert_eq!(sim.outcomes.len(), 2);
+}
+
+#[test]
+fn an_attempt_that_asks_for_more_has_other_limits_than_its_map() {
+    let mut sim = Simulation::new();
+    sim.ask = Ask {
+        mem_bytes: Some(1000),
+        limit_ms: Some(4000),
+    };
+    sim.send(TIMED, 0..1);
+    sim.ask = Ask::default();
+    sim.send(TIMED, 1..2);
+    sim.ready();
+    sim.start_next();
+    sim.pass(3900);
+    sim.event(Event::MemoryMeasured { bytes: 1000 });
+    assert_eq!(sim.signals, []);
+    sim.pass(200);
+    assert_eq!(sim.signals, [StopStep::Interrupt], "its own timeout");
+    sim.finish(4.1);
+    sim.start_next();
+    sim.event(Event::MemoryMeasured { bytes: 2000 });
+    sim.pass(2100);
+    assert_eq!(sim.signals.len(), 2, "the next one has the map's timeout, and no memory limit");
+    sim.finish(2.1);
+    sim.pass(1000);
+    let seen: Vec<_> = sim.outcomes.iter().map(|(_, o)| (o.status, o.cause(), o.peak_memory)).collect();
+    let timeout = |peak| (TaskState::Timeout, Some(Cause::Timeout), peak);
+    assert_eq!(seen, [timeout(Some(1000)), timeout(Some(2000))]);
+}
+
+#[test]
 fn the_peak_of_a_task_is_the_largest_measurement() {
     let mut sim = Simulation::new();
     sim.send(CALLS, 0..2);
@@ -461,6 +519,7 @@ fn a_worker_that_keeps_exiting_while_idle_is_not_restarted_forever() {
                 unread,
                 how: "died".into(),
                 killed,
+                oom_killed: false,
                 stderr_tail: String::new(),
                 output: Default::default(),
             });
@@ -482,6 +541,7 @@ fn a_worker_killed_before_it_is_ready_is_restarted_a_limited_number_of_times() {
         unread: 0,
         how: "the Python worker was killed by signal 9 (SIGKILL)".into(),
         killed: true,
+        oom_killed: false,
         stderr_tail: String::new(),
         output: Default::default(),
     };
@@ -761,6 +821,7 @@ fn an_engine_that_loses_its_namespace_while_idle_leaves() {
         unread: 0,
         how: "died".into(),
         killed: true,
+        oom_killed: false,
         stderr_tail: String::new(),
         output: Default::default(),
     };
@@ -780,7 +841,7 @@ fn an_engine_that_loses_its_namespace_while_idle_leaves() {
 }
 
 fn tasks(sim: &mut Simulation, map: MapId, indices: std::ops::Range<u32>) -> Vec<Effect> {
-    let tasks = indices.map(|index| (index, 1, Bytes::from_static(b"[]"))).collect();
+    let tasks = indices.map(|index| (index, 1, Bytes::from_static(b"[]"), Ask::default())).collect();
     sim.core.handle(sim.now, Event::TasksReceived { map, tasks })
 }
 
@@ -962,7 +1023,7 @@ fn a_reduction_whose_values_cannot_be_stored_is_returned_and_the_reason_reported
         sim.event(Event::Defined { map, definition });
     }
     let send = |sim: &mut Simulation, map| {
-        let tasks = vec![(0, 1, bytes::Bytes::from_static(b"{\"values\":[\"1.0\"]}"))];
+        let tasks = vec![(0, 1, bytes::Bytes::from_static(b"{\"values\":[\"1.0\"]}"), Ask::default())];
         let effects = sim.core.handle(sim.now, Event::TasksReceived { map, tasks });
         assert!(
             effects.iter().any(|effect| matches!(effect, Effect::SendValuesRequest(_))),

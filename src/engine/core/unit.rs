@@ -3,7 +3,7 @@ use crate::model::buffer_file::is_name;
 use crate::model::definition::{MapDefinition, Work};
 use crate::model::output::INLINE;
 use crate::model::pickled::Pickled;
-use crate::model::task::{Outcome, TaskError, TaskState};
+use crate::model::task::{Ask, Cause, Outcome, TaskError, TaskState};
 use crate::model::{MapId, UnixTime};
 use crate::wire::Message;
 use crate::wire::content::engine::{BUFFERS, Channel, Held};
@@ -19,6 +19,8 @@ pub enum Unit {
     Task {
         held: Held,
         input: Bytes,
+        /// In place of what its map asks for.
+        ask: Ask,
     },
     Request(Arc<Request>),
 }
@@ -28,6 +30,12 @@ impl Unit {
         match self {
             Unit::Task { held, .. } => Some(*held),
             Unit::Request(_) => None,
+        }
+    }
+    pub fn ask(&self) -> Ask {
+        match self {
+            Unit::Task { ask, .. } => *ask,
+            Unit::Request(_) => Ask::default(),
         }
     }
     /// Returns whether another engine could run it.
@@ -151,6 +159,20 @@ pub struct CommandEnd {
     pub ended: UnixTime,
     pub how: CommandExit,
     pub peak: PeakMemory,
+    /// The kernel has killed a process for lack of memory.
+    pub oom_killed: bool,
+}
+
+impl CommandExit {
+    /// It, or the last command of a shell, may have been killed by SIGKILL.
+    pub(crate) fn may_be_sigkill(&self) -> bool {
+        matches!(self, CommandExit::Signal(9, _) | CommandExit::Code(137))
+    }
+}
+
+/// The error of a unit that the kernel has killed for lack of memory. `how`: how it ended.
+pub(crate) fn out_of_memory(how: &str) -> (&'static str, String) {
+    ("OutOfMemory", format!("the memory of its control group was used up: {how}"))
 }
 
 /// The peak memory of a command, in bytes.
@@ -292,7 +314,28 @@ fn raw_json(body: Bytes) -> Option<Box<RawValue>> {
 
 /// The outcome of a command.
 pub(crate) fn command_outcome(end: CommandEnd) -> Outcome {
-    let CommandEnd { started, ended, how, .. } = end;
+    let CommandEnd {
+        started,
+        ended,
+        how,
+        oom_killed,
+        ..
+    } = end;
+    let mut outcome = exit_outcome(how, started, ended);
+    if oom_killed {
+        let how = outcome.error.take().map_or_else(String::new, |error| error.evalue);
+        let (ename, evalue) = out_of_memory(&how);
+        outcome = Outcome {
+            exit_code: outcome.exit_code,
+            crashed: true,
+            cause: Some(Cause::MemoryCgroup),
+            ..Outcome::failure(TaskState::Lost, ename, evalue, started, ended)
+        };
+    }
+    outcome
+}
+
+fn exit_outcome(how: CommandExit, started: UnixTime, ended: UnixTime) -> Outcome {
     match how {
         CommandExit::Code(0) => Outcome {
             exit_code: Some(0),

@@ -9,6 +9,7 @@ use crate::engine::worker::protocol::frame;
 use crate::model::MapId;
 use crate::model::definition::MapDefinition;
 use crate::model::resources::Allocation;
+use crate::model::task::Ask;
 use crate::wire::content::engine::*;
 use crate::wire::{Frames, Message};
 use bytes::Bytes;
@@ -261,6 +262,10 @@ fn decode_tasks(message: &Message) -> Option<DecodedTasks> {
         #[serde(borrow)]
         input: &'a RawValue,
         #[serde(default)]
+        mem_bytes: Option<u64>,
+        #[serde(default)]
+        limit_ms: Option<u64>,
+        #[serde(default)]
         in_buffer: bool,
     }
     let RawTasks {
@@ -269,12 +274,19 @@ fn decode_tasks(message: &Message) -> Option<DecodedTasks> {
         allocation,
         tasks,
     } = read(message)?;
+    let ask = |task: &RawTask| Ask {
+        mem_bytes: task.mem_bytes,
+        limit_ms: task.limit_ms,
+    };
     let mut buffers = message.buffers.iter().cloned();
     let mut input = |task: &RawTask| match task.in_buffer {
         true => buffers.next(),
         false => Some(message.content_json.slice_ref(task.input.get().as_bytes())),
     };
-    let tasks: Option<Vec<_>> = tasks.iter().map(|task| Some((task.index, task.run, input(task)?))).collect();
+    let tasks: Option<Vec<_>> = tasks
+        .iter()
+        .map(|task| Some((task.index, task.run, input(task)?, ask(task))))
+        .collect();
     let Some(tasks) = tasks else {
         tracing::warn!(%map, "dropped tasks without the buffers of their inputs");
         return None;

@@ -19,6 +19,7 @@ use crate::engine::core::{Core, CoreSettings, Event, Now};
 use crate::engine::forker::Forker;
 use crate::engine::link::{Link, unix_now};
 use crate::engine::node;
+use crate::engine::oom::OomWatch;
 use crate::engine::orphans::OrphanReaper;
 use crate::engine::worker::process::WorkerEvent;
 use crate::engine::worker::watch::OutputWatch;
@@ -66,6 +67,7 @@ pub(super) struct Driver {
     /// The code of maps.
     bundles: BundleStore,
     link: Option<Link>,
+    oom: OomWatch,
     left: bool,
     /// Do not exit after leaving: register as a new engine.
     as_new_engine: bool,
@@ -145,6 +147,7 @@ impl Driver {
             buffers,
             bundles: BundleStore::default(),
             link: None,
+            oom: OomWatch::new(Path::new("/")),
             left: false,
             as_new_engine: false,
             signals: EngineSignals::watch().map_err(system("cannot watch for signals"))?,
@@ -249,6 +252,8 @@ impl Driver {
             if instant >= heartbeat_at {
                 heartbeat_at = instant + heartbeat;
                 self.send(HEARTBEAT, &Heartbeat {});
+                // Kills that were not those of its own processes.
+                self.oom.has_killed();
                 // An idle controller answers a heartbeat at least every eighth of that time.
                 if reconnecting.is_none() && (is_disconnected || instant - last_message > controller_timeout / 4) {
                     reconnecting = self.try_reconnect();

@@ -151,7 +151,7 @@ impl Driver {
     }
 
     fn start_command(&mut self, unit: Unit, definition: &MapDefinition) {
-        let (Unit::Task { held, input }, Work::Command { argv }) = (unit, &definition.work) else {
+        let (Unit::Task { held, input, .. }, Work::Command { argv }) = (unit, &definition.work) else {
             return;
         };
         let mut env = self.settings.env.clone();

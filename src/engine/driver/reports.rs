@@ -134,6 +134,7 @@ impl Driver {
             unread: worker.unstarted_units(),
             how,
             killed,
+            oom_killed: killed && self.oom.has_killed(),
             stderr_tail: last_lines(&(last_output + &worker.stderr.last_output())),
             output,
         };
@@ -227,7 +228,10 @@ impl Driver {
     pub(super) async fn receive_command_event(&mut self, event: CommandEvent) {
         let event = match event {
             CommandEvent::Output(output) => Event::CommandOutput { output },
-            CommandEvent::Ended(end) => Event::CommandEnded(end),
+            CommandEvent::Ended(mut end) => {
+                end.oom_killed = end.how.may_be_sigkill() && self.oom.has_killed();
+                Event::CommandEnded(end)
+            }
         };
         self.handle(event).await;
     }

@@ -315,6 +315,11 @@ pub struct TaskToRun {
     pub index: u32,
     pub run: u32,
     pub input: Box<RawValue>,
+    /// In place of the map's options `mem_bytes` and `timeout_s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_ms: Option<u64>,
     /// The input is the next buffer of the message instead; for engines with the capability `input_buffers`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_buffer: bool,
@@ -337,6 +342,8 @@ impl TaskToRun {
             index,
             run,
             input: input.unwrap_or_else(|| RawValue::NULL.to_owned()),
+            mem_bytes: None,
+            limit_ms: None,
             in_buffer,
         }
     }

@@ -160,7 +160,7 @@ pub(super) fn write(text: &mut Text, attempts: &[Attempt], earlier: usize, now: 
             line.push_str(&format!(", {}", when(ended, now, context)));
         }
         let size = |bytes| Memory { bytes }.rounded();
-        let asked = attempt.ask.map(|ask| [ask.mem_bytes.map(size), ask.limit_s.map(times::duration)]);
+        let asked = attempt.ask.map(|ask| [ask.mem_bytes.map(size), ask.limit_s().map(times::duration)]);
         let asked: Vec<String> = asked.into_iter().flatten().flatten().collect();
         if !asked.is_empty() {
             line.push_str(&format!("; it asked for {}", asked.join(", ")));

@@ -1,5 +1,5 @@
 //! What an engine does, why it takes nothing more, or how it ended.
-use super::shared::{Text, ask, recorded, spelled, when};
+use super::shared::{Text, ask, recorded, when};
 use crate::cli::explained::engine_name;
 use crate::cli::output::{json, times};
 use crate::cli::records::Records;
@@ -7,7 +7,7 @@ use crate::cli::{CommandError, Context};
 use crate::client::ExplainRequest;
 use crate::model::engine::{EngineFacts, EngineRow, EngineState, EngineStatus};
 use crate::model::explanation::{EngineWork, about};
-use crate::model::job::{JobRow, is_job};
+use crate::model::job::JobRow;
 use crate::model::query::EngineQuery;
 use crate::model::{EngineId, MapId, UnixTime};
 use serde::Serialize;
@@ -150,5 +150,5 @@ fn job_of(facts: &EngineFacts, records: &Records) -> Result<Option<JobRow>, Comm
         return Ok(None);
     }
     let rows = records.jobs()?;
-    Ok(rows.into_iter().rev().find(|row| is_job(&spelled(row), &facts.job)))
+    Ok(rows.into_iter().rev().find(|row| row.is(&facts.job)))
 }

@@ -1,5 +1,5 @@
 //! The state of a batch job, and its engines.
-use super::shared::{Text, ask, spelled, when};
+use super::shared::{Text, ask, when};
 use crate::cli::explained::engine_name;
 use crate::cli::output::{counted, json, times};
 use crate::cli::records::Records;
@@ -8,7 +8,7 @@ use crate::client::ExplainRequest;
 use crate::cluster::outlook::{self, JobElement};
 use crate::launchers::Stage;
 use crate::model::engine::EngineStatus;
-use crate::model::job::{JobRow, is_job};
+use crate::model::job::JobRow;
 use crate::model::query::EngineQuery;
 use crate::model::{EngineId, UnixTime};
 use serde::Serialize;
@@ -59,7 +59,7 @@ pub(super) fn explain(job: &str, context: &Context) -> Result<(), CommandError> 
         live.engines = reader.engines(&EngineQuery::OfJob(job.into()))?;
     }
     let asked = outlook::elements(&context.profile_dir()?, &context.cluster_id, job);
-    let rows: Vec<JobRow> = records.jobs()?.into_iter().filter(|row| is_job(&spelled(row), job)).collect();
+    let rows: Vec<JobRow> = records.jobs()?.into_iter().filter(|row| row.is(job)).collect();
     let now = times::now();
     let elements = elements(asked, rows);
     let engines = engines(&live.present, &live.engines, now, context);
@@ -127,7 +127,10 @@ fn elements(asked: Vec<JobElement>, rows: Vec<JobRow>) -> Vec<ElementView> {
         };
         all.push(ElementView {
             launcher: row.launcher.clone(),
-            job: spelled(row),
+            job: match rows.iter().any(|other| other.name == row.name && other.element > 1) {
+                true => format!("{}.{}", row.job, row.element),
+                false => row.job.clone(),
+            },
             name: row.name.clone(),
             element: row.element,
             engines: row.engines,

@@ -78,12 +78,13 @@ pub(super) fn explain(map: MapId, context: &Context) -> Result<(), CommandError>
     text.print()
 }
 
-fn find(map: MapId, records: &Records) -> Result<MapRow, CommandError> {
+pub(super) fn find(map: MapId, records: &Records) -> Result<MapRow, CommandError> {
     let query = MapQuery {
         maps: vec![map],
         ..MapQuery::default()
     };
-    records.maps(&query)?.pop().ok_or_else(|| no_such_map(map))
+    let none = || no_such_map(map).hint("it was purged, or never existed");
+    records.maps(&query)?.pop().ok_or_else(none)
 }
 
 /// The state of a map that the controller says nothing about.

@@ -92,15 +92,6 @@ pub(super) fn when(time: UnixTime, now: UnixTime, context: &Context) -> String {
     }
 }
 
-/// The name of a recorded element.
-pub(super) fn spelled(row: &JobRow) -> String {
-    let has_element = row.element > 1 || row.job.contains('[');
-    match has_element && !row.job.contains("].") {
-        true => format!("{}.{}", row.job.trim_end_matches("[]"), row.element),
-        false => row.job.replace("[]", &format!("[{}]", row.element)),
-    }
-}
-
 /// The recorded state: `timed out (TIMEOUT)`.
 pub(super) fn recorded(row: &JobRow) -> String {
     match row.reason.is_empty() {

@@ -77,6 +77,9 @@ fn find(task: TaskId, records: &Records) -> Result<TaskRow, CommandError> {
         ..TaskQuery::default()
     };
     let row = records.tasks(&query)?.0.pop();
+    if row.is_none() {
+        super::map::find(task.map, records)?;
+    }
     row.ok_or_else(|| records.no_such_task(task))
 }
 

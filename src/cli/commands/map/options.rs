@@ -2,6 +2,7 @@
 use crate::cli::commands::positive_seconds;
 use crate::model::MapId;
 use crate::model::definition::MapOptions;
+use crate::model::growth::Growth;
 use crate::model::memory::Memory;
 use crate::model::resources::{GpuAmount, TaskResources};
 use crate::profile::config::node::{self, is_resource_name, misspelt};
@@ -46,6 +47,18 @@ pub(crate) struct TaskOptions {
     /// Retry a task whose worker or engine died up to N times
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub max_crashes: u32,
+    /// Retry a task that had too little memory with FACTOR times what it asked for (x1.5), up to 10 times; needs --mem
+    #[arg(long, value_name = "FACTOR")]
+    pub retry_mem: Option<Growth>,
+    /// Ask for at most SIZE with --retry-mem [default: what the largest node has]
+    #[arg(long, value_name = "SIZE")]
+    pub max_mem: Option<Memory>,
+    /// Retry a task that ran into its --timeout with FACTOR times as much (x1.5), up to 10 times
+    #[arg(long, value_name = "FACTOR")]
+    pub retry_time: Option<Growth>,
+    /// Let a task run for at most DURATION with --retry-time
+    #[arg(long, value_name = "DURATION", value_parser = positive_seconds)]
+    pub max_time: Option<f64>,
     /// Name the map in listings [default: the function or the command]
     #[arg(long, value_name = "TEXT")]
     pub name: Option<String>,
@@ -64,7 +77,7 @@ pub(crate) struct TaskOptions {
 }
 
 impl TaskOptions {
-    /// An error if a resource is given twice.
+    /// An error if a resource is given twice, or a retry asks for more of nothing.
     pub(crate) fn check(&self) -> Result<(), String> {
         let repeated = self
             .need
@@ -73,7 +86,7 @@ impl TaskOptions {
             .find(|(at, (name, _))| self.need[..*at].iter().any(|(other, _)| other == name));
         match repeated {
             Some((_, (name, _))) => Err(format!("--need {name}=… is given twice")),
-            None => Ok(()),
+            None => self.to_map_options().check_retries(),
         }
     }
 
@@ -95,6 +108,10 @@ impl TaskOptions {
             mem_bytes: self.mem.map(|memory| memory.bytes),
             retries: self.retries,
             max_crashes: self.max_crashes,
+            retry_mem: self.retry_mem,
+            max_mem_bytes: self.max_mem.map(|memory| memory.bytes),
+            retry_time: self.retry_time,
+            max_time_s: self.max_time,
             cwd: self.cwd.as_deref().map(absolute),
             directory: current_directory(),
             env: BTreeMap::from_iter(self.env.iter().cloned()),

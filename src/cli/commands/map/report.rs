@@ -1,7 +1,10 @@
 //! The report at the end of a map: what failed, how to see it, how to run it again, and which values JSON cannot represent.
+use super::tip::Peaks;
 use crate::cli::values::{error_text, input_text};
 use crate::cli::{Context, output};
 use crate::model::MapId;
+use crate::model::definition::MapOptions;
+use crate::model::engine::EngineStatus;
 use crate::model::task::{Counts, TaskRow};
 use std::time::Duration;
 
@@ -13,6 +16,8 @@ const WIDTH: usize = 200;
 /// Collects failures from the results as they arrive.
 pub(crate) struct Report {
     map: MapId,
+    options: MapOptions,
+    peaks: Peaks,
     /// Distinct failures, each with its count.
     failures: Vec<Failure>,
     more: u64,
@@ -32,9 +37,11 @@ struct Failure {
 }
 
 impl Report {
-    pub(crate) fn new(map: MapId) -> Report {
+    pub(crate) fn new(map: MapId, options: MapOptions) -> Report {
         Report {
             map,
+            options,
+            peaks: Peaks::default(),
             failures: Vec::new(),
             more: 0,
             pickled: 0,
@@ -44,6 +51,7 @@ impl Report {
     }
 
     pub(crate) fn add(&mut self, row: &TaskRow) {
+        self.peaks.add(row);
         if row.pickled.is_some() {
             self.pickled += 1;
         }
@@ -71,6 +79,15 @@ impl Report {
             traceback: row.error.as_ref().map(|e| e.traceback.clone()).unwrap_or_default(),
             times: 1,
         });
+    }
+
+    /// Whether a tip is possible, so that it is worth asking for the engines.
+    pub(crate) fn may_have_tip(&self) -> bool {
+        self.peaks.is_enough(&self.options)
+    }
+
+    pub(crate) fn tip(&self, tasks: u64, engines: &[EngineStatus]) -> Option<String> {
+        self.peaks.tip(&self.options, tasks, engines)
     }
 
     /// Prints the report to stderr.
@@ -164,7 +181,7 @@ mod tests {
 
     #[test]
     fn failures_are_listed_once_each() {
-        let mut report = Report::new(MapId(1));
+        let mut report = Report::new(MapId(1), MapOptions::default());
         report.add(&row(0, Some("1")));
         report.add(&TaskRow {
             pickled: Some(Pickled::default()),
@@ -197,6 +214,6 @@ mod tests {
             report.add(&failed(index, &index.to_string()));
         }
         assert!(report.text(&counts, "", false).contains("… and 11 other failures\n"));
-        assert_eq!(Report::new(MapId(1)).text(&Counts::default(), "", true), "");
+        assert_eq!(Report::new(MapId(1), MapOptions::default()).text(&Counts::default(), "", true), "");
     }
 }

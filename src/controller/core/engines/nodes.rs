@@ -333,6 +333,19 @@ impl Nodes {
         }
     }
 
+    /// The memory of the largest node that could run such a task, however much of it the task asked for; None if unknown.
+    pub(crate) fn most_memory(&self, request: &Request) -> Option<u64> {
+        let any = Request {
+            mem_bytes: 0,
+            ..request.clone()
+        };
+        let able = self.nodes.iter().filter(|node| node.could_run(&any));
+        able.map(|node| node.has.mem_bytes).max().filter(|_| {
+            let unknown = |node: &Node| node.has.mem_bytes == 0 && node.could_run(&any);
+            !self.nodes.iter().any(unknown)
+        })
+    }
+
     /// Whether this node could run such a task if it ran nothing else.
     pub(super) fn could_run_on(&self, index: NodeIndex, request: &Request) -> bool {
         self.nodes.get(index).is_some_and(|node| node.could_run(request))

@@ -1,5 +1,7 @@
 //! A task that is with an engine: which run of it, what it asked for, how its earlier attempts failed.
+use crate::model::change::UsedRetries;
 use crate::model::output::{Output, Stream, Written};
+use crate::model::task::Ask;
 use crate::model::{EngineUuid, UnixTime};
 use bytes::Bytes;
 
@@ -17,7 +19,7 @@ pub(crate) struct InFlight {
     pub(super) began: Option<UnixTime>,
     /// Bytes of its output recorded with the next commit or before: stdout, stderr, value.
     pub(super) written: Written,
-    pub(super) tries: Tries,
+    pub(super) used: UsedRetries,
     pub(super) ask: Ask,
     /// It is being cancelled: however it ends, it is not retried.
     pub(super) cancelled: bool,
@@ -52,14 +54,11 @@ impl InFlight {
         self.written
     }
     /// What it asked for instead of what its map does.
-    #[expect(dead_code, reason = "retries that ask for more follow")]
     pub(crate) fn ask(&self) -> Ask {
         self.ask
     }
-    /// If it runs again, it asks for this.
-    #[expect(dead_code, reason = "retries that ask for more follow")]
-    pub(crate) fn set_ask(&mut self, ask: Ask) {
-        self.ask = ask;
+    pub(crate) fn used(&self) -> UsedRetries {
+        self.used
     }
     /// Returns false if it had begun before.
     pub(crate) fn begin(&mut self) -> bool {
@@ -81,28 +80,4 @@ impl InFlight {
         *written = part.size;
         Some(rest)
     }
-}
-
-/// What a task asks for instead of what its map does, since an attempt failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Ask {
-    pub mem_bytes: Option<u64>,
-    /// How long it may take, in milliseconds.
-    pub limit_ms: Option<u64>,
-}
-
-/// Failed attempts by cause.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Tries {
-    pub(super) errors: u32,
-    pub(super) crashes: u32,
-}
-
-/// What an attempt's failure is charged to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
-    Error,
-    Crash,
-    /// Not the task's: it was lost before it began.
-    Engine,
 }

@@ -2,10 +2,11 @@
 //! (it is in the records).
 use super::super::event::FoundTask;
 use super::super::prefetch::MeanTime;
-use super::in_flight::{Ask, Fault, InFlight, Tries};
+use super::in_flight::InFlight;
+use crate::model::change::UsedRetries;
 use crate::model::definition::{MapDefinition, MapOptions, Work};
 use crate::model::resources::Request;
-use crate::model::task::{Counts, TaskState};
+use crate::model::task::{Ask, Counts, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -33,7 +34,7 @@ struct Chunk {
 struct Returned {
     run: u32,
     input: Bytes,
-    tries: Tries,
+    used: UsedRetries,
     /// The target engine, for a map with targets.
     engine: Option<EngineUuid>,
 }
@@ -52,8 +53,15 @@ pub(crate) struct NextTask {
     pub run: u32,
     pub input: Bytes,
     pub engine: Option<EngineUuid>,
-    tries: Tries,
+    used: UsedRetries,
     ask: Ask,
+}
+
+impl NextTask {
+    /// What it asks for in place of what its map does.
+    pub(crate) fn ask(&self) -> Ask {
+        self.ask
+    }
 }
 
 #[derive(Debug)]
@@ -274,15 +282,7 @@ impl Map {
     /// What tasks of this lane need of their node, and how long they may take.
     pub(crate) fn needs_in(&self, lane: u32) -> (Option<Request>, Option<f64>) {
         let ask = self.ask_of(lane);
-        let request = match ask.mem_bytes {
-            Some(mem_bytes) => Some(Request {
-                mem_bytes,
-                ..self.request.clone().unwrap_or_default()
-            }),
-            None => self.request.clone(),
-        };
-        let limit_s = ask.limit_ms.map(|ms| ms as f64 / 1000.0);
-        (request, limit_s.or_else(|| self.options().needed_s()))
+        (self.options().request_with(&ask), self.options().needed_s_with(&ask))
     }
     /// The tasks of this lane that can be sent now.
     pub(crate) fn ready_in(&self, lane: u32) -> usize {
@@ -318,7 +318,7 @@ impl Map {
                 index,
                 run: task.run,
                 input: task.input,
-                tries: task.tries,
+                used: task.used,
                 engine: task.engine,
             });
         }
@@ -330,7 +330,7 @@ impl Map {
                     index,
                     run: 1,
                     input,
-                    tries: Tries::default(),
+                    used: UsedRetries::default(),
                     ask,
                     engine,
                 });
@@ -402,13 +402,13 @@ impl Map {
             *counter = counter.saturating_sub(1);
         }
         let run = task.run + 1;
-        self.queue(task.index, run, task.input, Tries::default(), Ask::default());
+        self.queue(task.index, run, task.input, UsedRetries::default(), Ask::default());
         Some(run)
     }
 
-    fn queue(&mut self, index: u32, run: u32, input: Bytes, tries: Tries, ask: Ask) {
+    fn queue(&mut self, index: u32, run: u32, input: Bytes, used: UsedRetries, ask: Ask) {
         let engine = self.target_of(index);
-        let returned = Returned { run, input, tries, engine };
+        let returned = Returned { run, input, used, engine };
         self.lane_for(ask).returned.insert(index, returned);
     }
 
@@ -428,15 +428,14 @@ impl Map {
 
     /// Restores an unfinished task; `engine` may still run it. Returns its new run if it must run again.
     pub(crate) fn restore_task(&mut self, task: FoundTask, engine: Option<&EngineUuid>) -> Option<u32> {
-        let tries = Tries {
-            errors: task.errors,
-            crashes: task.crashes,
-        };
+        let (used, ask) = (task.used, task.ask);
+        // In-flight tasks have a lane, too.
+        self.lane_for(ask);
         let begun = task.state == TaskState::Running;
         match engine {
             _ if !begun && task.state != TaskState::Assigned => match task.run {
                 0..=1 => self.push_chunk(task.index, task.input, 1),
-                run => self.queue(task.index, run, task.input, tries, Ask::default()),
+                run => self.queue(task.index, run, task.input, used, ask),
             },
             Some(engine) => {
                 let in_flight = InFlight {
@@ -447,8 +446,8 @@ impl Map {
                     begun,
                     began: None,
                     written: task.written,
-                    tries,
-                    ask: Ask::default(),
+                    used,
+                    ask,
                     cancelled: task.cancelled,
                 };
                 self.in_flight.insert(task.index, in_flight);
@@ -456,7 +455,7 @@ impl Map {
             None => {
                 // Its engine left without a record of it: start another run.
                 let run = task.run + 1;
-                self.queue(task.index, run, task.input, tries, Ask::default());
+                self.queue(task.index, run, task.input, used, ask);
                 return Some(run);
             }
         }
@@ -485,7 +484,7 @@ impl Map {
             begun: false,
             began: None,
             written: Default::default(),
-            tries: task.tries,
+            used: task.used,
             ask: task.ask,
             cancelled: false,
         };
@@ -497,17 +496,6 @@ impl Map {
         self.in_flight.remove(&index)
     }
 
-    /// Charges a failed attempt. Returns true if the task may run again.
-    pub(crate) fn may_rerun(&self, task: &mut InFlight, fault: Fault) -> bool {
-        let options = &self.definition.options;
-        let (used, max) = match fault {
-            Fault::Error => (&mut task.tries.errors, options.retries),
-            Fault::Crash | Fault::Engine => (&mut task.tries.crashes, options.max_crashes),
-        };
-        *used += u32::from(fault != Fault::Engine);
-        *used <= max && !task.cancelled && self.targets.is_none()
-    }
-
     /// Queues a task again, under the next run number, so that later messages about this run are ignored. Returns it.
     pub(crate) fn requeue(&mut self, index: u32, task: InFlight) -> u32 {
         let run = task.run + 1;
@@ -515,7 +503,7 @@ impl Map {
         let returned = Returned {
             run,
             input: task.input,
-            tries: task.tries,
+            used: task.used,
             engine,
         };
         self.lane_for(task.ask).returned.insert(index, returned);

@@ -1,10 +1,12 @@
 //! The unfinished maps, and what remains of finished ones: whether a task failed.
+mod attempts;
 mod bundles;
 mod in_flight;
 mod map;
 
+pub(super) use attempts::{Fault, Retry};
 pub(super) use bundles::Bundles;
-pub(super) use in_flight::{Fault, InFlight};
+pub(super) use in_flight::InFlight;
 pub(super) use map::{Map, NextTask, Watch};
 
 use crate::model::{EngineUuid, MapId, TaskId};

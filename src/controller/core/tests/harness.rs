@@ -4,13 +4,13 @@ use super::super::event::{Event, FoundClient, FoundMap, FoundReply, FoundTask, R
 use super::super::transition;
 use super::super::{Core, EventTime, Facts};
 use super::fake_requests::Serving;
-use crate::model::change::{Change, Purge, Reply, Request};
+use crate::model::change::{Change, Purge, Reply, Request, UsedRetries};
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use crate::model::engine::EngineFacts;
 use crate::model::node::NodeFacts;
 use crate::model::output::Output;
 use crate::model::resources::Allocation;
-use crate::model::task::{Counts, INPUTS_MISSING, Outcome, TaskState};
+use crate::model::task::{Ask, Cause, Counts, INPUTS_MISSING, Outcome, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use crate::profile::config::ControllerConfig;
 use crate::wire::content::client;
@@ -40,6 +40,10 @@ pub(super) struct Ledger {
     places: HashMap<TaskId, EngineId>,
     /// Attempts that failed, and that crashed.
     attempts: HashMap<TaskId, (u32, u32)>,
+    /// What tasks ask for in place of their map's request, and the retries that they have used.
+    pub asks: HashMap<TaskId, (Ask, UsedRetries)>,
+    /// Attempts that had too little memory, and too little time, of maps that give more.
+    grown: HashMap<TaskId, (u32, u32)>,
     cancelling: HashSet<TaskId>,
     pub requests: HashMap<String, TaskId>,
     sent: BTreeMap<TaskId, Request>,
@@ -103,6 +107,59 @@ impl Ledger {
         }
     }
 
+    fn used(&self, task: TaskId) -> UsedRetries {
+        let (errors, crashes) = self.attempts.get(&task).copied().unwrap_or_default();
+        let plain = UsedRetries {
+            errors,
+            crashes,
+            ..UsedRetries::default()
+        };
+        self.asks.get(&task).map_or(plain, |(_, used)| *used)
+    }
+
+    /// Counts an attempt that is repeated.
+    fn count_attempt(&mut self, task: TaskId, outcome: &Outcome) {
+        let options = &self.maps[&task.map].definition.options;
+        let had_too_little = outcome.cause().is_some_and(|cause| cause.is_out_of_memory());
+        let grown = self.grown.entry(task).or_default();
+        match (had_too_little, outcome.status) {
+            (true, _) if options.retry_mem.is_some() => grown.0 += 1,
+            (_, TaskState::Timeout) if options.retry_time.is_some() => grown.1 += 1,
+            _ => {
+                let used = self.attempts.entry(task).or_default();
+                match outcome.crashed {
+                    true => used.1 += 1,
+                    false => used.0 += 1,
+                }
+            }
+        }
+    }
+
+    /// An attempt asks for more exactly if the one before had too little, and never for too much.
+    fn asks(&mut self, task: TaskId, ask: Ask, used: UsedRetries) {
+        let options = &self.maps[&task.map].definition.options;
+        let (before, had) = self.asks.get(&task).copied().unwrap_or_default();
+        let story = || format!("{task} asks for {ask:?}, used {used:?}\n{}", self.story_of(task));
+        let grown = self.grown.get(&task).copied().unwrap_or_default();
+        assert_eq!((used.memory, used.time), grown, "{}", story());
+        assert_eq!(
+            (used.errors, used.crashes),
+            self.attempts.get(&task).copied().unwrap_or_default(),
+            "{}",
+            story()
+        );
+        let mem = |ask: &Ask| ask.mem_bytes.or(options.mem_bytes);
+        let time = |ask: &Ask| ask.limit_s().or(options.timeout_s);
+        assert_eq!(mem(&ask) > mem(&before), used.memory > had.memory, "{}", story());
+        assert_eq!(time(&ask) > time(&before), used.time > had.time, "{}", story());
+        assert!(mem(&ask) >= mem(&before) && time(&ask) >= time(&before), "{}", story());
+        assert!(options.max_mem_bytes.is_none_or(|max| ask.mem_bytes <= Some(max)), "{}", story());
+        assert!(options.max_time_s.is_none_or(|max| ask.limit_s() <= Some(max)), "{}", story());
+        assert!(used.memory.max(used.time) <= 10, "{}", story());
+        self.story.push(format!("{task} asks for {ask:?}"));
+        self.asks.insert(task, (ask, used));
+    }
+
     fn map_of(&self, key: &str) -> Option<MapId> {
         self.maps.iter().find(|(_, map)| map.key == key).map(|(id, _)| *id)
     }
@@ -152,11 +209,8 @@ impl Ledger {
                 attempts: 0,
                 state: *state,
                 engine: matches!(state, TaskState::Assigned | TaskState::Running).then(|| self.places[task]),
-                errors: self.attempts.get(task).map_or(0, |a| a.0),
-                crashes: self.attempts.get(task).map_or(0, |a| a.1),
-                memory_retries: 0,
-                time_retries: 0,
-                ask: Default::default(),
+                used: self.used(*task),
+                ask: self.asks.get(task).map_or_else(Ask::default, |(ask, _)| *ask),
                 cancelled: self.cancelling.contains(task),
                 written: match state {
                     TaskState::Running => [self.written.get(task).map_or(0, |bytes| bytes.len() as u64), 0, 0],
@@ -367,18 +421,18 @@ impl Ledger {
                     None => drop(self.written.remove(task)),
                 }
                 if let Some(attempt) = attempt {
-                    let used = self.attempts.entry(*task).or_default();
-                    match attempt.outcome.crashed {
-                        true => used.1 += 1,
-                        false => used.0 += 1,
-                    }
+                    self.count_attempt(*task, &attempt.outcome);
                 }
                 self.story.push(format!("{task} returned, next run {run}"));
                 self.go(*task, TaskState::Ready, *run);
             }
+            Change::TaskAsks { task, ask, used } => self.asks(*task, *ask, *used),
             Change::TaskResubmitted { task, run } => {
                 self.go(*task, TaskState::Ready, *run);
                 self.finished.remove(task);
+                self.asks.remove(task);
+                self.grown.remove(task);
+                self.attempts.remove(task);
             }
             Change::MapCompleted { map, at } => {
                 self.maps.get_mut(map).unwrap().complete = at.is_some();
@@ -676,6 +730,11 @@ impl Harness {
                     Some(allocation) => engine.allocations.insert(map, allocation),
                     None => engine.allocations.remove(&map),
                 };
+                for t in &tasks.tasks {
+                    let task = TaskId::new(map, t.index);
+                    let ask = self.ledger.asks.get(&task).map_or_else(Ask::default, |(ask, _)| *ask);
+                    assert_eq!((t.mem_bytes, t.limit_ms), (ask.mem_bytes, ask.limit_ms), "{task}");
+                }
                 engine.queue.extend(tasks.tasks.iter().map(|t| Held {
                     map,
                     index: t.index,
@@ -906,6 +965,14 @@ impl Harness {
         }
     }
 
+    /// It used more memory than it asked for.
+    pub(super) fn out_of_memory(&self) -> Outcome {
+        Outcome {
+            cause: Some(Cause::MemoryLimit),
+            ..self.crashed()
+        }
+    }
+
     // ---- clients
 
     pub(super) fn ask<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
@@ -1002,10 +1069,10 @@ impl Harness {
             attempts: 1,
             state,
             engine: None,
-            errors: 1,
-            crashes: 0,
-            memory_retries: 0,
-            time_retries: 0,
+            used: UsedRetries {
+                errors: 1,
+                ..UsedRetries::default()
+            },
             ask: Default::default(),
             cancelled: false,
             written: [0; 3],

@@ -133,6 +133,19 @@ fn resources(rng: &mut Rng) -> TaskResources {
     resources
 }
 
+/// Tasks that had too little memory or time may get more, up to what there is.
+fn with_growth(mut options: MapOptions, rng: &mut Rng) -> MapOptions {
+    let factor = || "x1.5".parse().ok();
+    if options.mem_bytes.is_some() && rng.roll(2) == 0 {
+        (options.retry_mem, options.max_mem_bytes) = (factor(), Some(8 << 30));
+    }
+    if options.timeout_s.is_some() && rng.roll(2) == 0 {
+        options.retry_time = factor();
+        options.max_time_s = (rng.roll(2) == 0).then_some(150.0);
+    }
+    options
+}
+
 pub(super) const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 fn live(seed: u64) {
@@ -157,13 +170,15 @@ fn live(seed: u64) {
                     retries: rng.roll(3) as u32,
                     max_crashes: rng.roll(3) as u32,
                     resources: resources(&mut rng),
-                    mem_bytes: (rng.roll(8) == 0).then(|| (1 + rng.roll(8)) << 30),
+                    mem_bytes: (rng.roll(8) == 0).then(|| (1 + rng.roll(7)) << 30),
+                    timeout_s: (rng.roll(4) == 0).then_some(60.0),
                     wait_for_resources: true,
                     priority: rng.roll(3) as i32 - 1,
                     max_running: (rng.roll(4) == 0).then(|| 1 + rng.roll(5) as u32),
                     after: done.last().copied().filter(|_| rng.roll(4) == 0),
                     ..MapOptions::default()
                 };
+                let options = with_growth(options, &mut rng);
                 let count = rng.roll(40) as u32;
                 wishes.push(Wish {
                     key: format!("wish {step}"),
@@ -259,10 +274,11 @@ fn live(seed: u64) {
 /// An engine ends some of its tasks, one way or another.
 fn work(w: &mut Harness, name: &str, rng: &mut Rng) {
     for _ in 0..rng.roll(8) {
-        let outcome = match rng.roll(10) {
+        let outcome = match rng.roll(12) {
             0 => w.failed(TaskState::Error),
             1 => w.crashed(),
             2 => w.failed(TaskState::Timeout),
+            3 | 4 => w.out_of_memory(),
             _ => w.ok(),
         };
         let Some(engine) = w.engines.get(name) else { return };
