@@ -1,5 +1,6 @@
 //! What is known about engines that have not registered: jobs that wait in a batch system, and processes and jobs that ended.
 use super::ClusterState;
+use crate::launchers::launched::Detail;
 use crate::launchers::{self, BatchJob, Launched, MemberState, Stage};
 use crate::model::job::is_job;
 use crate::profile::{Config, ProfileDir};
@@ -18,6 +19,9 @@ pub(crate) struct Absent {
     pub engines: u32,
     #[serde(skip)]
     is_job: bool,
+    /// The batch system has not reported it yet.
+    #[serde(skip)]
+    is_submitted: bool,
 }
 
 impl std::fmt::Display for Absent {
@@ -36,6 +40,7 @@ impl std::fmt::Display for Absent {
         };
         let why = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
         match self.stage {
+            Stage::Queued if self.is_submitted => write!(f, "{jobs} {noun}{plural} {has} been submitted to {launcher}"),
             Stage::Queued => write!(f, "{jobs} {noun}{plural} {is} queued in {launcher}{why}"),
             Stage::Suspended => write!(f, "{jobs} {noun}{plural} {is} suspended in {launcher}{why}"),
             Stage::Ended => write!(f, "{jobs} {noun}{plural} of {launcher} {has} ended{why}"),
@@ -59,6 +64,7 @@ impl Absent {
             jobs,
             engines: jobs,
             is_job: true,
+            is_submitted: false,
         }
     }
 }
@@ -84,6 +90,7 @@ pub(crate) fn absent(profile: &ProfileDir, cluster_id: &str) -> Vec<Absent> {
                 jobs: 0,
                 engines: 0,
                 is_job: index >= launched.processes.len(),
+                is_submitted: state.detail == Detail::Submitted,
             };
             let is_same = |other: &Absent| {
                 let (jobs, engines) = (other.jobs, other.engines);
@@ -184,6 +191,7 @@ mod tests {
                 jobs,
                 engines: jobs,
                 is_job,
+                is_submitted: false,
             };
             absent.to_string()
         };

@@ -124,7 +124,7 @@ fn jobs_and_the_work_that_waits_for_them_are_explained() {
     site.ok("map --range 0..9 --detach -- sleep 60");
     let queued = wait_until("the queue is asked", || {
         let text = site.ok("explain 1.8");
-        text.contains("queued").then_some(text)
+        text.contains("per-user").then_some(text)
     });
     assert_eq!(
         queued,
