@@ -141,7 +141,7 @@ fn jobs_and_the_work_that_waits_for_them_are_explained() {
     let [first, second] = [0, 1].map(|at| launches[at]["jobs"][0]["id"].as_str().unwrap().to_string());
     let running = site.ok(&format!("explain --job {first}"));
     assert!(
-        running.starts_with(&format!("job {first}: running (lsf, 1 engine)\n  engine 0 (")),
+        running.starts_with(&format!("job {first}.1: running (lsf, 1 engine)\n  engine 0 (")),
         "{running}"
     );
     assert!(running.ends_with("): busy\n"), "{running}");
@@ -175,7 +175,8 @@ fn jobs_and_the_work_that_waits_for_them_are_explained() {
         .file("bin/bjobs", &format!("#!/bin/sh\nexec python3 {fake} bjobs \"$@\"\n"));
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 
-    site.ok("stop");
+    // The failed query is not repeated at once.
+    wait_until("the cluster stops", || (site.run("stop").0 == Some(0)).then_some(()));
     let stopped = site.ok(&format!("explain --job {first}"));
     assert!(stopped.contains(" on record (lsf, 1 engine)\n  engine 0 ("), "{stopped}");
     assert!(stopped.contains("): left "), "{stopped}");
