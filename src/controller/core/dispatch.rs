@@ -28,6 +28,7 @@ impl Core {
                 false => after = Some(place),
             }
         }
+        self.level_queues();
     }
 
     /// Brings the queue up to date with maps, sessions, and what engines hold of them.

@@ -37,8 +37,10 @@ impl Core {
 
     /// The number of tasks of this map that an engine may hold.
     fn depth(&self, map: &Map) -> u32 {
-        let unknown = if map.request().is_some() { 1 } else { UNKNOWN_DEPTH };
-        self.prefetch.depth(map.mean(), unknown)
+        match map.request() {
+            Some(_) => self.prefetch.depth(map.mean(), 1),
+            None => self.prefetch.depth_with_successor(map.mean(), UNKNOWN_DEPTH),
+        }
     }
 
     /// Sends tasks of a lane to one engine. Returns false if none can take any.

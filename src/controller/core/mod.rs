@@ -12,7 +12,7 @@
 //! What happens to them, by subject:
 //! - inbound: [`event`], and [`api`] for messages, with [`untrusted`] to validate what engines send
 //! - engines: [`membership`] (they register and leave), [`admin`] (stop and signal them)
-//! - maps: [`submit`], [`dispatch`], [`dispatch_maps`], [`results`], [`lost`], [`cancel`], [`resubmit`], [`watch`], [`values`] (for `--reduce`)
+//! - maps: [`submit`], [`dispatch`], [`dispatch_maps`], [`level`] (queues), [`results`], [`lost`], [`cancel`], [`resubmit`], [`watch`], [`values`] (for `--reduce`)
 //! - ipyparallel: [`hub`], [`request_intake`], [`dispatch_requests`] with [`policy`] (its schemes), [`replies`], [`output`]
 //! - records: [`restore`] (at the start), [`retention`] (expiry), [`transition`] (a task's states)
 //! - [`status`]: reports about all of it; [`explain`]: why work waits
@@ -28,6 +28,7 @@ pub(crate) mod engines;
 pub(crate) mod event;
 mod explain;
 mod hub;
+mod level;
 mod lost;
 mod maps;
 mod membership;

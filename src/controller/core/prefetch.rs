@@ -1,5 +1,5 @@
 //! How many tasks an engine may hold: as many short ones as fill `prefetch_ms`, so that it never waits for the network, and tasks
-//! share messages and commits. Long ones: one each.
+//! share messages and commits. Long ones: one, and its successor; very long ones: one each.
 //!
 //! The durations of earlier tasks of a map predict the next one. A request of an ipyparallel client names no function, but the
 //! pickled function is hashed: earlier requests with the same one predict the next.
@@ -16,6 +16,8 @@ const HASHED_BYTES: usize = 4096;
 const MESSAGE_S: f64 = 1e-3;
 /// A task is expected to take at most so many times the mean.
 const AT_MOST: f64 = 2.0;
+/// Up to this duration, a task has its successor waiting.
+const SUCCESSOR_S: f64 = 1.0;
 /// The overhead of a task in seconds.
 const TASK_S: f64 = 5e-6;
 
@@ -93,6 +95,16 @@ impl Prefetch {
     pub(super) fn depth(&self, mean: MeanTime, unknown: u32) -> u32 {
         let fit = |mean: f64| (self.window_s / mean.max(1e-6)) as u32;
         mean.0.map_or(unknown, |mean| fit(mean).clamp(1, self.max))
+    }
+
+    /// The same for tasks of a map: the running one has its successor on the engine, which otherwise waits for a round trip and two
+    /// commits. Not if they are so long that this does not matter: maps with a higher priority wait for the successor, too.
+    pub(super) fn depth_with_successor(&self, mean: MeanTime, unknown: u32) -> u32 {
+        let depth = self.depth(mean, unknown);
+        match mean.0 {
+            Some(mean) if mean <= SUCCESSOR_S => depth.max(2).min(self.max),
+            _ => depth,
+        }
     }
 
     /// The number of tasks to send to an engine with this load. It is refilled at half, so that tasks share messages.

@@ -23,7 +23,7 @@ const PEER_TASKS: [u64; 2] = [3_000, 200];
 
 pub fn run(places: &Places, quick: bool) -> Result<(), String> {
     let size = usize::from(quick);
-    let tools = Tools::prepare(places, false, PEERS, false)?;
+    let tools = Tools::prepare(places, quick, PEERS, false)?;
     let mut numbers = Numbers::default();
     for number in 1..=ROUNDS[size] {
         println!("\nround {number} of {}", ROUNDS[size]);

@@ -6,6 +6,7 @@ mod explain;
 mod fake_requests;
 mod harness;
 mod hub;
+mod level;
 mod lifecycle;
 mod malformed;
 mod order;
