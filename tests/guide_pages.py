@@ -113,6 +113,7 @@ def compared(text):
         line = re.sub(r"(process|port|job|slurm) \d+(\.\d+)?|(engines-)\d+", r"\1\3N", line)
         line = re.sub(r"failed on \d+|engine( +)\d+ on", "engine N", line)
         line = re.sub(r"\d+/\d+ cpus, \S+/\S+", "NODE", line)
+        line = re.sub(r"peak \S+", "peak SIZE", line)
         lines.append(line)
     return "\n".join(lines).strip()
 

@@ -1,7 +1,7 @@
 //! Records of a cluster's batch jobs.
 use super::ClusterState;
 use crate::client::{Client, JobsRequest};
-use crate::launchers::launched::Detail;
+use crate::launchers::launched::{Detail, JobOutcome};
 use crate::launchers::{Launched, MemberState, Stage};
 use crate::model::UnixTime;
 use crate::model::job::JobRow;
@@ -27,6 +27,7 @@ pub(crate) fn rows(launched: &Launched, states: &[MemberState]) -> Vec<JobRow> {
                 state: state.describe().into(),
                 reason: state.reason.clone(),
                 over: state.has_ended(),
+                out_of_memory: state.outcome == Some(JobOutcome::OutOfMemory),
                 since: now,
             });
         }

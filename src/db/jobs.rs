@@ -26,6 +26,7 @@ impl Reader {
                     state: row.get(7)?,
                     reason: row.get(8)?,
                     over: row.get(9)?,
+                    out_of_memory: false,
                     since: UnixTime(row.get(10)?),
                 })
             })?;

@@ -26,6 +26,9 @@ pub struct JobRow {
     /// It will not restart by itself.
     #[serde(default)]
     pub over: bool,
+    /// It ended because it used too much memory. Not recorded.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub out_of_memory: bool,
     /// When this state was first observed.
     pub since: UnixTime,
 }
@@ -34,6 +37,12 @@ impl JobRow {
     /// Whether this is the job, or the element of a job, that a user or an engine names.
     pub(crate) fn is(&self, asked: &str) -> bool {
         is_job(&self.job, asked) || is_job(&format!("{}.{}", parts(&self.job).0, self.element), asked)
+    }
+
+    /// Whether an engine with this [`super::engine::EngineFacts::job`] is one of its engines.
+    pub fn is_of_engine(&self, job: &str) -> bool {
+        let of_element = || Some(job.strip_prefix(&*self.job)?.strip_prefix('.')?.parse::<u32>().ok()? == self.element);
+        (self.element == 1 && job == self.job) || of_element() == Some(true)
     }
 }
 

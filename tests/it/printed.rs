@@ -50,6 +50,7 @@ fn a_session_without_a_terminal() {
       started  [DATE] [TIME] ([AGO])
       completed  [DATE] [TIME] ([AGO])
       duration  [DURATION]
+      memory  peak [SIZE]
     traceback:
       Traceback (most recent call last):
         File "[TEMP]/work.py", line 3, in halve

@@ -79,6 +79,7 @@ impl Core {
             client::STOP_ENGINES => return self.stop_engines(context, &read(message)?),
             client::JOBS => {
                 let client::JobsRequest { jobs, list, gone_since } = read(message)?;
+                self.note_jobs(&jobs);
                 if !jobs.is_empty() {
                     self.out.record(Change::JobsSeen { jobs });
                 }

@@ -4,6 +4,7 @@ use super::engines::ORPHAN_GRACE;
 use super::maps::{Fault, InFlight, Retry};
 use super::outbox::Timer;
 use crate::model::change::{Attempt, Change};
+use crate::model::job::JobRow;
 use crate::model::task::{Cause, Outcome, TaskState};
 use crate::model::{EngineId, EngineUuid, TaskId};
 use crate::wire::content::engine::Returned;
@@ -87,26 +88,44 @@ impl Core {
         }
     }
 
+    /// Remembers jobs that the batch system ended because they used too much memory: their engines are about to be lost.
+    pub(super) fn note_jobs(&mut self, jobs: &[JobRow]) {
+        for job in jobs.iter().filter(|job| job.out_of_memory) {
+            let engines = self.engines.iter().filter(|(_, e)| job.is_of_engine(&e.facts().job));
+            for uuid in engines.map(|(uuid, _)| uuid.clone()).collect::<Vec<_>>() {
+                self.engines.change(&uuid, |e| e.note_out_of_memory());
+            }
+        }
+    }
+
     /// Handles tasks that the engine will not finish.
     pub(super) fn tasks_lost(&mut self, engine: &EngineUuid, id: EngineId, tasks: Vec<(TaskId, u32)>, why: &str) {
         let mut maps = BTreeSet::new();
         let at = self.out.now().unix;
+        let had_too_little = self.engines.get(engine).is_some_and(|e| e.is_out_of_memory());
         for (task, run) in tasks {
             let Some(mut in_flight) = self.take_from_engine(task) else {
                 continue;
             };
             maps.insert(task.map);
-            // A task that was not started cannot have been the cause.
-            let fault = if in_flight.has_begun() { Fault::Crash } else { Fault::Engine };
             let Some(map) = self.maps.get(task.map) else { continue };
-            let retry = map.retry(&mut in_flight, fault, |_| None);
             let status = if in_flight.is_cancelled() {
                 TaskState::Aborted
             } else {
                 TaskState::Lost
             };
             let mut outcome = Outcome::failure(status, "EngineLost", format!("engine {id} left: {why}"), at, at);
-            (outcome.crashed, outcome.cause) = (true, Some(Cause::EngineLost));
+            outcome.crashed = true;
+            // A task that was not started cannot have been the cause.
+            outcome.cause = Some(match had_too_little && in_flight.has_begun() {
+                true => Cause::MemoryJob,
+                false => Cause::EngineLost,
+            });
+            let fault = match in_flight.has_begun() {
+                true => Fault::of(&outcome, map.options()).unwrap_or(Fault::Crash),
+                false => Fault::Engine,
+            };
+            let retry = map.retry(&mut in_flight, fault, |request| self.engines.nodes().most_memory(request));
             match retry {
                 Retry::Again if !in_flight.has_begun() => self.requeue_task(task, in_flight, None),
                 retry => self.end_attempt(task, in_flight, (run, engine), outcome, retry),

@@ -16,6 +16,7 @@ fn seen(element: u32, state: &str, over: bool, at: f64) -> JobRow {
         state: state.into(),
         reason: String::new(),
         over,
+        out_of_memory: false,
         since: UnixTime(at),
     }
 }

@@ -17,6 +17,8 @@ fn normalised_line(line: &str, host: &str) -> String {
         if UNITS.contains(&word.as_str()) && is_number(&before) && words.last().is_some_and(|(_, gap)| gap == " ") {
             words.pop();
             words.push(("[DURATION]".into(), separator));
+        } else if before == "peak" {
+            words.push(("[SIZE]".into(), separator));
         } else if before == "process" && is_number(&word) {
             words.push(("[PID]".into(), separator));
         } else {

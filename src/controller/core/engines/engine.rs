@@ -47,6 +47,8 @@ pub(crate) struct Engine {
     finished: u64,
     /// Its assigned tasks are uncertain (the controller restarted, or the connection broke): it must register again.
     uncertain: bool,
+    /// The batch system has ended its job because that used too much memory.
+    out_of_memory: bool,
     /// A `give_back` request is outstanding.
     recall_pending: bool,
     /// It was asked to return tasks because its queue made no progress, and has finished none since.
@@ -84,6 +86,13 @@ pub(super) enum Eligibility {
 }
 
 impl Engine {
+    pub(crate) fn note_out_of_memory(&mut self) {
+        self.out_of_memory = true;
+    }
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        self.out_of_memory
+    }
+
     pub(super) fn new(id: EngineId, facts: EngineFacts, node: NodeIndex, registered: UnixTime, now: Duration) -> Engine {
         Engine {
             id,
@@ -107,6 +116,7 @@ impl Engine {
             to_forget: Vec::new(),
             finished: 0,
             uncertain: false,
+            out_of_memory: false,
             recall_pending: false,
             stuck: false,
             finished_seen: 0,

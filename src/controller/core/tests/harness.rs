@@ -503,6 +503,8 @@ pub(super) struct Harness {
     pub ends: Option<f64>,
     /// What the nodes of engines have.
     pub node: NodeFacts,
+    /// The batch job of engines that register.
+    pub job: String,
     /// Messages to engines that the harness does not simulate.
     pub received: Vec<(String, Message)>,
     /// Events to handle after all effects of an event are carried out.
@@ -539,6 +541,7 @@ impl Harness {
             given: Vec::new(),
             connected: None,
             ends: None,
+            job: String::new(),
             node: NodeFacts::default(),
             received: Vec::new(),
             next: VecDeque::new(),
@@ -887,7 +890,7 @@ impl Harness {
                 0 => vec!["call".into(), EngineFacts::JOINED.into()],
                 _ => vec!["call".into()],
             },
-            job: String::new(),
+            job: self.job.clone(),
             ends: self.ends.map(|seconds| UnixTime(1e9 + seconds)),
             node: self.node.clone(),
         };

@@ -1,6 +1,7 @@
 //! Tests of the core alone: a [`harness::Harness`] of fake engines and clients, a ledger that checks every recorded change
 //! against the table of transitions, and seeded random simulations.
 mod admin;
+mod attempts;
 mod clients;
 mod explain;
 mod fake_requests;
