@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The minimum interval between answers to the watches of a map.
+/// The minimum interval between answers to the watches of a map, while more results are to come.
 const WATCH_PAUSE: Duration = Duration::from_millis(20);
 
 /// Tasks of at least this many bytes are read by the records' thread.
@@ -541,7 +541,8 @@ impl Map {
 
     /// When watches may be answered again; None without watches.
     pub(crate) fn next_answer(&self) -> Option<Duration> {
-        (!self.watches.is_empty()).then_some(self.answered + WATCH_PAUSE)
+        let pause = if self.counts.pending() > 0 { WATCH_PAUSE } else { Duration::ZERO };
+        (!self.watches.is_empty()).then_some(self.answered + pause)
     }
 
     /// Takes the watches whose results are available or whose time is up.
@@ -608,6 +609,32 @@ mod tests {
         let order: Vec<_> = std::iter::from_fn(|| m.take(0)).map(|t| (t.index, t.run, t.input)).collect();
         assert_eq!(order, [(0, 2, "[1]".into()), (2, 1, "[3]".into()), (3, 1, Bytes::from("[4]"))]);
         assert!(!m.has_ready() && m.dropped.is_empty());
+    }
+
+    #[test]
+    fn answers_wait_for_more_results_only_if_there_are_tasks() {
+        let mut m = map();
+        m.push(Bytes::from_static(b"1\n2"), 2);
+        m.answered = Duration::from_secs(7);
+        assert_eq!(m.next_answer(), None);
+        m.watch(Watch {
+            client: Bytes::new(),
+            parent: Bytes::new(),
+            from: 0,
+            limit: 1,
+            without_inputs: false,
+            until: Duration::from_secs(9),
+            done: None,
+            begun: None,
+        });
+        m.counts.ok = 1;
+        assert_eq!(m.next_answer(), Some(Duration::from_secs(7) + WATCH_PAUSE));
+        m.counts.ok = 2;
+        assert_eq!(
+            m.next_answer(),
+            Some(Duration::from_secs(7)),
+            "a client may wait for this one before it sends more"
+        );
     }
 
     #[test]
