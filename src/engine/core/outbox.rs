@@ -109,10 +109,7 @@ impl Outbox {
 
     fn close(&mut self) {
         self.last_sequence += 1;
-        let results = Arc::new(Results {
-            sequence: self.last_sequence,
-            results: std::mem::take(&mut self.collecting),
-        });
+        let results = Arc::new(Results::new(self.last_sequence, std::mem::take(&mut self.collecting)));
         (self.bytes, self.since) = (0, None);
         self.closed.push(results.clone());
         self.unrecorded.push_back(results);

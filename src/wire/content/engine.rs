@@ -125,6 +125,17 @@ pub struct Results {
     pub results: Vec<TaskResult>,
 }
 impl Results {
+    /// Many short tasks have the same peak memory: on the wire, an outcome without one has that of the result before, and 0
+    /// is unknown.
+    pub fn new(sequence: u64, mut results: Vec<TaskResult>) -> Results {
+        let mut last = None;
+        for result in &mut results {
+            let peak = result.outcome.peak_memory;
+            result.outcome.peak_memory = (peak != last).then_some(peak.unwrap_or_default());
+            last = peak;
+        }
+        Results { sequence, results }
+    }
     /// The buffers after the JSON: the pickles of values that JSON cannot represent, in order.
     pub fn buffers(&self) -> Vec<Bytes> {
         pickled::buffers(self.results.iter().map(|result| &result.outcome.pickled))
@@ -133,6 +144,13 @@ impl Results {
     pub fn with_buffers(mut self, buffers: &[Bytes]) -> Option<Results> {
         let mut buffers = buffers.iter().cloned();
         let filled = pickled::fill(self.results.iter_mut().map(|result| &mut result.outcome.pickled), &mut buffers);
+        let mut last = None;
+        for result in &mut self.results {
+            if let Some(peak) = result.outcome.peak_memory {
+                last = Some(peak).filter(|peak| *peak > 0);
+            }
+            result.outcome.peak_memory = last;
+        }
         (filled && buffers.next().is_none()).then_some(self)
     }
 }
@@ -441,4 +459,31 @@ pub const SIGNAL: &str = "signal";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Signal {
     pub signal: i32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::UnixTime;
+    use crate::model::task::TaskState;
+
+    #[test]
+    fn equal_peaks_are_sent_once() {
+        let peaks = [None, Some(5), Some(5), Some(7), None, None, Some(7), Some(7)];
+        let result = |(index, peak): (usize, &Option<u64>)| TaskResult {
+            map: MapId(1),
+            index: index as u32,
+            run: 1,
+            outcome: Outcome {
+                peak_memory: *peak,
+                ..Outcome::failure(TaskState::Ok, "", "", UnixTime(1.0), UnixTime(2.0))
+            },
+        };
+        let sent = Results::new(1, peaks.iter().enumerate().map(result).collect());
+        let json = serde_json::to_string(&sent).unwrap();
+        assert_eq!(json.matches("peak_memory").count(), 4, "{json}");
+        let received: Results = serde_json::from_str(&json).unwrap();
+        let received = received.with_buffers(&[]).unwrap();
+        assert_eq!(received.results.iter().map(|r| r.outcome.peak_memory).collect::<Vec<_>>(), peaks);
+    }
 }

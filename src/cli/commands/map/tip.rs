@@ -107,7 +107,11 @@ fn at_a_time(request: &Request, engines: &[EngineStatus]) -> u64 {
             each @ 1..WHOLE_GPU => node.gpus.len() as u64 * u64::from(WHOLE_GPU / each),
             many => node.gpus.len() as u64 / u64::from(many / WHOLE_GPU),
         };
-        let cpus = fit(u64::from(node.cpus), u64::from(needs.cpus));
+        // Tasks that need no more than an engine may be as many as engines.
+        let cpus = match needs.cpus {
+            0..=1 => u64::MAX,
+            cpus => fit(u64::from(node.cpus), u64::from(cpus)),
+        };
         let memory = fit(node.mem_bytes, request.mem_bytes);
         named.chain([*engines, gpus, cpus, memory]).min().unwrap_or_default()
     };
@@ -188,6 +192,12 @@ mod tests {
                 ..options(8 * G)
             }),
             None
+        );
+        let few_cpus = NodeFacts { cpus: 2, ..node.clone() };
+        assert!(
+            many.tip(&options(8 * G), 100, &engines(4, &few_cpus))
+                .unwrap()
+                .ends_with("fit 4 at a time")
         );
         assert_eq!(
             many.tip(&options(8 * G), 2, &engines(16, &node)),
