@@ -59,6 +59,7 @@ impl World {
             terminate: Duration::from_secs(1),
             python: "python3".into(),
             shell_at_start: false,
+            process: Default::default(),
         };
         let mut world = World {
             core: Core::new(settings),

@@ -188,13 +188,15 @@ async fn run_inner(
         );
         return CommandExit::NotStarted("DirectoryNotFound".into(), evalue);
     }
-    let set = to_run.env.iter().chain(&options.env);
+    let set = to_run.env.iter().chain(&options.process.env).chain(&options.env);
     let set = set.map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    let unset = &options.process.unset;
+    let inherited = std::env::vars_os().filter(|(name, _)| !unset.iter().any(|unset| name == unset.as_str()));
     let to_start = Program {
         argv: to_run.argv.clone(),
-        environment: std::env::vars_os().chain(set).collect(),
+        environment: inherited.chain(set).collect(),
         directory: directory.clone(),
-        cores: options.cores.clone(),
+        cores: options.process.cores.clone(),
     };
     let mut child = match forker.start(to_start).await {
         Ok(child) => child,

@@ -35,6 +35,8 @@ struct DaemonCommand {
     arguments: Vec<OsString>,
     cwd: PathBuf,
     log: PathBuf,
+    /// For engines: how many of this cluster are on this host.
+    engines: Option<u32>,
 }
 
 impl Launcher for Local {
@@ -50,6 +52,7 @@ impl Launcher for Local {
             arguments,
             cwd: launch.cwd.clone(),
             log,
+            engines: None,
         };
         Ok(launched(vec![self.spawn(&daemon)?]))
     }
@@ -64,6 +67,7 @@ impl Launcher for Local {
                 arguments: arguments.clone(),
                 cwd: launch.cwd.clone(),
                 log,
+                engines: Some(launch.first + launch.n),
             };
             match self.spawn(&daemon) {
                 Ok(process) => started.processes.push(process),
@@ -141,6 +145,7 @@ impl Local {
             arguments,
             cwd,
             log,
+            engines: None,
         })
     }
 
@@ -166,6 +171,9 @@ impl Local {
         let mut command = Command::new(&daemon.program);
         command.args(&daemon.arguments).current_dir(&daemon.cwd).stdin(Stdio::null());
         command.stdout(log.try_clone().map_err(failed)?).stderr(log);
+        if let Some(engines) = daemon.engines {
+            command.env("PCLUSTER_ENGINES", engines.to_string());
+        }
         // A caller that reads a pipe to its end would wait for a child that inherits the pipe.
         set_up_child(&mut command, vec![ChildSetup::NewSession, ChildSetup::CloseInherited]);
         let child = command.spawn().map_err(failed)?;

@@ -262,9 +262,27 @@ pub struct MapOptions {
     /// apply`), instead of a separate worker for this map.
     #[serde(skip_serializing_if = "is_false")]
     pub interactive: bool,
-    /// Set by the engine, for its workers: the processors of pinned tasks.
-    #[serde(skip_deserializing, skip_serializing_if = "CoreSet::is_empty")]
+    /// Set by the engine.
+    #[serde(skip_deserializing, skip_serializing_if = "ProcessSetup::is_empty")]
+    pub process: ProcessSetup,
+}
+
+/// How an engine prepares the processes that run tasks of a map. What users set wins.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ProcessSetup {
+    /// The processors to which they are bound; empty for those of the engine.
+    #[serde(skip_serializing_if = "CoreSet::is_empty")]
     pub cores: CoreSet,
+    /// Variables that they do not inherit from the engine.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unset: Vec<String>,
+    pub env: BTreeMap<String, String>,
+}
+
+impl ProcessSetup {
+    fn is_empty(&self) -> bool {
+        *self == ProcessSetup::default()
+    }
 }
 
 impl MapOptions {
@@ -353,7 +371,7 @@ impl Default for MapOptions {
             reduces: None,
             targets: None,
             interactive: false,
-            cores: CoreSet::default(),
+            process: ProcessSetup::default(),
         }
     }
 }

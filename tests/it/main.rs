@@ -3,6 +3,7 @@
 mod architecture;
 mod bad_input;
 mod batch;
+mod control_group;
 mod docs;
 mod engines_work;
 mod explain;

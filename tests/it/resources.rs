@@ -71,7 +71,10 @@ fn a_gpu_belongs_to_one_task_or_to_those_that_share_it() {
     assert!(both.iter().all(|value| value[3] == "GPU-a,MIG-b"), "{both:?}");
     assert_eq!(overlap(&both, 3).values().max(), Some(&1));
     let none = held(&cluster, &[]);
-    assert!(none.iter().all(|value| value[3].is_null() && value[5].is_null()), "{none:?}");
+    // Four engines share four processors.
+    assert!(none.iter().all(|value| value[3].is_null() && value[5] == "1"), "{none:?}");
+    let own = held(&cluster, &["--env", "OMP_NUM_THREADS=7"]);
+    assert!(own.iter().all(|value| value[5] == "7" && value[6] == "1"), "{own:?}");
 }
 
 #[test]
@@ -144,8 +147,13 @@ fn more_than_any_node_has_is_refused_and_why_a_map_waits_is_shown() {
             .run(&[&["map", "work.py:hold", "--range", "0..2"], &bad[..]].concat())
             .fails(2, &[bad[0]]);
     }
-    let refused = cluster.run(&["map", "work.py:hold", "--range", "0..4", "--targets", "all", "--gpus", "1"]);
-    refused.fails(4, &["cannot reserve resources"]);
+    for command in [&["exec", "1"][..], &["apply", "os:getpid"], &["run", "work.py"]] {
+        for bad in [["--mem", "500"], ["--cpus", "0"], ["--gpus", "1.5"], ["--need", "licence=0"]] {
+            cluster.run(&[command, &bad[..]].concat()).fails(2, &[bad[0]]);
+        }
+        let refused = cluster.run(&[command, &["--gpus", "3"]].concat());
+        refused.fails(4, &["engine 0 is on", "2 gpus", "too little for 1 cpu, 3 gpus"]);
+    }
 
     cluster.ok(&[
         "map",
@@ -172,7 +180,11 @@ fn a_node_keeps_its_gpus_for_their_tasks_when_the_controller_is_killed() {
     let started = |n: u32| cluster.path().join(format!("started-{n}")).exists();
     wait_until("both tasks run", || (started(0) && started(1)).then_some(()));
     signal(cluster.controller_pid(), SIGKILL);
-    cluster.ok(&["map", "work.py:wait", "--range", "2..3", "--gpus", "1", "--detach"]);
+    let third = ["map", "work.py:wait", "--range", "2..3", "--gpus", "1", "--detach"];
+    // A client reports a controller whose process is gone at once.
+    wait_until("the next controller accepts a map", || {
+        (cluster.run(&third).code == Some(0)).then_some(())
+    });
     let used = || (cluster.json(&["engines"])["nodes"][0]["used"]["gpus"] == 2.0).then_some(());
     wait_until("the engines have reported their GPUs", used);
     assert!(!started(2), "a third task has started on two GPUs");
@@ -266,4 +278,75 @@ fn options_replace_resources_of_the_profile_and_bad_ones_start_nothing() {
         .fails(2, &["not a whole number"]);
     cluster.ok(&["scale", "2", "--resource", "licence=5"]);
     assert_eq!(seen(&node()).3, 5, "the last engine of a node counts");
+}
+
+#[test]
+fn direct_tasks_wait_for_their_resources_and_have_them_only_while_they_run() {
+    let cluster = cluster();
+    // The interactive worker keeps its environment.
+    let seen = "import os; [os.environ.get(n) for n in ('CUDA_VISIBLE_DEVICES', 'OMP_NUM_THREADS')]";
+    assert!(cluster.ok(&["exec", seen, "--targets", "0"]).contains("[null,null]"));
+    let given = cluster.ok(&["exec", seen, "--gpus", "2", "--cpus", "3"]);
+    let lines: Vec<&str> = given.lines().collect();
+    assert!(
+        lines.len() == 4 && lines.iter().all(|line| line.contains("[\"GPU-a,MIG-b\",\"3\"]")),
+        "{given}"
+    );
+    assert!(cluster.ok(&["exec", seen, "--targets", "0"]).contains("[null,null]"));
+    cluster.ok(&["exec", "import time"]);
+    let times = "s = time.time(); time.sleep(0.2); [s, time.time()]";
+    let printed = cluster.ok(&["exec", times, "--need", "licence=1"]);
+    let mut spans: Vec<Vec<f64>> = printed
+        .lines()
+        .map(|line| serde_json::from_str(line.split_once(' ').unwrap().1).unwrap())
+        .collect();
+    spans.sort_by(|one, other| one[0].total_cmp(&other[0]));
+    assert!(
+        spans.len() == 4 && spans.windows(2).all(|pair| pair[0][1] <= pair[1][0]),
+        "one licence: {spans:?}"
+    );
+    // What a map uses is not taken from it.
+    cluster.ok(&["map", "work.py:wait", "--range", "0..2", "--gpus", "1", "--detach"]);
+    let started = |n: u32| cluster.path().join(format!("started-{n}")).exists();
+    wait_until("both tasks run", || (started(0) && started(1)).then_some(()));
+    let waiting = cluster.spawn(&[
+        "apply",
+        "--gpus",
+        "1",
+        "--targets",
+        "0",
+        "--",
+        "sh",
+        "-c",
+        "echo gpu $CUDA_VISIBLE_DEVICES",
+    ]);
+    wait_until("it waits for a GPU", || {
+        let status = cluster.run(&["status"]).stderr;
+        status
+            .contains("its engines are busy, or their nodes have less than 1 cpu, 1 gpu free")
+            .then_some(())
+    });
+    fs::write(cluster.path().join("go"), "").unwrap();
+    assert!(waiting.end().ok().contains("[0] gpu "));
+}
+
+#[test]
+fn the_profile_has_defaults_for_maps_and_options_win() {
+    let home = Home::new();
+    home.file("work.py", WORK);
+    home.file("ipython/profile_default/pcluster.yaml", "map: {cpus: 2, need: {licence: 1}}\n");
+    let resources = ["cpus=4", "licence=1"].map(|resource| ["--resource", resource]).concat();
+    let cluster = Cluster::start_in(home, 2, &resources);
+    let default = held(&cluster, &[]);
+    assert!(default.iter().all(|value| value[5] == "2"), "{default:?}");
+    assert_eq!(overlap(&default, 5).values().max(), Some(&1), "one licence");
+    let own = held(&cluster, &["--cpus", "4"]);
+    assert!(own.iter().all(|value| value[5] == "4"), "{own:?}");
+    let exec = cluster.ok(&["exec", "import os; os.environ.get('OMP_NUM_THREADS')"]);
+    assert_eq!(exec.lines().count(), 0, "None is not shown: the defaults are those of maps: {exec}");
+    cluster.file("ipython/profile_default/pcluster.yaml", "map: {cpus: 0}\n");
+    let map = ["map", "work.py:hold", "--range", "0..1"];
+    cluster.run(&map).fails(2, &["map: 0 is not", "greater than 0"]);
+    cluster.file("ipython/profile_default/pcluster.yaml", "map: {mem: 500}\n");
+    cluster.run(&map).fails(2, &["write 500M"]);
 }

@@ -748,3 +748,54 @@ def test_the_guide_to_conda_shows_what_its_commands_print(guarded_home):
     environment["IPYTHONDIR"] = str(guarded_home / "ipython")
     replaced = guide_pages.names_of_this_machine(guarded_home)
     guide_pages.run_page("docs/how-to/conda-slurm.md", guide_pages.bash(guarded_home, environment, 240), replaced)
+
+
+def node(cluster):
+    (node,) = json.loads(cluster.run("engines", "--json"))["nodes"]
+    return node
+
+
+@pytest.mark.skipif(SITE.launcher != "slurm", reason="not applicable: its GPUs and variables are Slurm's")
+def test_tasks_share_the_gpus_and_processors_of_their_job(on_site):
+    four = ["--set", "launchers.slurm.engines_per_job=4", "--set", 'launchers.slurm.directives=["--gres=gpu:2"]']
+    cluster = on_site("-n", "4", *four, "--resource", "cpus=4")
+    assert (node(cluster)["cpus"], [gpu["name"] for gpu in node(cluster)["gpus"]]) == (4, ["0", "1"])
+    (cluster.folder / "gpus.py").write_text(
+        "import os, time\n"
+        "def held(x):\n"
+        "    start = time.time(); time.sleep(0.3)\n"
+        "    return [os.environ.get('CUDA_VISIBLE_DEVICES'), start, time.time()]\n"
+        "def threads(x):\n"
+        "    return [os.environ.get(name) for name in ('OMP_NUM_THREADS', 'SLURM_NTASKS')]\n"
+    )
+    lines = cluster.run("map", str(cluster.folder / "gpus.py") + ":held", "--range", "0..6", "--gpus", "1")
+    held = [json.loads(line) for line in lines.splitlines()]
+    assert {gpu for gpu, _, _ in held} == {"0", "1"}
+    for gpu, start, end in held:
+        assert [other for other in held if other[0] == gpu and other[1] < end and start < other[2]] == [[gpu, start, end]]
+    both = cluster.run("map", str(cluster.folder / "gpus.py") + ":held", "--range", "0..2", "--gpus", "2")
+    assert [json.loads(line)[0] for line in both.splitlines()] == ["0,1"] * 2
+    part = cluster.run("map", str(cluster.folder / "gpus.py") + ":threads", "--range", "0..1", "--cpus", "3")
+    assert json.loads(part) == ["3", "3"]
+    default = cluster.run("map", str(cluster.folder / "gpus.py") + ":threads", "--range", "0..1")
+    assert json.loads(default)[0] == "1", "four engines on four processors"
+    cluster.run("stop")
+    nothing_is_left(cluster)
+
+
+@pytest.mark.skipif(SITE.launcher != "slurm", reason="not applicable: the variables are Slurm's")
+@pytest.mark.parametrize("mpirun", ["mpirun.openmpi", "mpirun.mpich"])
+def test_mpirun_in_a_task_starts_the_ranks_of_the_task(on_site, mpirun):
+    if shutil.which(mpirun) is None:
+        pytest.skip("{} is not installed (apt-get install openmpi-bin mpich)".format(mpirun))
+    cluster = on_site("-n", "2", "--set", "launchers.slurm.engines_per_job=2", "--set", "launchers.slurm.cpus=2", "--resource", "cpus=4")
+    root = ["--env", "OMPI_ALLOW_RUN_AS_ROOT=1", "--env", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"]
+    rank = "echo rank ${OMPI_COMM_WORLD_RANK:-$PMI_RANK} of ${OMPI_COMM_WORLD_SIZE:-$PMI_SIZE}"
+    command = "{} sh -c '{}' # {{}}".format(mpirun, rank)
+    for cpus in (1, 3):
+        options = ["--mem", "100M", "--cpus", str(cpus)]
+        output = cluster.run("map", "--range", "0..2", *options, *root, "--", "sh", "-c", command)
+        ranks = sorted("rank {} of {}".format(n, cpus) for n in range(cpus))
+        assert sorted(output.splitlines()) == sorted(ranks * 2), (mpirun, cpus, output)
+    cluster.run("stop")
+    nothing_is_left(cluster)

@@ -1,6 +1,7 @@
 //! `pcluster apply`: one call of a function, or one run of a command, on each of some engines.
 pub(crate) mod on_engines;
 
+use super::map::needs::NeedOptions;
 use crate::cli::inputs::code::CodeArgs;
 use crate::cli::inputs::function;
 use crate::cli::{CommandError, Context, Exit};
@@ -34,6 +35,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     engines: EngineOptions,
     #[command(flatten)]
+    needs: NeedOptions,
+    #[command(flatten)]
     code: CodeArgs,
 }
 
@@ -53,7 +56,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     } else {
         ShowValue::Always
     };
-    match on_engines::run(context, &args.engines, work, |engines| vec![input; engines.len()])? {
+    match on_engines::run_with(context, &args.engines, &args.needs, work, |engines| vec![input; engines.len()])? {
         Some(answers) => answers.show(context, show),
         None => Ok(Exit::Interrupted),
     }

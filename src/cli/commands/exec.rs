@@ -1,5 +1,6 @@
 //! `pcluster exec`: a line of Python in the engines' namespaces.
 use super::apply::on_engines::{self, EngineOptions, ShowValue};
+use super::map::needs::NeedOptions;
 use crate::cli::{CommandError, Context, Exit};
 use crate::model::definition::Work;
 use std::io::Read;
@@ -15,6 +16,8 @@ pub(crate) struct Args {
     code: String,
     #[command(flatten)]
     engines: EngineOptions,
+    #[command(flatten)]
+    needs: NeedOptions,
 }
 
 pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
@@ -32,7 +35,9 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         filename: filename.into(),
         bundle: None,
     };
-    match on_engines::run(context, &args.engines, work, |engines| vec!["[]".into(); engines.len()])? {
+    match on_engines::run_with(context, &args.engines, &args.needs, work, |engines| {
+        vec!["[]".into(); engines.len()]
+    })? {
         Some(answers) => answers.show(context, ShowValue::NotNone),
         None => Ok(Exit::Interrupted),
     }

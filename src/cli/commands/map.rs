@@ -1,11 +1,12 @@
 //! `pcluster map`: a function or a command over many inputs, results in their order.
 //!
-//! Parts: [`options`] (of tasks), [`own_cluster`] (`-n`), [`follow`] (waiting for a map), `long_values`, [`results`] (their output),
-//! [`report`] (failures), `stalled` (why it does not get on), [`tip`] (memory), [`reduce`] (folding the values), [`interrupts`]
-//! (Ctrl-C).
+//! Parts: [`options`] (of tasks), [`needs`] (their resources), [`own_cluster`] (`-n`), [`follow`] (waiting for a map),
+//! `long_values`, [`results`] (their output), [`report`] (failures), `stalled` (why it does not get on), [`tip`] (memory), [`reduce`] (folding the values),
+//! [`interrupts`] (Ctrl-C).
 pub(crate) mod follow;
 pub(crate) mod interrupts;
 mod long_values;
+pub(crate) mod needs;
 pub(crate) mod options;
 pub(crate) mod own_cluster;
 pub(crate) mod reduce;
@@ -24,6 +25,7 @@ use crate::model::MapId;
 use crate::model::definition::{MapDefinition, Work};
 use crate::model::targets::Targets;
 use crate::model::task::Counts;
+use crate::profile::Config;
 use bytes::Bytes;
 use follow::{Feed, Job, MapEnd, Taken};
 use interrupts::Interrupts;
@@ -82,7 +84,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     // Inputs keep being sent while the output is blocked by a full pipe.
     context.use_threads();
-    let plan = Plan::of(&args)?;
+    let plan = Plan::of(&args, context)?;
     let results = Results::open(&args.results, plan.is_command(), context.json, context.terminal.stdout)?;
     own_cluster::with_cluster(args.n, context, |stays| {
         let client = context.client()?;
@@ -104,7 +106,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn of(args: &Args) -> Result<Plan, CommandError> {
+    fn of(args: &Args, context: &Context) -> Result<Plan, CommandError> {
         let (work, file) = match (args.command.is_empty(), &args.first, &args.second) {
             (true, Some(spec), file) => (function::work(spec, &args.code)?, file),
             (true, None, _) => {
@@ -137,8 +139,8 @@ impl Plan {
             _ => Shape::Call,
         };
         let inputs = Inputs::find(&args.inputs, file.as_deref(), shape)?;
-        args.tasks.check().map_err(CommandError::usage)?;
-        let mut options = args.tasks.to_map_options();
+        let config = Config::load(&context.profile_dir()?)?;
+        let mut options = args.tasks.to_map_options(&config.map).map_err(CommandError::usage)?;
         options.targets = args.targets.clone();
         Ok(Plan {
             definition: MapDefinition { work, options },

@@ -1,5 +1,6 @@
 //! `pcluster run`: a Python script in the engines' namespaces.
 use super::apply::on_engines::{self, EngineOptions, ShowValue};
+use super::map::needs::NeedOptions;
 use crate::cli::inputs::code::CodeArgs;
 use crate::cli::inputs::function;
 use crate::cli::{CommandError, Context, Exit};
@@ -16,12 +17,16 @@ pub(crate) struct Args {
     #[command(flatten)]
     engines: EngineOptions,
     #[command(flatten)]
+    needs: NeedOptions,
+    #[command(flatten)]
     code: CodeArgs,
 }
 
 pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let work = function::script(&args.script, &args.code)?;
-    match on_engines::run(context, &args.engines, work, |engines| vec!["[]".into(); engines.len()])? {
+    match on_engines::run_with(context, &args.engines, &args.needs, work, |engines| {
+        vec!["[]".into(); engines.len()]
+    })? {
         Some(answers) => answers.show(context, ShowValue::Never),
         None => Ok(Exit::Interrupted),
     }

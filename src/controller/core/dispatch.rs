@@ -1,5 +1,5 @@
-//! Assigns what waits to engines, lane by lane in the order of the queue. Maps with targets do not wait: their tasks go to
-//! their engines at once.
+//! Assigns what waits to engines, lane by lane in the order of the queue. Maps with targets come first: their tasks go to
+//! their engines at once, or as soon as these have what they need.
 use super::Core;
 use super::engines::{LaneId, Runs};
 use super::scheduler::Shape;
@@ -12,6 +12,7 @@ impl Core {
         let freed = self.engines.take_freed() && self.requests.has_bound();
         self.update_queue();
         self.engines.begin_round();
+        self.dispatch_bound_maps();
         let mut after = None;
         while let Some((place, shape)) = self.queue.next(after) {
             let lane = place.lane();
@@ -62,8 +63,10 @@ impl Core {
             return self.queue.remove_all(id);
         };
         if map.targets().is_some() {
-            if map.has_ready() {
-                self.dispatch_targeted(id);
+            match map.request() {
+                _ if !map.has_ready() => {}
+                Some(_) => drop(self.bound_maps.insert(id)),
+                None => self.dispatch_targeted(id),
             }
             return;
         }

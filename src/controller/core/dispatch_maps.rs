@@ -108,7 +108,7 @@ impl Core {
         }
     }
 
-    fn send_tasks(&mut self, id: MapId, engine: &EngineUuid, tasks: Vec<NextTask>) {
+    pub(super) fn send_tasks(&mut self, id: MapId, engine: &EngineUuid, tasks: Vec<NextTask>) {
         let Some(engine_id) = self.engines.get(engine).map(|e| e.id()) else {
             return;
         };

@@ -21,6 +21,7 @@ mod api;
 mod cancel;
 pub(crate) mod dependency;
 mod dispatch;
+mod dispatch_bound;
 mod dispatch_maps;
 mod dispatch_requests;
 pub(crate) mod effect;
@@ -60,7 +61,7 @@ pub(crate) use effect::{Query, QueryKind};
 pub use event::{Event, EventTime, Facts};
 
 use crate::model::change::Change;
-use crate::model::{EngineUuid, TaskId};
+use crate::model::{EngineUuid, MapId, TaskId};
 use crate::profile::config::ControllerConfig;
 use bytes::Bytes;
 use engines::{Departures, Engines};
@@ -71,6 +72,7 @@ use prefetch::Prefetch;
 use requests::{Broadcasts, Reconnects, Requests};
 use retention::Retention;
 use scheduler::Queue;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 pub struct Core {
@@ -79,6 +81,8 @@ pub struct Core {
     out: Outbox,
     engines: Engines,
     queue: Queue,
+    /// Maps with targets whose tasks wait for resources.
+    bound_maps: BTreeSet<MapId>,
     maps: Maps,
     bundles: Bundles,
     requests: Requests,
@@ -107,6 +111,7 @@ impl Core {
             out,
             engines: Engines::default(),
             queue: Queue::default(),
+            bound_maps: BTreeSet::new(),
             departures: Departures::default(),
             maps: Maps::default(),
             bundles: Bundles::default(),

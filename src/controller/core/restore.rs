@@ -94,7 +94,7 @@ impl Core {
             let engine = found.engine.filter(|_| is_assigned).and_then(|id| engines.get(&id));
             if let Some(engine) = engine {
                 self.engines.change(engine, |e| e.assign(task, found.run));
-                if map.request().is_some() && map.targets().is_none() {
+                if map.request().is_some() {
                     self.engines.await_share(engine);
                 }
             }

@@ -30,6 +30,20 @@ impl Core {
         self.out.answer(context, &reply);
     }
 
+    /// Describes maps with targets whose tasks wait for resources of their engines.
+    fn bound_maps_without_resources(&self) -> Vec<String> {
+        let waiting = self.bound_maps.iter();
+        let maps = waiting.filter_map(|id| Some((id, self.maps.get(*id)?)));
+        maps.filter(|(_, map)| map.has_ready())
+            .filter_map(|(id, map)| {
+                let request = map.request()?;
+                Some(format!(
+                    "map {id} waits: its engines are busy, or their nodes have less than {request} free"
+                ))
+            })
+            .collect()
+    }
+
     /// Describes requests of ipyparallel's clients that wait because no engine has a working Python.
     fn requests_without_python(&self) -> Option<String> {
         let waiting = self.requests.queued();
@@ -57,7 +71,11 @@ impl Core {
             running: begun as u64,
             finished: self.finished_tasks,
             disconnected_peers: self.disconnected_peers,
-            notes: self.why_maps_wait().into_iter().chain(self.requests_without_python()).collect(),
+            notes: [self.why_maps_wait(), self.bound_maps_without_resources()]
+                .into_iter()
+                .flatten()
+                .chain(self.requests_without_python())
+                .collect(),
         };
         self.out.answer(context, &reply);
     }

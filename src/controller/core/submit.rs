@@ -97,9 +97,23 @@ impl Core {
         let Some(request) = definition.options.request() else {
             return Ok(());
         };
-        if definition.options.targets.is_some() {
-            let why = "tasks with targets run on their engine at once, and cannot reserve resources";
-            return Err(ErrorContent::new("ValueError", why));
+        if let Some(targets) = definition
+            .options
+            .targets
+            .as_ref()
+            .filter(|_| !definition.options.wait_for_resources)
+        {
+            let targets = self.native_targets(targets)?;
+            let too_small = targets.iter().find(|uuid| !self.engines.could_run_there(uuid, &request));
+            return match too_small.and_then(|uuid| self.engines.get(uuid)) {
+                None => Ok(()),
+                Some(engine) => {
+                    let status = self.engines.status(engine);
+                    let what = format!("engine {} is on {}, which has {}", status.id, status.facts.host, status.facts.node);
+                    let what = format!("{what}: too little for {request}");
+                    Err(ErrorContent::new("ResourcesUnavailable", what))
+                }
+            };
         }
         match self.engines.nodes().largest() {
             Some((host, has)) if !definition.options.wait_for_resources && !self.engines.nodes().could_run(&request) => {

@@ -35,7 +35,7 @@ pub(crate) use event::{RequestReply, StopStep};
 pub use unit::Request;
 pub(crate) use unit::{Unit, WorkerKey};
 
-use crate::model::definition::MapDefinition;
+use crate::model::definition::{MapDefinition, ProcessSetup};
 use crate::model::resources::Allocation;
 use crate::model::task::{Ask, Outcome};
 use crate::model::{MapId, UnixTime};
@@ -60,6 +60,8 @@ pub struct CoreSettings {
     pub python: String,
     /// Create the interactive worker, with IPython's shell, at the start.
     pub shell_at_start: bool,
+    /// Of processes that run tasks of maps. The interactive worker has the engine's environment.
+    pub process: ProcessSetup,
 }
 
 #[derive(Debug)]
@@ -338,8 +340,12 @@ impl Core {
             // Sent again, unchanged.
             Some(known) if known.sent == definition => known.forgotten = false,
             _ => {
+                let sent = definition.clone();
+                if unit::worker_of(map, &definition) != Some(WorkerKey::Interactive) {
+                    Arc::make_mut(&mut definition).options.process = self.settings.process.clone();
+                }
                 let state = MapState {
-                    sent: definition.clone(),
+                    sent,
                     definition,
                     allocation: None,
                     in_worker: false,

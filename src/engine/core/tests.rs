@@ -1,7 +1,7 @@
 use super::event::{Parent, Published};
 use super::unit::{CommandEnd, CommandExit, PeakMemory, WorkerResult};
 use super::*;
-use crate::model::definition::{CallSource, MapOptions, Work};
+use crate::model::definition::{CallSource, MapOptions, ProcessSetup, Work};
 use crate::model::task::{Cause, TaskState};
 use proptest::prelude::*;
 
@@ -53,6 +53,7 @@ impl Simulation {
             terminate: Duration::from_secs(1),
             python: "python3".into(),
             shell_at_start: false,
+            process: ProcessSetup::default(),
         };
         let mut sim = Simulation {
             core: Core::new(settings),

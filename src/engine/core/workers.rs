@@ -274,13 +274,13 @@ impl Core {
         if state.allocation.as_ref() == Some(&allocation) {
             return;
         }
-        let mut definition = (*state.sent).clone();
-        for (name, value) in env {
-            // What the user set wins.
-            definition.options.env.entry(name.into()).or_insert(value);
-        }
-        definition.options.cores = allocation.cores.clone();
+        let mut definition = (*state.definition).clone();
+        let process = &mut definition.options.process;
+        process.env.extend(env.into_iter().map(|(name, value)| (name.into(), value)));
+        process.cores = allocation.cores.clone();
         (state.definition, state.allocation) = (Arc::new(definition), Some(allocation));
+        // The interactive worker gets it again.
+        state.in_worker = false;
         let worker = super::unit::worker_of(map, &state.definition);
         if let Some(worker @ WorkerKey::Map(_)) = worker {
             self.end_worker(worker, effects);

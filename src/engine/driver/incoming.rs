@@ -1,9 +1,10 @@
 //! Decodes messages of the controller and converts them into events.
 use super::Driver;
 use crate::engine::bundles::{self, StoreError};
+use crate::engine::code_directory::CodeDirectory;
 use crate::engine::core::unit::Method;
 use crate::engine::core::{Event, Request, WorkerKey};
-use crate::engine::node;
+use crate::engine::node::Surroundings;
 use crate::engine::requests;
 use crate::engine::worker::protocol::frame;
 use crate::model::MapId;
@@ -15,7 +16,24 @@ use crate::wire::{Frames, Message};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use std::path::Path;
 use std::sync::Arc;
+
+/// Writes a file for tasks into a directory of this engine, which is created if needed; returns its path.
+fn write_file(directory: &mut Option<CodeDirectory>, name: &str, text: &str) -> Option<String> {
+    let mut create = || -> std::io::Result<String> {
+        let directory = match directory {
+            Some(directory) => directory,
+            None => directory.insert(CodeDirectory::create()?),
+        };
+        let path = directory.path().join(name);
+        std::fs::write(&path, text)?;
+        Ok(path.to_string_lossy().into_owned())
+    };
+    create()
+        .inspect_err(|error| tracing::warn!("cannot write {name} for tasks: {error}"))
+        .ok()
+}
 
 impl Driver {
     /// Handles a message; returns the answer to a repeated registration.
@@ -38,9 +56,22 @@ impl Driver {
     }
 
     async fn allocated(&mut self, map: MapId, allocation: Allocation) {
-        let set = &self.settings.env;
-        let env = node::environment(&allocation, &|name| set.get(name).cloned().or_else(|| std::env::var(name).ok()));
+        let env = self.environment_of(&allocation);
         self.handle(Event::Allocated { map, allocation, env }).await;
+    }
+
+    fn environment_of(&mut self, allocation: &Allocation) -> Vec<(&'static str, String)> {
+        let set = &self.settings.env;
+        let variable = |name: &str| set.get(name).cloned().or_else(|| std::env::var(name).ok());
+        let surroundings = Surroundings {
+            root: Path::new("/"),
+            variable: &variable,
+            host: &self.facts.host,
+            affinity: None,
+        };
+        let files = &mut self.host_files;
+        let mut write = |name: &str, text: &str| write_file(files, name, text);
+        surroundings.of_allocation(allocation, &mut write)
     }
 
     pub(super) async fn receive_native(&mut self, message: Message) -> Option<Registered> {

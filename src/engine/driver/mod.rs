@@ -13,7 +13,7 @@ mod walltime;
 mod workers;
 
 use crate::engine::bundles::BundleStore;
-use crate::engine::code_directory;
+use crate::engine::code_directory::{self, CodeDirectory};
 use crate::engine::command::{self, CommandEvent, RunningCommand};
 use crate::engine::core::{Core, CoreSettings, Event, Now};
 use crate::engine::forker::Forker;
@@ -24,8 +24,10 @@ use crate::engine::orphans::OrphanReaper;
 use crate::engine::worker::process::WorkerEvent;
 use crate::engine::worker::watch::OutputWatch;
 use crate::engine::{EngineError, EngineSettings};
+use crate::model::definition::ProcessSetup;
 use crate::model::engine::EngineFacts;
 use crate::model::job::LeaveReason;
+use crate::model::node::NodeFacts;
 use crate::model::{EngineUuid, PROTOCOL_VERSION};
 use crate::wire::Message;
 use crate::wire::content::engine::*;
@@ -66,6 +68,8 @@ pub(super) struct Driver {
     buffers: Option<PathBuf>,
     /// The code of maps.
     bundles: BundleStore,
+    /// Files in the environment of tasks that have a part of their job.
+    host_files: Option<CodeDirectory>,
     link: Option<Link>,
     oom: OomWatch,
     left: bool,
@@ -85,13 +89,26 @@ fn new_uuid() -> EngineUuid {
     EngineUuid::from(uuid::Uuid::new_v4().to_string().as_str())
 }
 
-fn new_core(settings: &EngineSettings, python: &str) -> Core {
+fn new_core(settings: &EngineSettings, python: &str, node: &NodeFacts) -> Core {
     Core::new(CoreSettings {
         interrupt: Duration::from_millis(settings.interrupt_timeout_ms),
         terminate: Duration::from_millis(settings.terminate_timeout_ms),
         python: python.to_string(),
         shell_at_start: settings.shell_at_start,
+        process: process_setup(settings, node),
     })
+}
+
+/// The environment of tasks that ask for nothing.
+fn process_setup(settings: &EngineSettings, node: &NodeFacts) -> ProcessSetup {
+    let variable = |name: &str| settings.env.get(name).cloned().or_else(|| std::env::var(name).ok());
+    let env = node::of_default_task(node.cpus, &variable).into_iter();
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    ProcessSetup {
+        unset: names.filter(|name| node::is_of_launch(name)).collect(),
+        env: env.map(|(name, value)| (name.into(), value)).collect(),
+        ..ProcessSetup::default()
+    }
 }
 
 impl Driver {
@@ -110,14 +127,15 @@ impl Driver {
         }
         let (worker_sender, worker_events) = unbounded_channel();
         let (command_sender, command_events) = channel(16);
-        let core = new_core(&settings, &python);
         let keys = settings.connection.pcluster.as_ref();
         let buffers = keys.and_then(|keys| keys.buffers.as_ref()?.local_path().map(Path::to_path_buf));
         let files = buffers.is_some().then_some(EngineFacts::FILES);
         let host = command::host();
+        let node = node::resources(&host, &settings.resources);
+        let core = new_core(&settings, &python, &node);
         let facts = EngineFacts {
             uuid: new_uuid(),
-            node: node::resources(&host, &settings.resources),
+            node,
             host,
             pid: std::process::id(),
             version: crate::model::VERSION.into(),
@@ -146,6 +164,7 @@ impl Driver {
             facts,
             buffers,
             bundles: BundleStore::default(),
+            host_files: None,
             link: None,
             oom: OomWatch::new(Path::new("/")),
             left: false,
@@ -161,7 +180,7 @@ impl Driver {
                 return Ok(());
             }
             tracing::info!("registering as a new engine");
-            self.core = new_core(&self.settings, &self.python);
+            self.core = new_core(&self.settings, &self.python, &self.facts.node);
             self.facts.uuid = new_uuid();
             (self.left, self.as_new_engine) = (false, false);
             // The old id denotes the lost namespace.

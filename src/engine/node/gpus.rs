@@ -3,7 +3,7 @@
 //! NVIDIA: `/proc/driver/nvidia/gpus/ADDRESS/information` (the driver's README, "The /proc File System Interface") and
 //! `/dev/nvidiaN`. AMD: `/sys/class/kfd/kfd/topology/nodes/N/properties` (the kernel's amdkfd). What a batch job was given is in
 //! `CUDA_VISIBLE_DEVICES` or `ROCR_VISIBLE_DEVICES`; its words are kept, so UUIDs and MIG instances are tasks' own.
-use super::Surroundings;
+use super::{BatchSystem, Surroundings};
 use crate::model::node::{Gpu, GpuVendor};
 use std::fs;
 use std::path::Path;
@@ -28,9 +28,23 @@ impl Installed {
 
 impl Surroundings<'_> {
     pub(super) fn gpus(&self) -> Vec<Gpu> {
-        let nvidia = self.given(GpuVendor::Nvidia, &self.nvidia());
-        let amd = self.given(GpuVendor::Amd, &self.amd());
+        let (nvidia, amd) = (self.nvidia(), self.amd());
+        if nvidia.is_empty() && amd.is_empty() && self.slurm_gave_gpus() {
+            // A container may hide the driver. Slurm sets the variables of all vendors.
+            let named = named_by(self.variable);
+            let vendor = named.first().map(|gpu| gpu.vendor);
+            return named.into_iter().filter(|gpu| Some(gpu.vendor) == vendor).collect();
+        }
+        let nvidia = self.given(GpuVendor::Nvidia, &nvidia);
+        let amd = self.given(GpuVendor::Amd, &amd);
         nvidia.into_iter().chain(amd).collect()
+    }
+
+    /// Whether the job requested GPUs (sbatch(1), "OUTPUT ENVIRONMENT VARIABLES").
+    fn slurm_gave_gpus(&self) -> bool {
+        let given = ["SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"];
+        let is_given = |name: &str| (self.variable)(name).is_some_and(|value| !value.is_empty());
+        matches!(self.batch_system(), Some(BatchSystem::Slurm)) && given.into_iter().any(is_given)
     }
 
     /// The GPUs of one vendor that this process may use. `installed` are those of the host, by index.
@@ -122,12 +136,13 @@ impl Surroundings<'_> {
     }
 }
 
+/// More than any host has: HTCondor's word for no GPU is 10000.
+const MAX_GPUS: usize = 1000;
+
 /// The GPUs that the variables name, whether they exist or not.
 pub(super) fn named_by(variable: &dyn Fn(&str) -> Option<String>) -> Vec<Gpu> {
     let of = |vendor: GpuVendor| {
-        let names = variable(vendor.variable())
-            .map(|text| visible(&text, usize::MAX))
-            .unwrap_or_default();
+        let names = variable(vendor.variable()).map(|text| visible(&text, MAX_GPUS)).unwrap_or_default();
         names.into_iter().map(move |name| Gpu {
             vendor,
             name,

@@ -8,7 +8,7 @@ mod cores;
 mod environment;
 mod gpus;
 
-pub(crate) use environment::environment;
+pub(crate) use environment::{is_of_launch, of_default_task};
 
 use crate::model::node::NodeFacts;
 use crate::profile::config::node::NodeResources;

@@ -131,6 +131,14 @@ fn only_gpus_that_this_process_may_use_count() {
     assert_eq!(slurm.set(&[("CUDA_VISIBLE_DEVICES", "1")]).gpu_names(), ["1"]);
     // Without the driver the variable means nothing; without its device file a GPU belongs to another container.
     assert_eq!(FakeHost::new().set(&[("CUDA_VISIBLE_DEVICES", "0")]).gpu_names(), [""; 0]);
+    // Unless Slurm gave them, with the variables of several vendors.
+    let given = FakeHost::new().set(&[
+        ("SLURM_JOB_ID", "7"),
+        ("CUDA_VISIBLE_DEVICES", "0,1"),
+        ("ROCR_VISIBLE_DEVICES", "0,1"),
+    ]);
+    assert_eq!(given.gpu_names(), [""; 0], "left over from a login");
+    assert_eq!(given.set(&[("SLURM_JOB_GPUS", "4,5")]).gpu_names(), ["0", "1"]);
     let container = host();
     fs::remove_file(container.root.path().join("dev/nvidia0")).unwrap();
     assert_eq!(container.gpu_names(), ["0", "1"]);

@@ -99,8 +99,11 @@ class Definition:
         self.cwd = options.get("cwd")
         self.directory = None if self.cwd else options.get("directory")
         self.env = options.get("env") or {}
-        # The processors of pinned tasks.
-        self.cores = core_set(options.get("cores", ""))
+        # How the engine prepares the process: variables once, and the processors of pinned tasks.
+        process = options.get("process") or {}
+        self.unset = process.get("unset", ())
+        self.process_env = process.get("env", {})
+        self.cores = core_set(process.get("cores", ""))
         # The map has its own worker (the engine uses the same rule).
         self.is_map = work["kind"] == "call" and not options.get("interactive")
         # A map's function once it is loaded, and a descriptor of the working directory of its tasks.
@@ -160,8 +163,10 @@ class Definition:
             os.chdir(os.path.expanduser(self.cwd))
         elif self.directory:
             go_to(self.directory)
-        if self.env:
-            os.environ.update(self.env)
+        for name in self.unset:
+            os.environ.pop(name, None)
+        os.environ.update(self.process_env)
+        os.environ.update(self.env)
         if self.cores:
             os.sched_setaffinity(0, self.cores)
         place = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -175,7 +180,8 @@ class Surroundings:
     execution changes itself is kept."""
 
     def __init__(self, definition):
-        self.cwd, self.env, self.cores = definition.cwd, definition.env, definition.cores
+        self.cwd, self.cores = definition.cwd, definition.cores
+        self.env = {**definition.process_env, **definition.env}
         self.restores_directory = definition.cwd or definition.work["kind"] == "call"
         self.directory = definition.directory
 

@@ -78,7 +78,12 @@ pub(crate) fn environment(request: &JobRequest, job: &str, element: &str) -> Vec
     let mut all = request.resources.env.clone();
     all.extend(request.env.iter().cloned());
     let mut lines: Vec<String> = all.iter().map(|(name, value)| format!("export {name}={}", quoted(value))).collect();
-    lines.push(format!("export PCLUSTER_JOB=\"{job}\" PCLUSTER_ELEMENT=\"{element}\""));
+    // How many engines share a job with several nodes is not known here.
+    let engines = request
+        .is_array()
+        .then(|| format!(" PCLUSTER_ENGINES={}", request.engines_in_a_job()));
+    let engines = engines.unwrap_or_default();
+    lines.push(format!("export PCLUSTER_JOB=\"{job}\" PCLUSTER_ELEMENT=\"{element}\"{engines}"));
     if let Some(walltime) = request.resources.walltime {
         // Engines leave before the limit, including replacements started in the same job.
         lines.push(format!("export PCLUSTER_ENDS=\"$(($(date +%s) + {}))\"", walltime.seconds));

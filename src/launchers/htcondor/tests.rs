@@ -33,7 +33,7 @@ fn engines_are_a_submit_description_and_its_script() {
     #!/bin/bash
     # pcluster 0.1.0: the script of each job of pcluster-mycluster-k3x9; its arguments are the cluster and the process number.
 
-    export PCLUSTER_JOB="$1" PCLUSTER_ELEMENT="$(($2 + 1))"
+    export PCLUSTER_JOB="$1" PCLUSTER_ELEMENT="$(($2 + 1))" PCLUSTER_ENGINES=1
     export PCLUSTER_ENDS="$(($(date +%s) + 7200))"
     # A failing setup line ends the job and is reported.
     if [ -n "$BASH_VERSION" ]; then

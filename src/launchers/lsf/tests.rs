@@ -29,7 +29,7 @@ fn engines_are_one_array() {
     #BSUB -o /home/ada/.ipython/profile_mycluster/log/engines-%J.%I.log
     # pcluster 0.1.0: 15 engines of profile mycluster, cluster id ""
 
-    export PCLUSTER_JOB="$LSB_JOBID" PCLUSTER_ELEMENT="${LSB_JOBINDEX#0}"
+    export PCLUSTER_JOB="$LSB_JOBID" PCLUSTER_ELEMENT="${LSB_JOBINDEX#0}" PCLUSTER_ENGINES=4
     export PCLUSTER_ENDS="$(($(date +%s) + 172800))"
     # A failing setup line ends the job and is reported.
     if [ -n "$BASH_VERSION" ]; then

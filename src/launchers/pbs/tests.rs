@@ -39,7 +39,7 @@ fn each_dialect_has_its_own_directives() {
     #PBS -q workq
     #PBS -j oe
     #PBS -o /dev/null
-    export PCLUSTER_JOB="${PBS_JOBID%%\[*}[]${PBS_JOBID##*\]}" PCLUSTER_ELEMENT="$PBS_ARRAY_INDEX"
+    export PCLUSTER_JOB="${PBS_JOBID%%\[*}[]${PBS_JOBID##*\]}" PCLUSTER_ELEMENT="$PBS_ARRAY_INDEX" PCLUSTER_ENGINES=1
     export PCLUSTER_ENDS="$(($(date +%s) + 129600))"
     "#);
     insta::assert_snapshot!(asked(&TORQUE), @r#"
@@ -52,7 +52,7 @@ fn each_dialect_has_its_own_directives() {
     #PBS -q workq
     #PBS -j oe
     #PBS -o /dev/null
-    export PCLUSTER_JOB="${PBS_JOBID%%\[*}[]${PBS_JOBID##*\]}" PCLUSTER_ELEMENT="$PBS_ARRAYID"
+    export PCLUSTER_JOB="${PBS_JOBID%%\[*}[]${PBS_JOBID##*\]}" PCLUSTER_ELEMENT="$PBS_ARRAYID" PCLUSTER_ENGINES=1
     export PCLUSTER_ENDS="$(($(date +%s) + 129600))"
     "#);
     insta::assert_snapshot!(asked(&SLURM), @r#"
@@ -65,7 +65,7 @@ fn each_dialect_has_its_own_directives() {
     #PBS -q workq
     #PBS -j oe
     #PBS -o /dev/null
-    export PCLUSTER_JOB="$SLURM_ARRAY_JOB_ID" PCLUSTER_ELEMENT="$SLURM_ARRAY_TASK_ID"
+    export PCLUSTER_JOB="$SLURM_ARRAY_JOB_ID" PCLUSTER_ELEMENT="$SLURM_ARRAY_TASK_ID" PCLUSTER_ENGINES=1
     export PCLUSTER_ENDS="$(($(date +%s) + 129600))"
     "#);
     let mut request = engines(15);

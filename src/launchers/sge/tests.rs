@@ -28,7 +28,7 @@ fn engines_are_one_array() {
     #$ -notify
     # pcluster 0.1.0: 15 engines of profile mycluster, cluster id ""
 
-    export PCLUSTER_JOB="$JOB_ID" PCLUSTER_ELEMENT="${SGE_TASK_ID#undefined}"
+    export PCLUSTER_JOB="$JOB_ID" PCLUSTER_ELEMENT="${SGE_TASK_ID#undefined}" PCLUSTER_ENGINES=1
     export PCLUSTER_ENDS="$(($(date +%s) + 172800))"
     # A non-login shell may not define `module`.
     if ! type module > /dev/null 2>&1; then

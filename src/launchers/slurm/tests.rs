@@ -18,7 +18,7 @@ fn engines_are_one_array() {
     #SBATCH --comment="for pi"
     # pcluster 0.1.0: 15 engines of profile mycluster, cluster id ""
 
-    export PCLUSTER_JOB="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}" PCLUSTER_ELEMENT="${SLURM_ARRAY_TASK_ID:-}"
+    export PCLUSTER_JOB="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}" PCLUSTER_ELEMENT="${SLURM_ARRAY_TASK_ID:-}" PCLUSTER_ENGINES=1
     # A failing setup line ends the job and is reported.
     if [ -n "$BASH_VERSION" ]; then
         pcluster_script=${BASH_SOURCE[0]-}

@@ -1,15 +1,17 @@
 //! `pcluster.yaml` as structs. Every key has a default; an unknown key is an error that names the nearest known one.
 //!
 //! Parts: `sections` (controller, engine, launcher), [`resources`] (one section for each batch system), [`amounts`] (times),
-//! [`node`] (what engines report of their node), [`origins`] (the source of each value).
+//! [`node`] (what engines report of their node), `map` (defaults of options), [`origins`] (the source of each value).
 //!
 //! Merge order: the defaults, the profile's file, `--set key=value` in the order given.
 pub(crate) mod amounts;
+mod map;
 pub(crate) mod node;
 pub(crate) mod origins;
 pub(crate) mod resources;
 mod sections;
 
+pub(crate) use map::MapConfig;
 pub use sections::ControllerConfig;
 pub(crate) use sections::{Durability, EngineConfig, EngineKind, LauncherConfig};
 
@@ -27,6 +29,7 @@ pub struct Config {
     pub launcher: LauncherConfig,
     /// What to request from each batch system.
     pub launchers: resources::LaunchersConfig,
+    pub map: map::MapConfig,
 }
 
 impl Config {

@@ -139,7 +139,10 @@ pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
     }
     match name {
         "cpus" | "mem" | "gpus" => {
-            super::check_nesting(value)?;
+            // YAML parsers need unbounded time or stack for deeply nested input.
+            if value.matches(['[', '{', '-', '?']).count() > 1000 {
+                return Err(format!("{name}: not an amount"));
+            }
             let value: serde_yaml::Value = serde_yaml::from_str(value).map_err(|e| e.to_string())?;
             let one = serde_yaml::Mapping::from_iter([(name.into(), value)]);
             serde_yaml::from_value::<NodeResources>(one.into()).map_err(|e| e.to_string())?;
@@ -222,7 +225,7 @@ impl<'de> Deserialize<'de> for NodeResources {
 }
 
 /// Whether a profile may give a resource this name.
-fn check_name(name: &str) -> Result<(), String> {
+pub(super) fn check_name(name: &str) -> Result<(), String> {
     match misspelt(name) {
         Some(right) => Err(format!("{name:?} is not a resource: write {right}")),
         None if !is_resource_name(name) => Err(format!(

@@ -1,6 +1,7 @@
 //! Runs one task on each of some engines and shows the answers: shared by `apply`, `exec`, `run`, `push`, `pull`, `scatter` and `gather`.
 use crate::cli::commands::map::follow::{Job, LongOutputs, MapEnd, Taken};
 use crate::cli::commands::map::interrupts::Interrupts;
+use crate::cli::commands::map::needs::NeedOptions;
 use crate::cli::commands::map::options::current_directory;
 use crate::cli::commands::positive_seconds;
 use crate::cli::output::visible::visible;
@@ -12,6 +13,7 @@ use crate::model::definition::{MapOptions, Work};
 use crate::model::targets::Targets;
 use crate::model::task::TaskRow;
 use crate::model::{EngineId, MapId};
+use crate::profile::config::MapConfig;
 use bytes::Bytes;
 use std::io::{self, Write};
 
@@ -39,11 +41,26 @@ pub(crate) fn run(
     work: Work,
     inputs: impl FnOnce(&[EngineId]) -> Vec<String>,
 ) -> Result<Option<Answers>, CommandError> {
+    run_with(context, options, &NeedOptions::default(), work, inputs)
+}
+
+/// The same, with resources of each engine's node.
+pub(crate) fn run_with(
+    context: &Context,
+    options: &EngineOptions,
+    needs: &NeedOptions,
+    work: Work,
+    inputs: impl FnOnce(&[EngineId]) -> Vec<String>,
+) -> Result<Option<Answers>, CommandError> {
+    // The profile's defaults are for maps: a line of Python on each engine waits for nothing unasked.
+    let request = needs.request(&MapConfig::default()).map_err(CommandError::usage)?;
     let client = context.client()?;
     let name = work.default_name();
     let mut view = client.direct(options.targets.clone());
     view.options = MapOptions {
         timeout_s: options.timeout,
+        resources: request.resources,
+        mem_bytes: Some(request.mem_bytes).filter(|bytes| *bytes > 0),
         // Code in an engine's namespace runs in that engine's directory, which it may have changed itself.
         directory: if matches!(work, Work::Call { .. } | Work::Command { .. }) {
             current_directory()

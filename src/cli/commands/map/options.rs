@@ -1,11 +1,11 @@
 //! Options of commands that create a map.
+use super::needs::NeedOptions;
 use crate::cli::commands::positive_seconds;
 use crate::model::MapId;
 use crate::model::definition::MapOptions;
 use crate::model::growth::Growth;
 use crate::model::memory::Memory;
-use crate::model::resources::{GpuAmount, TaskResources};
-use crate::profile::config::node::{self, is_resource_name, misspelt};
+use crate::profile::config::MapConfig;
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -14,24 +14,11 @@ pub(crate) struct TaskOptions {
     /// Stop a task that runs longer than DURATION (90, 90s, 10m, 2h)
     #[arg(long, value_name = "DURATION", value_parser = positive_seconds)]
     pub timeout: Option<f64>,
-    /// Reserve N processors of its node for each task; sets OMP_NUM_THREADS and the like
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    pub cpus: u32,
-    /// Reserve N GPUs for each task, or a fraction of one that tasks share (0.5); sets CUDA_VISIBLE_DEVICES
-    #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
-    pub gpus: GpuAmount,
-    /// Reserve N of a resource that profiles define (engine.resources) for each task
-    #[arg(long, value_name = "NAME=N", value_parser = need)]
-    pub need: Vec<(String, u64)>,
-    /// Bind each task to its processors, near its GPUs; no other pinned task of the node gets them
-    #[arg(long)]
-    pub pin: bool,
+    #[command(flatten)]
+    pub needs: NeedOptions,
     /// Accept the map even if no node has such resources now, for example because engines are still to come
-    #[arg(long)]
+    #[arg(long, help_heading = "Resources")]
     pub wait_for_resources: bool,
-    /// Reserve this much memory for each task, and kill one that uses more (500M, 2G); this counts as a crash
-    #[arg(long, value_name = "SIZE")]
-    pub mem: Option<Memory>,
     /// Expect a task to take at most DURATION: engines whose job ends earlier do not get it [default: that of --timeout]
     #[arg(long, value_name = "DURATION", value_parser = positive_seconds)]
     pub time: Option<f64>,
@@ -77,35 +64,19 @@ pub(crate) struct TaskOptions {
 }
 
 impl TaskOptions {
-    /// An error if a resource is given twice, or a retry asks for more of nothing.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        let repeated = self
-            .need
-            .iter()
-            .enumerate()
-            .find(|(at, (name, _))| self.need[..*at].iter().any(|(other, _)| other == name));
-        match repeated {
-            Some((_, (name, _))) => Err(format!("--need {name}=… is given twice")),
-            None => self.to_map_options().check_retries(),
-        }
-    }
-
-    pub(crate) fn to_map_options(&self) -> MapOptions {
-        MapOptions {
+    /// `defaults` are those of the profile. An error if a resource is given twice, or a retry asks for more of nothing.
+    pub(crate) fn to_map_options(&self, defaults: &MapConfig) -> Result<MapOptions, String> {
+        let request = self.needs.request(defaults)?;
+        let options = MapOptions {
             name: self.name.clone(),
             label: self.label.clone(),
             timeout_s: self.timeout,
-            resources: TaskResources {
-                cpus: self.cpus,
-                gpus: self.gpus,
-                named: BTreeMap::from_iter(self.need.iter().cloned()),
-                pin: self.pin,
-            },
+            resources: request.resources,
             time_s: self.time,
             priority: self.priority,
             max_running: self.max_running,
             wait_for_resources: self.wait_for_resources,
-            mem_bytes: self.mem.map(|memory| memory.bytes),
+            mem_bytes: Some(request.mem_bytes).filter(|bytes| *bytes > 0),
             retries: self.retries,
             max_crashes: self.max_crashes,
             retry_mem: self.retry_mem,
@@ -119,8 +90,10 @@ impl TaskOptions {
             after: self.after,
             targets: None,
             interactive: false,
-            cores: Default::default(),
-        }
+            process: Default::default(),
+        };
+        options.check_retries()?;
+        Ok(options)
     }
 }
 
@@ -134,15 +107,6 @@ fn absolute(directory: &str) -> String {
 /// The current directory, if its name is UTF-8.
 pub(crate) fn current_directory() -> Option<String> {
     std::env::current_dir().ok()?.into_os_string().into_string().ok()
-}
-
-fn need(text: &str) -> Result<(String, u64), String> {
-    let (name, count) = text.split_once('=').ok_or("must be NAME=N, for example licence=1")?;
-    match misspelt(name) {
-        Some(right) => Err(format!("use --{right}")),
-        None if !is_resource_name(name) => Err(format!("{name:?} is not a name of a resource")),
-        None => node::count(name, count).map(|count| (name.into(), count)),
-    }
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
@@ -174,12 +138,6 @@ mod tests {
                 .contains("is not set in this environment")
         );
         assert_eq!(positive_seconds("1.5m"), Ok(90.0));
-        assert_eq!(need("licence=2"), Ok(("licence".into(), 2)));
-        let error = need("licence=18446744073709551616").unwrap_err();
-        assert_eq!(error, "licence: 18446744073709551616 is more than 1000000000000000");
-        for bad in ["licence", "licence=0", "licence=-1", "licence=x", "=1", "gpus=1", "GPU=1", "a b=1"] {
-            assert!(need(bad).is_err(), "{bad}");
-        }
         assert!(positive_seconds("0").is_err() && positive_seconds("soon").is_err());
     }
 }

@@ -1,5 +1,6 @@
 //! Which engine takes a task. [`Engines::why_not`] decides for one engine, and is what explanations quote.
 use super::super::event::EventTime;
+use super::why_not::Obstacle;
 use super::{Engine, Engines, Failed, LaneId, Runs, Unit, Wanted, WhyNot};
 use crate::model::EngineUuid;
 use crate::model::resources::Request;
@@ -147,6 +148,33 @@ impl Engines {
         let own = self.shared.get(&unit.lane)?.iter();
         let mut own = own.take_while(|(load, _)| unit.room.admits(*load, false)).map(|(_, uuid)| uuid);
         own.find(may).cloned()
+    }
+
+    /// Gives this engine a share for a task that may run on no other. Returns false if that has to wait.
+    pub(crate) fn take_share(&mut self, uuid: &EngineUuid, unit: &Unit, request: &Request, now: EventTime) -> bool {
+        let engine = self.by_uuid.get(uuid).filter(|e| self.why_not(e, unit, now).is_none());
+        let Some(engine) = engine else { return false };
+        if engine.share().is_some() {
+            return true;
+        }
+        let Some(share) = self.nodes.take(engine.node(), unit.lane, request, &engine.facts().node.cores) else {
+            return false;
+        };
+        self.shared.entry(unit.lane).or_default().insert((0, uuid.clone()));
+        self.change(uuid, |e| e.set_share(share)).is_some()
+    }
+
+    /// Reserves what such a task needs of the node of its engine.
+    pub(crate) fn reserve_for(&mut self, uuid: &EngineUuid, unit: &Unit, request: &Request) {
+        if let Some(engine) = self.by_uuid.get(uuid).filter(|_| self.nodes.may_reserve()) {
+            self.nodes.reserve(engine.node(), unit.lane, request);
+        }
+    }
+
+    /// Whether the node of this engine could run such a task if it ran nothing else.
+    pub(crate) fn could_run_there(&self, uuid: &EngineUuid, request: &Request) -> bool {
+        let engine = self.by_uuid.get(uuid);
+        engine.is_some_and(|e| self.nodes.obstacle(e.node(), request) != Some(Obstacle::TooSmall))
     }
 
     /// Lets a node run empty for a task that could not be placed: lanes after it leave what it needs there. It is the same node

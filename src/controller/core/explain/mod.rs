@@ -14,7 +14,7 @@ use crate::model::job::is_job;
 use crate::model::query::EngineQuery;
 use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::content::client::{ExplainReply, ExplainRequest, ok};
-use reasons::Tally;
+use reasons::{Tally, Unsuitable};
 
 /// The numbers of maps that one status looks at and reports, and that one reason names.
 const MAX_EXPLAINED: usize = 100;
@@ -152,7 +152,11 @@ impl Core {
         };
         let now = self.out.now();
         let mut tally = Tally::new(unit.request.clone(), unit.limit_s, now.unix);
-        for (_, engine) in self.engines.iter() {
+        for (uuid, engine) in self.engines.iter() {
+            if map.targets().is_some_and(|targets| !targets.contains(uuid)) {
+                tally.add_unsuitable(Unsuitable::NotTarget);
+                continue;
+            }
             match self.engines.why_not(engine, &unit, now) {
                 None => tally.add_able(),
                 Some(why) => self.add(&mut tally, engine, &unit, why),
@@ -254,6 +258,7 @@ impl Core {
         let is_noted = |reason: &Reason| matches!(reason.kind, InUse | Reserved | TooSmall | EndsTooSoon | Reconnecting);
         let is_busy = |reason: &Reason| matches!(reason.kind, Busy | OtherResources);
         let note = |id: MapId| {
+            self.maps.get(id).filter(|map| map.targets().is_none())?;
             let waiting = self.why_map_waits(id).filter(|waiting| waiting.depends_on_engines())?;
             let noted = waiting.reasons.iter().any(is_noted) || !waiting.reasons.iter().any(is_busy);
             noted.then(|| format!("map {id} waits: {waiting}"))
@@ -264,10 +269,12 @@ impl Core {
     /// Checks that all work that waits has an explanation, which dispatch does not contradict; for tests and debug builds.
     pub(super) fn check_explanations(&self) {
         for id in self.maps.runnable() {
+            // Each task of a map with targets has its own engine.
+            let is_bound = self.maps.get(id).is_some_and(|map| map.targets().is_some());
             // An explanation without a reason is none.
             let waiting = self.why_map_waits(id).unwrap_or_default();
-            assert!(!waiting.reasons.is_empty(), "map {id} waits without a reason");
-            assert_eq!(waiting.able, 0, "map {id} waits: {waiting}");
+            assert!(is_bound || !waiting.reasons.is_empty(), "map {id} waits without a reason");
+            assert!(is_bound || waiting.able == 0, "map {id} waits: {waiting}");
         }
         for msg_id in self.requests.unassigned() {
             let Some(request) = self.requests.get(msg_id) else { continue };

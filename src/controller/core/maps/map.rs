@@ -338,6 +338,17 @@ impl Map {
         }
     }
 
+    /// Puts back a task that cannot be sent yet.
+    pub(crate) fn put_back(&mut self, task: NextTask) {
+        let returned = Returned {
+            run: task.run,
+            input: task.input,
+            used: task.used,
+            engine: task.engine,
+        };
+        self.lane_for(task.ask).returned.insert(task.index, returned);
+    }
+
     fn take_line(&mut self) -> Option<(u32, Bytes)> {
         let chunk = self.chunks.front_mut()?;
         let rest = &chunk.lines[chunk.at..];

@@ -1,7 +1,7 @@
 //! The order in which maps get engines: priority, then submission; limits of one map; time; resources.
 use super::harness::*;
 use crate::model::MapId;
-use crate::model::definition::MapOptions;
+use crate::model::definition::{MapDefinition, MapOptions, Work};
 use crate::model::node::{Gpu, GpuVendor, NodeFacts};
 use crate::model::resources::TaskResources;
 use crate::model::task::TaskState;
@@ -206,4 +206,51 @@ fn the_last_report_about_a_node_counts() {
     assert_eq!(held(&w, map), 1);
     w.ask(client::STATUS, &serde_json::json!({}), vec![]);
     assert_eq!(w.reply()["engines"][0]["node"]["cpus"], 4);
+}
+
+#[test]
+fn a_task_for_one_engine_comes_first_but_waits_for_what_is_in_use() {
+    let mut w = Harness::new();
+    w.node = NodeFacts {
+        cpus: 4,
+        gpus: vec![Gpu {
+            vendor: GpuVendor::Nvidia,
+            name: "0".into(),
+            model: String::new(),
+            numa: None,
+        }],
+        ..NodeFacts::default()
+    };
+    ["c", "d"].iter().for_each(|name| w.register(name));
+    let mut options = cpus(1);
+    options.resources.gpus = "1".parse().unwrap();
+    let balanced = w.submit(10, options.clone());
+    options.targets = Some("all".parse().unwrap());
+    let direct = w.submit(2, options.clone());
+    assert_eq!((held(&w, balanced), held(&w, direct)), (1, 0), "the GPU is in use");
+    w.ask(client::STATUS, &serde_json::json!({}), vec![]);
+    let notes = w.reply()["notes"].to_string();
+    assert!(notes.contains(&format!("map {direct} waits")), "{notes}");
+    w.submit(4, MapOptions::default());
+    let mut order = Vec::new();
+    for _ in 0..20 {
+        for name in ["c", "d"] {
+            order.extend(finish_long(&mut w, name));
+        }
+        if w.state(direct, 0).is_done() && w.state(direct, 1).is_done() {
+            break;
+        }
+    }
+    let before = order.iter().filter(|map| **map == balanced).count();
+    assert!(before <= 2 && w.state(direct, 1).is_done(), "{order:?}");
+    // More than the node of any of its engines has, at submission.
+    options.resources.cpus = 5;
+    let definition = MapDefinition { work: Work::Push, options };
+    assert!(
+        w.core
+            .check_resources(&definition)
+            .unwrap_err()
+            .evalue
+            .contains("too little for 5 cpus")
+    );
 }
