@@ -1,6 +1,7 @@
 //! The command line: the commands in the groups and order of `--help`.
 use super::commands::Command;
 use super::global::Global;
+use super::output::wrap;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use std::ffi::OsString;
 
@@ -27,7 +28,10 @@ pub(crate) const GROUPS: &[(&str, &[&str])] = &[
         "Work",
         &["map", "apply", "exec", "run", "push", "pull", "scatter", "gather", "signal"],
     ),
-    ("Results", &["results", "resubmit", "cancel", "priority", "wait", "purge"]),
+    (
+        "Results",
+        &["results", "explain", "resubmit", "cancel", "priority", "wait", "purge"],
+    ),
     ("Setup", &["doctor", "profile", "template", "completions", "version"]),
 ];
 
@@ -55,22 +59,6 @@ fn app_at(columns: usize) -> clap::Command {
     }
     list.push_str("\nRun `pcluster <COMMAND> --help` for details and examples.");
     app.help_template(TEMPLATE).after_help(list.trim_start().to_string())
-}
-
-/// Splits text into lines of whole words, at most `columns` wide unless a word is longer.
-fn wrap(text: &str, columns: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if line.is_empty() => line.push_str(word),
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= columns => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_string()),
-        }
-    }
-    lines
 }
 
 /// Whether this option of `pcluster controller` or `pcluster engine` takes no value.
@@ -146,6 +134,7 @@ mod tests {
 
         Results:
           results      List maps, their tasks, or the details of a task
+          explain      Explain why a task, map, engine or job is in its state
           resubmit     Run finished tasks again
           cancel       Cancel waiting and running tasks
           priority     Change the priority of a map

@@ -1,12 +1,13 @@
 //! The command line: parses arguments, calls the other modules, prints. The only module that prints and chooses exit codes.
 //!
 //! Parts: [`args`] (the command line), [`context`] (shared by all commands), [`error`] (errors and exit codes),
-//! [`ipyparallel`] (options of its programs), [`logging`], [`output`] (tables, JSON, times), [`commands`] (one file per command).
+//! [`explained`] (why work waits, in one line), [`ipyparallel`] (options of its programs), [`logging`], [`output`] (tables, JSON, times), [`commands`] (one file per command).
 pub(crate) mod args;
 pub(crate) mod commands;
 pub(crate) mod context;
 pub(crate) mod doctor;
 pub(crate) mod error;
+pub(crate) mod explained;
 pub(crate) mod global;
 pub(crate) mod ids;
 pub(crate) mod inputs;

@@ -1,8 +1,9 @@
 //! A map's progress bar: done, failed, running, rate, time left. On stderr, and only where that is a terminal.
 use super::output::times::duration;
 use crate::model::task::Counts;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// The time window of the rate.
@@ -10,8 +11,13 @@ const WINDOW: Duration = Duration::from_secs(20);
 /// Maps that finish sooner show no bar, to avoid flicker.
 const MIN_DURATION: Duration = Duration::from_millis(250);
 
+const TEMPLATE: &str = "{prefix} {wide_bar:.green} {counts}";
+
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
+    counts: Arc<Mutex<String>>,
+    /// Whether a second line explains why the map does not get on.
+    is_explained: bool,
     rate: Rate,
     began: Instant,
 }
@@ -19,19 +25,17 @@ pub(crate) struct Progress {
 impl Progress {
     /// Draws nothing unless `visible`.
     pub(crate) fn new(name: &str, visible: bool) -> Progress {
+        let counts = Arc::default();
         let bar = visible.then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
-            let template = "{prefix} {wide_bar:.green} {msg}";
-            bar.set_style(
-                ProgressStyle::with_template(template)
-                    .unwrap_or_else(|_| ProgressStyle::default_bar())
-                    .progress_chars("━╸ "),
-            );
+            bar.set_style(style(TEMPLATE, &counts));
             bar.set_prefix(shortened(name, 24));
             bar
         });
         Progress {
             bar,
+            counts,
+            is_explained: false,
             rate: Rate::default(),
             began: Instant::now(),
         }
@@ -46,7 +50,34 @@ impl Progress {
         }
         bar.set_length(total.unwrap_or(0).max(counts.total).max(1));
         bar.set_position(counts.done());
-        bar.set_message(words(counts, total, engines, self.rate.per_second()));
+        if let Ok(mut text) = self.counts.lock() {
+            *text = words(counts, total, engines, self.rate.per_second());
+        }
+        bar.tick();
+    }
+
+    /// Whether there is a bar.
+    pub(crate) fn is_visible(&self) -> bool {
+        self.bar.is_some()
+    }
+
+    /// Shows below the bar why the map does not get on; None: it does.
+    pub(crate) fn explain(&mut self, why: Option<&str>, columns: usize) {
+        let Some(bar) = &self.bar else { return };
+        if why.is_none() && !self.is_explained {
+            return;
+        }
+        let lines = why.map(|why| super::output::wrap(why, columns.saturating_sub(1)).join("\n"));
+        bar.set_message(lines.unwrap_or_default());
+        if why.is_some() != self.is_explained {
+            self.is_explained = why.is_some();
+            let template = if self.is_explained {
+                format!("{TEMPLATE}\n{{msg}}")
+            } else {
+                TEMPLATE.to_string()
+            };
+            bar.set_style(style(&template, &self.counts));
+        }
     }
 
     /// Hides the bar while something else is printed.
@@ -62,6 +93,17 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+fn style(template: &str, counts: &Arc<Mutex<String>>) -> ProgressStyle {
+    let counts = Arc::clone(counts);
+    let write = move |_: &ProgressState, to: &mut dyn std::fmt::Write| {
+        if let Ok(text) = counts.lock() {
+            let _ = to.write_str(&text);
+        }
+    };
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.with_key("counts", write).progress_chars("━╸ ")
 }
 
 impl Drop for Progress {

@@ -1,9 +1,12 @@
 //! The records of a cluster: from the running controller, or from the database file of a stopped one.
+use super::explained::{self, Jobs};
+use super::output::times;
 use super::values::LongValue;
 use super::{CommandError, Context, ErrorKind};
-use crate::client::{Client, ClientError, MapsRequest};
+use crate::client::{Client, ClientError, ExplainRequest, JobsRequest, MapsRequest};
 use crate::db::Reader;
 use crate::model::definition::MapDefinition;
+use crate::model::job::JobRow;
 use crate::model::output::Stream;
 use crate::model::query::{Column, Comparison, Condition, ConditionValue, MapQuery, TaskQuery};
 use crate::model::task::{AttemptRow, MapRow, TaskRow};
@@ -28,6 +31,8 @@ pub(crate) struct Details {
     pub definition: Option<MapDefinition>,
     /// Earlier attempts, oldest first.
     pub earlier: Vec<AttemptRow>,
+    /// Why an unfinished task waits, or where it is.
+    pub explanation: Option<String>,
 }
 
 impl<'a> Records<'a> {
@@ -140,6 +145,30 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
+    /// Why an unfinished task waits, or where it is; None if the controller does not say.
+    pub(crate) fn explanation(&self, task: TaskId) -> Result<Option<String>, CommandError> {
+        let Records::Running { context, client } = self else {
+            return Ok(None);
+        };
+        let jobs = Jobs::of(context);
+        let line = context.block_on(explained::one_line(client, ExplainRequest::Task(task), &jobs, times::now()))?;
+        Ok(line.map(|line| line.text))
+    }
+
+    /// The recorded batch jobs.
+    pub(crate) fn jobs(&self) -> Result<Vec<JobRow>, CommandError> {
+        match self {
+            Records::Running { context, client } => {
+                let request = JobsRequest {
+                    list: true,
+                    ..JobsRequest::default()
+                };
+                Ok(context.block_on(client.jobs(&request))??.jobs)
+            }
+            Records::Stopped(reader) => Ok(reader.jobs()?),
+        }
+    }
+
     pub(crate) fn details(&self, task: TaskId) -> Result<Details, CommandError> {
         match self {
             Records::Running { context, client } => {
@@ -155,11 +184,13 @@ impl<'a> Records<'a> {
                 Ok(Details {
                     definition: reply.definition,
                     earlier: reply.earlier,
+                    explanation: None,
                 })
             }
             Records::Stopped(reader) => Ok(Details {
                 definition: reader.map_definition(task.map)?,
                 earlier: reader.attempts(task)?,
+                explanation: None,
             }),
         }
     }

@@ -136,6 +136,7 @@ pub(crate) fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
         }
     };
     let point = |t: UnixTime| format!("{} ({})", times::local_time(t), times::ago(now, t));
+    line("why", details.explanation.as_deref().map(one_line));
     line("work", details.definition.as_ref().map(|d| work(&d.work)));
     line("name", details.definition.as_ref().and_then(|d| d.options.name.clone()));
     line("label", row.label.clone());

@@ -149,6 +149,9 @@ pub(crate) struct TaskView<'a> {
     /// Only for single tasks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub definition: Option<&'a MapDefinition>,
+    /// Why it waits, or where it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<&'a str>,
     /// What its current or last attempt asks for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request: Option<RequestView>,
@@ -246,6 +249,7 @@ impl<'a> TaskView<'a> {
             cause: row.cause.as_ref(),
             msg_id: row.msg_id.as_deref(),
             definition: None,
+            explanation: None,
             request: None,
             earlier: None,
         }

@@ -107,6 +107,17 @@ impl ClientError {
         }
     }
 
+    /// Whether the controller, of an earlier version, does not know the request.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(
+            self,
+            ClientError::Refused {
+                refusal: Refusal::UnknownRequest,
+                ..
+            }
+        )
+    }
+
     /// Whether the controller could not be reached (as opposed to a refusal).
     pub fn is_unreachable(&self) -> bool {
         matches!(

@@ -23,4 +23,6 @@ pub(crate) use submit::Feeding;
 pub(crate) use watch::Update;
 
 /// Request and reply types, for modules that may not use `wire`.
-pub(crate) use crate::wire::content::client::{JobsRequest, MapReply, MapsRequest, Selection, SelectionReply, StatusReply};
+pub(crate) use crate::wire::content::client::{
+    ExplainReply, ExplainRequest, JobsRequest, MapReply, MapsRequest, Selection, SelectionReply, StatusReply,
+};

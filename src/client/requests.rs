@@ -7,10 +7,10 @@ use crate::model::targets::Targets;
 use crate::model::task::{MapRow, TaskRow};
 use crate::model::{EngineId, MapId, TaskId};
 use crate::wire::content::client::{
-    CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, JOBS, JobsReply, JobsRequest, MAPS, MapsReply, MapsRequest, OUTPUT, OutputReply,
-    OutputRequest, PRIORITY, PURGE, PriorityRequest, PurgeRequest, RESUBMIT, RecordedFile, ResubmitRequest, SIGNAL_ENGINES, STATUS, STOP,
-    STOP_ENGINES, Selection, SelectionReply, SelectionRequest, SignalEnginesReply, SignalEnginesRequest, StatusReply, StopEnginesRequest,
-    StopRequest, TASKS, TasksReply, TasksRequest,
+    CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, EXPLAIN, ExplainReply, ExplainRequest, JOBS, JobsReply, JobsRequest, MAPS,
+    MapsReply, MapsRequest, OUTPUT, OutputReply, OutputRequest, PRIORITY, PURGE, PriorityRequest, PurgeRequest, RESUBMIT, RecordedFile,
+    ResubmitRequest, SIGNAL_ENGINES, STATUS, STOP, STOP_ENGINES, Selection, SelectionReply, SelectionRequest, SignalEnginesReply,
+    SignalEnginesRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply, TasksRequest,
 };
 use bytes::Bytes;
 use serde::Serialize;
@@ -65,6 +65,11 @@ impl Client {
         };
         let (reply, buffers): (OutputReply, _) = self.request_with_buffers(OUTPUT, &request).await?;
         Ok((reply.size, buffers.into_iter().next().unwrap_or_default()))
+    }
+
+    /// Why a task, map or engine is in its state. Controllers of earlier versions refuse it.
+    pub async fn explain(&self, request: &ExplainRequest) -> Result<ExplainReply, ClientError> {
+        self.request(EXPLAIN, request, Vec::new()).await
     }
 
     /// The whole output, if its file is on this host; else its first part.

@@ -1,7 +1,7 @@
 //! A cluster: one controller and its engines in one profile, under one cluster id.
 //!
 //! Parts: [`start`], `adopt` (engines of a dead cluster), [`engines`] (adding), [`scale`] (removing), [`stop`] (and cleaning up), [`walltime_restart`] (new jobs for
-//! engines after walltime), [`jobs`] (records of batch jobs), [`list`] (clusters and their state), [`logs`], [`remote`] (remote
+//! engines after walltime), [`jobs`] (records of batch jobs), [`list`] (clusters and their state), [`outlook`] (engines that do not run), [`logs`], [`remote`] (remote
 //! clusters, over ssh). Below them: [`state_file`] (the processes of a cluster), `ipyparallel_file` (the same for ipyparallel),
 //! [`lock`] (one command at a time), [`error`]. Knows nothing of tasks or output.
 mod adopt;
@@ -13,6 +13,7 @@ mod launch;
 pub(crate) mod list;
 pub(crate) mod lock;
 pub(crate) mod logs;
+pub(crate) mod outlook;
 mod progress;
 pub(crate) mod remote;
 pub(crate) mod scale;

@@ -84,6 +84,13 @@ pub(super) fn respond(reader: &Reader, query: &Query) -> Result<Response, DbErro
             jobs: if *list { reader.jobs()? } else { Vec::new() },
             gone: gone_since.map_or(Ok(Vec::new()), |since| reader.departures(since))?,
         }),
+        QueryKind::Explain { engines, reply } => {
+            let found = engines.as_ref().map(|query| reader.engines(query)).transpose()?;
+            content(&client::ExplainReply {
+                engines: found.unwrap_or_default(),
+                ..(**reply).clone()
+            })
+        }
         QueryKind::Details { task, files } => details(reader, *task, *files)?,
         QueryKind::Output(request) => output(reader, request)?,
         QueryKind::Values { engine, request } => values(reader, engine.clone(), request),

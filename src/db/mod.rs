@@ -6,6 +6,7 @@
 mod batch;
 mod buffers;
 mod bundles;
+mod engines;
 mod error;
 mod expired;
 mod file;

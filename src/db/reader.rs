@@ -50,6 +50,10 @@ impl Reader {
         }
     }
 
+    pub(super) fn version(&self) -> i32 {
+        self.version
+    }
+
     /// Runs `read` in one transaction, on a consistent state of the file.
     pub(super) fn read<T>(&self, operation: &'static str, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, DbError> {
         let connection = lock(&self.connection);

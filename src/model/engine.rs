@@ -106,3 +106,17 @@ pub struct EngineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uses: Option<Request>,
 }
+
+/// An engine as recorded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EngineRow {
+    pub id: EngineId,
+    #[serde(flatten)]
+    pub facts: EngineFacts,
+    pub registered: UnixTime,
+    /// When it left, and why; neither if it has not, or the controller ended first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone: Option<UnixTime>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}

@@ -34,6 +34,11 @@ pub struct JobRow {
 }
 
 impl JobRow {
+    /// Whether this is the job, or the element of a job, that a user or an engine names.
+    pub(crate) fn is(&self, asked: &str) -> bool {
+        is_job(&self.job, asked) || is_job(&format!("{}.{}", parts(&self.job).0, self.element), asked)
+    }
+
     /// Whether an engine with this [`super::engine::EngineFacts::job`] is one of its engines.
     pub fn is_of_engine(&self, job: &str) -> bool {
         let of_element = || Some(job.strip_prefix(&*self.job)?.strip_prefix('.')?.parse::<u32>().ok()? == self.element);
@@ -52,6 +57,24 @@ pub struct Departure {
     /// The end of its job's time limit.
     #[serde(default)]
     pub ends: Option<UnixTime>,
+}
+
+/// The number of a job, and the element of an array: from `4711`, `4711.3`, `4711_3`, `19[3].server` or `19[].server`.
+fn parts(job: &str) -> (&str, Option<u32>) {
+    let end = job.find(|c: char| !c.is_ascii_digit()).unwrap_or(job.len());
+    let (number, rest) = job.split_at(end);
+    let element = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((element, _)) => element,
+        None => rest.trim_start_matches(['.', '_']),
+    };
+    (number, element.parse().ok())
+}
+
+/// Whether `job`, as a batch system or an engine spells it, is the one that a user means by `asked`: a job, or one element of
+/// an array.
+pub(crate) fn is_job(job: &str, asked: &str) -> bool {
+    let ((number, element), (wanted, wanted_element)) = (parts(job), parts(asked));
+    job == asked || (!wanted.is_empty() && number == wanted && (wanted_element.is_none() || element == wanted_element))
 }
 
 /// Why an engine leaves. It is reported, recorded and displayed as text.
@@ -118,6 +141,32 @@ impl Departure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn jobs_are_recognized_in_every_spelling() {
+        for (job, asked) in [
+            ("4711", "4711"),
+            ("4711.3", "4711"),
+            ("4711.3", "4711_3"),
+            ("19[3].server", "19"),
+            ("19[3].server", "19[3]"),
+            ("19[3].server", "19.3"),
+            ("19[].server", "19[].server"),
+            ("7.server", "7"),
+        ] {
+            assert!(is_job(job, asked), "{job} {asked}");
+        }
+        for (job, asked) in [
+            ("4711.3", "4711.4"),
+            ("47", "4711"),
+            ("4711", "47"),
+            ("", ""),
+            ("4711", ""),
+            ("4711", "x"),
+        ] {
+            assert!(!is_job(job, asked) || job == asked, "{job} {asked}");
+        }
+    }
 
     #[test]
     fn a_departure_is_a_walltime_end_if_the_reason_is_walltime_or_a_warning_near_the_end() {

@@ -4,7 +4,8 @@
 //! code), [`stdlib`] (Python's modules), [`task`] (states and outcomes), [`change`] (what is
 //! recorded), [`buffer_file`] (where large buffers are stored), [`output`] (what tasks write), [`pickled`]
 //! (values that JSON cannot represent), [`query`] (queries of the records), [`engine`], [`node`] (the
-//! owner of resources), [`cores`] (its processors), [`resources`] (what tasks ask for), [`job`], [`memory`] (amounts with units),
+//! owner of resources), [`cores`] (its processors), [`resources`] (what tasks ask for), [`explanation`]
+//! (why work waits), [`job`], [`memory`] (amounts with units),
 //! [`open_enum`] (enums of words from other processes).
 pub(crate) mod buffer_file;
 pub(crate) mod bundle;
@@ -12,6 +13,7 @@ pub(crate) mod change;
 pub(crate) mod cores;
 pub(crate) mod definition;
 pub(crate) mod engine;
+pub(crate) mod explanation;
 pub(crate) mod growth;
 pub(crate) mod ids;
 pub(crate) mod job;

@@ -39,6 +39,17 @@ pub struct TaskQuery {
     pub brief: bool,
 }
 
+/// Selects recorded engines.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineQuery {
+    /// Those that have had this task.
+    OfTask(TaskId),
+    Id(EngineId),
+    /// Those of this batch job, or of one element of it, as [`super::job::is_job`] reads it.
+    OfJob(String),
+}
+
 /// `duration>=600`: a column, a comparison, a value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Condition {

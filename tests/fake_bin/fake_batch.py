@@ -2,6 +2,7 @@
 
 Called by the name of one of their commands, as its first argument. What a job runs really runs, as processes of this host; what the
 commands print has the form of tests/fixtures/batch/, whose files say where it is from. The jobs' records are in $FAKE_BATCH_DIR.
+While there is a file `pending` in it, jobs stay in the queue, for the reason that the file gives.
 """
 import json
 import os
@@ -39,6 +40,11 @@ def submit(name, indices, is_array, command, environment, cwd, output=None):
     """Starts a process for each index; `environment` and `output` are functions of job and index."""
     job = 1 + max([0] + [j["id"] for j in jobs()])
     record = {"id": job, "name": name, "array": is_array, "elements": {}}
+    if os.path.exists(os.path.join(HOME, "pending")):
+        reason = open(os.path.join(HOME, "pending")).read()
+        record["elements"] = {str(index): {"pending": reason, "cancelled": False} for index in indices}
+        save(record)
+        return job
     for index in indices:
         ended = os.path.join(HOME, "end-{}-{}".format(job, index))
         words = " ".join(shlex.quote(word) for word in command(job, index))
@@ -67,6 +73,8 @@ def cancel(job, index):
     element = job["elements"][str(index)]
     element["cancelled"] = True
     save(job)
+    if "pending" in element:
+        open(os.path.join(HOME, "end-{}-{}".format(job["id"], index)), "w").write("130")
     if code_of(job, index) is None:
         try:
             os.killpg(element["pid"], signal.SIGTERM)
@@ -120,10 +128,13 @@ def bjobs(arguments):
     for job in found:
         for index, element, code in elements(job):
             state, reason = ("RUN", "-") if code is None else ("DONE", "-") if code == 0 else ("EXIT", "-")
+            waits = element.get("pending", "-")
+            if code is None and "pending" in element:
+                state = "PEND"
             if state == "EXIT" and element["cancelled"]:
                 reason = "TERM_OWNER: job killed by owner"
             suffix = "[{}]".format(index) if job["array"] else ""
-            print("|".join([str(job["id"]), str(index if job["array"] else 0), state, "fake1", str(code or "-"), reason, "-", job["name"] + suffix]))
+            print("|".join([str(job["id"]), str(index if job["array"] else 0), state, "fake1", str(code or "-"), reason, waits, job["name"] + suffix]))
 
 
 def bkill(arguments):

@@ -113,3 +113,68 @@ fn script_prints_and_submits_nothing() {
     assert_eq!((code, stderr.contains("nothere.sh")), (Some(5), true), "{stderr}");
     assert_eq!(std::fs::read_dir(site.home.path().join("jobs")).unwrap().count(), 0);
 }
+
+#[test]
+fn jobs_and_the_work_that_waits_for_them_are_explained() {
+    let site = Site::new(&["bsub", "bjobs", "bkill"]);
+    let poll = "--set launcher.poll_interval_ms=200";
+    site.ok(&format!("start -n 1 --launcher lsf {poll}"));
+    site.home.file("jobs/pending", "User has reached the per-user job slot limit");
+    site.ok(&format!("engines add 2 --launcher lsf --wait none {poll}"));
+    site.ok("map --range 0..9 --detach -- sleep 60");
+    let queued = wait_until("the queue is asked", || {
+        let text = site.ok("explain 1.8");
+        text.contains("per-user").then_some(text)
+    });
+    assert_eq!(
+        queued,
+        "task 1.8: waiting: 0 of 1 engine can take it now: 1 busy; 2 jobs are queued in lsf (User has reached the per-user job slot \
+         limit)\n"
+    );
+    let json: serde_json::Value = serde_json::from_str(&site.ok("explain 1.8 --json")).unwrap();
+    let absent = &json["absent"][0];
+    assert_eq!((absent["jobs"].as_u64(), absent["launcher"].as_str()), (Some(2), Some("lsf")));
+
+    // Jobs have the numbers 1 and 2 here, or more if the controller had one.
+    let list: serde_json::Value = serde_json::from_str(&site.ok("list --json")).unwrap();
+    let launches = list["clusters"][0]["engines"].as_array().unwrap().clone();
+    let [first, second] = [0, 1].map(|at| launches[at]["jobs"][0]["id"].as_str().unwrap().to_string());
+    let running = site.ok(&format!("explain --job {first}"));
+    assert!(
+        running.starts_with(&format!("job {first}.1: running (lsf, 1 engine)\n  engine 0 (")),
+        "{running}"
+    );
+    assert!(running.ends_with("): busy\n"), "{running}");
+    let waiting = site.ok(&format!("explain --job {second}"));
+    assert!(
+        waiting.contains(": queued: User has reached the per-user job slot limit (lsf, 1 engine)\n"),
+        "{waiting}"
+    );
+    assert!(waiting.ends_with("  none of its engines has registered\n"), "{waiting}");
+    let one = site.ok(&format!("explain --job {second}.2"));
+    assert_eq!(one.lines().filter(|line| line.starts_with("job ")).count(), 1, "{one}");
+    assert!(site.ok("explain --engine 0").contains(&format!("\n  job {first}")));
+    let (code, _, stderr) = site.run("explain --job 4711");
+    assert!(code == Some(3) && stderr.contains("has no job 4711"), "{stderr}");
+
+    // Without the command, the line says so instead of guessing.
+    let [command, hidden] = ["bin/bjobs", "hidden"].map(|name| site.home.path().join(name));
+    std::fs::rename(&command, &hidden).unwrap();
+    let unknown = wait_until("the queue cannot be asked", || {
+        let text = site.ok("explain 1.8");
+        text.contains("cannot be asked").then_some(text)
+    });
+    assert!(unknown.contains("the state of ") && unknown.contains("lsf"), "{unknown}");
+    let recorded = site.ok(&format!("explain --job {first}"));
+    assert!(
+        recorded.contains("it cannot be asked now") && recorded.contains("engine 0 ("),
+        "{recorded}"
+    );
+    std::fs::rename(&hidden, &command).unwrap();
+
+    // The failed query is not repeated at once.
+    wait_until("the cluster stops", || (site.run("stop").0 == Some(0)).then_some(()));
+    let stopped = site.ok(&format!("explain --job {first}"));
+    assert!(stopped.contains(" on record (lsf, 1 engine)\n  engine 0 ("), "{stopped}");
+    assert!(stopped.contains("): left "), "{stopped}");
+}

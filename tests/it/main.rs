@@ -6,6 +6,7 @@ mod batch;
 mod control_group;
 mod docs;
 mod engines_work;
+mod explain;
 mod hostile;
 mod identity;
 mod launch;

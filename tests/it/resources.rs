@@ -167,7 +167,7 @@ fn more_than_any_node_has_is_refused_and_why_a_map_waits_is_shown() {
     ]);
     let status = cluster.run(&["status"]).stderr;
     assert!(
-        status.contains("waits: none of 1 node has 1 cpu, 3 gpus free: 1 too small"),
+        status.contains("waits: 0 of 4 engines can take it now: 4 have at most 2 gpus and it asks for 3"),
         "{status}"
     );
     cluster.ok(&["cancel", "1"]);

@@ -41,7 +41,10 @@ fn maps_of_equal_priority_get_equal_shares_whatever_their_tasks_take() {
         }
         let shares = maps.map(|map| s.account(map).cpu_s);
         let fair = shares.iter().sum::<f64>() / 3.0;
-        assert!(shares.iter().all(|share| (share / fair - 1.0).abs() < 0.1), "seed {seed}: {shares:?}");
+        assert!(
+            shares.iter().all(|share| (share / fair - 1.0).abs() < 0.1),
+            "seed {seed}: {shares:?}"
+        );
     }
 }
 
@@ -56,7 +59,10 @@ fn shares_are_counted_in_processors() {
         }
         let shares = maps.map(|map| s.account(map).cpu_s);
         let fair = shares.iter().sum::<f64>() / 3.0;
-        assert!(shares.iter().all(|share| (share / fair - 1.0).abs() < 0.1), "seed {seed}: {shares:?}");
+        assert!(
+            shares.iter().all(|share| (share / fair - 1.0).abs() < 0.1),
+            "seed {seed}: {shares:?}"
+        );
     }
 }
 
@@ -65,7 +71,9 @@ fn a_node_is_busy_although_its_tasks_differ_in_width() {
     for seed in 0..8 {
         let mut s = simulation(seed);
         s.add_node(node(64), 64);
-        let maps = [1, 4, 16].map(|n| s.submit(100_000, cpus(n), (SECOND, 10 * SECOND)));
+        for n in [1, 4, 16] {
+            s.submit(100_000, cpus(n), (SECOND, 10 * SECOND));
+        }
         let (begin, end) = (60 * SECOND, 360 * SECOND);
         while s.now < begin {
             assert!(s.step());
@@ -75,8 +83,6 @@ fn a_node_is_busy_although_its_tasks_differ_in_width() {
             assert!(s.step());
         }
         let busy = (s.busy_cpu_us() - before) as f64 / (64.0 * (s.now - begin) as f64);
-        let shares = maps.map(|map| s.account(map).cpu_s);
-        eprintln!("seed {seed}: {busy:.3} {shares:?}");
         assert!(busy >= 0.95, "seed {seed}: {busy:.3} of the node was busy");
     }
 }
@@ -121,7 +127,10 @@ fn no_task_starts_while_one_with_a_higher_priority_could() {
         while s.account(high).ready() > 0 {
             assert!(s.step());
             let of_low: usize = s.starts.drain(..).filter(|(map, _)| *map == low).map(|(_, n)| n).sum();
-            assert!(of_low == 0 || s.account(high).ready() == 0, "seed {seed}: {of_low} tasks of the lower priority");
+            assert!(
+                of_low == 0 || s.account(high).ready() == 0,
+                "seed {seed}: {of_low} tasks of the lower priority"
+            );
         }
     }
 }

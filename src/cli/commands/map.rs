@@ -1,7 +1,7 @@
 //! `pcluster map`: a function or a command over many inputs, results in their order.
 //!
 //! Parts: [`options`] (of tasks), [`needs`] (their resources), [`own_cluster`] (`-n`), [`follow`] (waiting for a map),
-//! `long_values`, [`results`] (their output), [`report`] (failures), [`tip`] (memory), [`reduce`] (folding the values),
+//! `long_values`, [`results`] (their output), [`report`] (failures), `stalled` (why it does not get on), [`tip`] (memory), [`reduce`] (folding the values),
 //! [`interrupts`] (Ctrl-C).
 pub(crate) mod follow;
 pub(crate) mod interrupts;
@@ -12,6 +12,7 @@ pub(crate) mod own_cluster;
 pub(crate) mod reduce;
 pub(crate) mod report;
 pub(crate) mod results;
+mod stalled;
 mod tip;
 
 use crate::cli::inputs::code::CodeArgs;

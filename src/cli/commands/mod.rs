@@ -11,6 +11,7 @@ pub(crate) mod doctor;
 pub(crate) mod engine;
 pub(crate) mod engines;
 pub(crate) mod exec;
+pub(crate) mod explain;
 pub(crate) mod gather;
 pub(crate) mod help_markdown;
 pub(crate) mod install;
@@ -88,6 +89,7 @@ commands! {
     Gather => gather,
     Signal => signal,
     Results => results,
+    Explain => explain,
     Resubmit => resubmit,
     Cancel => cancel,
     Priority => priority,

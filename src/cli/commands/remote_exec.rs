@@ -28,6 +28,8 @@ pub(crate) fn run_instead(command: &Command, context: &Context) -> Result<Option
         Command::Stop(args) if !args.is_all() => ("stop", true),
         Command::Restart(_) => ("restart", false),
         Command::Logs(_) => ("logs", false),
+        // Only that host can ask the batch system.
+        Command::Explain(args) if args.is_about_job() => ("explain", false),
         Command::Engines(args) if args.starts_processes() => ("engines", false),
         _ => return Ok(None),
     };

@@ -396,7 +396,10 @@ fn show_in_full(query: &TaskQuery, records: &Records, format: Format, sink: &mut
     rows.sort_by_key(|row| place(row.task));
     let mut found: Vec<(TaskRow, Details)> = Vec::new();
     for mut row in rows {
-        let details = records.details(row.task)?;
+        let mut details = records.details(row.task)?;
+        if !row.state.is_done() {
+            details.explanation = records.explanation(row.task)?;
+        }
         if format == Format::Json {
             records.fetch_value(&mut row)?;
         }
@@ -408,6 +411,7 @@ fn show_in_full(query: &TaskQuery, records: &Records, format: Format, sink: &mut
             for (row, details) in &found {
                 let mut view = TaskView::new(row);
                 view.definition = details.definition.as_ref();
+                view.explanation = details.explanation.as_deref();
                 view.request = view.definition.map(|definition| RequestView::new(definition, row.ask.as_ref()));
                 let attempts = details.earlier.iter();
                 view.earlier = Some(attempts.map(|attempt| AttemptView::new(attempt, view.definition)).collect());

@@ -1,20 +1,21 @@
 //! `pcluster wait`
+use crate::cli::explained::{self, Jobs, WITHOUT_PROGRESS};
 use crate::cli::ids::{self, Ids};
 use crate::cli::output::counted;
-use crate::cli::output::json;
+use crate::cli::output::{json, times};
 use crate::cli::views::MapView;
 use crate::cli::{CommandError, Context, Exit, records};
-use crate::client::MapsRequest;
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, ExplainRequest, MapsRequest};
 use crate::model::MapId;
 use crate::model::query::parse_duration;
 use crate::model::task::Counts;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 /// Wait until maps have finished
 ///
-/// Exits with 1 if any task failed or the timeout expired.
+/// Exits with 1 if any task failed or the timeout expired. Reports why, while no task ends for 10 seconds.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster wait 1\n  pcluster wait --any --timeout 10m")]
 pub(crate) struct Args {
@@ -86,12 +87,23 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
 
 async fn until_done(client: &Client, maps: Vec<MapId>, any: bool, context: &Context) -> Result<Exit, CommandError> {
     let mut watches = JoinSet::new();
+    let (explain, mut explanations) = mpsc::channel(8);
+    let jobs = Jobs::of(context);
     for map in maps {
-        let client = client.clone();
-        watches.spawn(async move { watch(&client, map).await.map(|counts| (map, counts)) });
+        let (client, jobs, explain) = (client.clone(), jobs.clone(), explain.clone());
+        watches.spawn(async move { watch(&client, map, &jobs, &explain).await.map(|counts| (map, counts)) });
     }
+    drop(explain);
     let mut exit = Exit::Fine;
-    while let Some(ended) = watches.join_next().await {
+    loop {
+        let ended = tokio::select! {
+            Some(text) = explanations.recv() => {
+                context.note(text);
+                continue;
+            }
+            ended = watches.join_next() => ended,
+        };
+        let Some(ended) = ended else { break };
         let (map, counts) = ended.map_err(|e| CommandError::internal(format!("watching a map: {e}")))??;
         if counts.failed() > 0 {
             exit = Exit::SomeFailed;
@@ -111,11 +123,24 @@ async fn until_done(client: &Client, maps: Vec<MapId>, any: bool, context: &Cont
     Ok(exit)
 }
 
-async fn watch(client: &Client, map: MapId) -> Result<Counts, ClientError> {
-    let mut watch = client.watch(map, Duration::from_secs(10)).counts_only();
-    let mut counts = Counts::default();
+/// Waits for a map. While nothing of it ends, sends why: once, and again when the reasons change.
+async fn watch(client: &Client, map: MapId, jobs: &Jobs, explain: &mpsc::Sender<String>) -> Result<Counts, ClientError> {
+    let mut watch = client.watch(map, WITHOUT_PROGRESS).counts_only();
+    let (mut counts, mut since, mut explained) = (Counts::default(), Instant::now(), None);
     while let Some(update) = watch.next().await? {
+        if update.counts.done() != counts.done() {
+            since = Instant::now();
+        }
         counts = update.counts;
+        if since.elapsed() < WITHOUT_PROGRESS || update.complete {
+            continue;
+        }
+        let line = explained::one_line(client, ExplainRequest::Map(map), jobs, times::now()).await;
+        if let Some(line) = line.filter(|line| explained.as_ref() != Some(&line.kinds)) {
+            // The receiver ends with the command.
+            let _ = explain.send(format!("map {map}: {}", line.text)).await;
+            explained = Some(line.kinds);
+        }
     }
     Ok(counts)
 }

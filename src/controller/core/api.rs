@@ -60,6 +60,7 @@ impl Core {
                 let client::DetailsRequest { task, files } = read(message)?;
                 self.out.query(context, QueryKind::Details { task, files });
             }
+            client::EXPLAIN => self.explain(context, read(message)?),
             client::CANCEL => {
                 let reply = self.cancel(&read::<client::SelectionRequest>(message)?.selection);
                 self.out.answer(context, &reply);

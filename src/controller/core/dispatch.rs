@@ -8,6 +8,9 @@ use crate::model::{EngineUuid, MapId};
 /// What a task of unknown duration is expected to take, in seconds.
 const UNKNOWN_S: f64 = 1.0;
 
+/// Lanes behind one of the same shape that are tried as well where nodes are reserved.
+const MAX_FOLLOWING: usize = 16;
+
 impl Core {
     /// Sends all that can be sent.
     pub(super) fn dispatch(&mut self) {
@@ -16,20 +19,18 @@ impl Core {
         self.update_queue();
         self.engines.begin_round();
         self.dispatch_bound_maps();
+        let is_due = recheck || freed;
         let mut after = None;
         while let Some((place, shape)) = self.queue.next(after) {
-            let lane = place.lane();
-            let was_sent = match self.maps.is_open(lane.map) {
-                true => self.send_from_map(lane, shape),
-                false if lane.lane == LaneId::BOUND => self.send_bound(lane, recheck || freed),
-                false => self.send_from_session(lane),
-            };
-            match was_sent {
-                true => {
-                    self.queue.serve(lane.map);
-                    self.update_queue();
+            if self.send_from(place.lane(), shape, is_due) {
+                continue;
+            }
+            after = Some(place);
+            // Of tasks that fit the same engines, some may be known to end before a reserved node is needed.
+            if self.engines.has_reservations() {
+                for lane in self.queue.following(shape, place, MAX_FOLLOWING) {
+                    while self.send_from(lane, shape, is_due) {}
                 }
-                false => after = Some(place),
             }
         }
         for engine in self.engines.take_with_room() {
@@ -37,6 +38,20 @@ impl Core {
         }
         self.level_queues();
         self.update_queue();
+    }
+
+    /// Sends tasks of a lane to one engine. Returns false if none can take any.
+    fn send_from(&mut self, lane: LaneId, shape: usize, is_due: bool) -> bool {
+        let was_sent = match self.maps.is_open(lane.map) {
+            true => self.send_from_map(lane, shape),
+            false if lane.lane == LaneId::BOUND => self.send_bound(lane, is_due),
+            false => self.send_from_session(lane),
+        };
+        if was_sent {
+            self.queue.serve(lane.map);
+            self.update_queue();
+        }
+        was_sent
     }
 
     /// Sends an engine more tasks of the maps that it holds tasks of, unless lanes that come first may keep it from them.

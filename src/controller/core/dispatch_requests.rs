@@ -35,7 +35,7 @@ impl Core {
     }
 
     /// What a request needs of an engine, beyond its own constraints.
-    fn message(&self, lane: LaneId) -> Unit {
+    pub(super) fn message(&self, lane: LaneId) -> Unit {
         Unit {
             lane,
             runs: Runs::Message,

@@ -2,9 +2,10 @@
 //! out only after every preceding [`Effect::Record`] is committed.
 use crate::model::change::Change;
 use crate::model::definition::MapDefinition;
-use crate::model::query::TaskQuery;
+use crate::model::query::{EngineQuery, TaskQuery};
 use crate::model::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::Message;
+use crate::wire::content::client::ExplainReply;
 use crate::wire::content::engine::Channel;
 use bytes::Bytes;
 use std::time::Duration;
@@ -130,6 +131,11 @@ pub enum QueryKind {
     Jobs {
         list: bool,
         gone_since: Option<UnixTime>,
+    },
+    /// Recorded engines for an explanation, which the core has begun.
+    Explain {
+        engines: Option<EngineQuery>,
+        reply: Box<ExplainReply>,
     },
     /// A task's definition and its superseded attempts; on request, a hash of each file of its code.
     Details {

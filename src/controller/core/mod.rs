@@ -15,7 +15,7 @@
 //! - maps: [`submit`], [`dispatch`], [`dispatch_maps`], [`level`] (queues), [`results`], [`lost`], [`cancel`], [`resubmit`], [`watch`], [`values`] (for `--reduce`)
 //! - ipyparallel: [`hub`], [`request_intake`], [`dispatch_requests`] with [`policy`] (its schemes), [`replies`], [`output`]
 //! - records: [`restore`] (at the start), [`retention`] (expiry), [`transition`] (a task's states)
-//! - [`status`]: reports about all of it
+//! - [`status`]: reports about all of it; [`explain`]: why work waits
 mod admin;
 mod api;
 mod cancel;
@@ -27,6 +27,7 @@ mod dispatch_requests;
 pub(crate) mod effect;
 pub(crate) mod engines;
 pub(crate) mod event;
+mod explain;
 mod hub;
 mod level;
 mod lost;
@@ -303,5 +304,6 @@ impl Core {
             }
         }
         self.requests.check(&self.engines);
+        self.check_explanations();
     }
 }

@@ -197,8 +197,9 @@ impl Core {
             }
             return;
         };
+        let started = super::untrusted::time(UnixTime(progress.started), self.out.now());
+        in_flight.note_start(started);
         if in_flight.begin() {
-            let started = super::untrusted::time(UnixTime(progress.started), self.out.now());
             self.out.record(Change::TaskBegun {
                 task,
                 run,

@@ -292,6 +292,17 @@ impl Queue {
             .map(|(place, shape)| (*place, *shape))
     }
 
+    /// The next lanes of a shape after this place.
+    pub(super) fn following(&self, index: usize, place: Place, count: usize) -> Vec<LaneId> {
+        use std::ops::Bound;
+        let state = self.shapes.get(index).and_then(Option::as_ref);
+        let after = |state: &'_ ShapeState| {
+            let places = state.lanes.range((Bound::Excluded(place), Bound::Unbounded));
+            places.take(count).map(Place::lane).collect()
+        };
+        state.map(after).unwrap_or_default()
+    }
+
     /// When the first lane of this shape was last tried in vain.
     pub(super) fn failed(&self, index: usize) -> Failed {
         let state = self.shapes.get(index).and_then(Option::as_ref);
@@ -329,7 +340,9 @@ impl Queue {
     /// Whether a lane has waited long enough: its owner has had least of those that wait, and some of them outweighs.
     pub(super) fn may_bind(&self, owner: MapId, claim: &Claim, cpus: u32) -> bool {
         let priority = claim.priority;
-        let mut waiting = self.by_service.range((priority, 0, MapId(0))..=(priority, u64::MAX, MapId(u32::MAX)));
+        let mut waiting = self
+            .by_service
+            .range((priority, 0, MapId(0))..=(priority, u64::MAX, MapId(u32::MAX)));
         let least = waiting.next().map(|(_, service, _)| *service).unwrap_or_default();
         let most = waiting.next_back().map_or(least, |(_, service, _)| *service);
         let best_served = Claim {
@@ -345,20 +358,6 @@ impl Queue {
     /// The most processors that any owner holds.
     pub(super) fn most_held(&self) -> u32 {
         self.by_held.last().map_or(0, |(held, _)| *held)
-    }
-
-    /// How many owners come before this lane.
-    #[expect(dead_code, reason = "explanations follow")]
-    pub(super) fn ahead_of(&self, lane: LaneId) -> usize {
-        let Some(place) = self.owners.get(&lane.map).map(|owner| owner.place(lane.map, lane.lane)) else {
-            return 0;
-        };
-        let lanes = self.shapes.iter().flatten().flat_map(|state| state.lanes.range(..place));
-        lanes
-            .map(|place| place.owner)
-            .filter(|owner| *owner != lane.map)
-            .collect::<BTreeSet<_>>()
-            .len()
     }
 
     /// Checks the invariants; for tests and debug builds.

@@ -1,7 +1,7 @@
 //! Reports about the controller as a whole: its version, its engines and load, and why work waits.
 use super::Core;
 use super::outbox::RequestContext;
-use crate::model::{MapId, PROTOCOL_VERSION, VERSION};
+use crate::model::{PROTOCOL_VERSION, VERSION};
 use crate::wire::content::client::{self, ok};
 
 impl Core {
@@ -30,22 +30,6 @@ impl Core {
         self.out.answer(context, &reply);
     }
 
-    /// Describes maps whose tasks wait because every engine's job ends before their timeout.
-    fn maps_without_time(&self) -> Vec<String> {
-        let waits = |id: &MapId| {
-            let Some(map) = self.maps.get(*id).filter(|map| map.targets().is_none()) else {
-                return false;
-            };
-            let limit = map.options().needed_s();
-            let is_command = map.is_command();
-            let mut able = self.engines.iter().map(|(_, e)| e).filter(|e| e.may_take(is_command)).peekable();
-            able.peek().is_some() && !able.any(|e| e.has_time_for(limit, self.out.now().unix))
-        };
-        let maps = self.maps.runnable().filter(waits);
-        maps.map(|id| format!("map {id} waits: every engine's job ends before its tasks could (--time, --timeout)"))
-            .collect()
-    }
-
     /// Describes maps with targets whose tasks wait for resources of their engines.
     fn bound_maps_without_resources(&self) -> Vec<String> {
         let waiting = self.bound_maps.iter();
@@ -58,27 +42,6 @@ impl Core {
                 ))
             })
             .collect()
-    }
-
-    /// Describes maps whose tasks wait for resources.
-    fn maps_without_resources(&self) -> Vec<String> {
-        let why = |id: MapId| {
-            let map = self.maps.get(id).filter(|map| map.targets().is_none() && map.may_start() > 0)?;
-            let nodes = self.engines.nodes();
-            if let Some(why) = map.request().and_then(|request| nodes.explain(request)) {
-                return Some(format!("map {id} waits: {why}"));
-            }
-            let (holder, host) = nodes.reservation().filter(|(holder, _)| *holder != id)?;
-            let unit = self.unit_of(super::engines::LaneId::first(id))?;
-            let mut idle = self
-                .engines
-                .iter()
-                .filter(|(_, e)| e.load() == 0 && e.may_take(map.is_command()))
-                .peekable();
-            let waits = idle.peek().is_some() && !idle.any(|(_, e)| self.engines.why_not(e, &unit, self.out.now()).is_none());
-            waits.then(|| format!("map {id} waits: {host} is reserved for map {holder}, which came first"))
-        };
-        self.maps.runnable().filter_map(why).collect()
     }
 
     /// Describes requests of ipyparallel's clients that wait because no engine has a working Python.
@@ -108,15 +71,11 @@ impl Core {
             running: begun as u64,
             finished: self.finished_tasks,
             disconnected_peers: self.disconnected_peers,
-            notes: [
-                self.maps_without_time(),
-                self.maps_without_resources(),
-                self.bound_maps_without_resources(),
-            ]
-            .into_iter()
-            .flatten()
-            .chain(self.requests_without_python())
-            .collect(),
+            notes: [self.why_maps_wait(), self.bound_maps_without_resources()]
+                .into_iter()
+                .flatten()
+                .chain(self.requests_without_python())
+                .collect(),
         };
         self.out.answer(context, &reply);
     }

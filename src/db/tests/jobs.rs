@@ -2,6 +2,7 @@
 use super::*;
 use crate::model::EngineUuid;
 use crate::model::job::{Departure, JobRow, LeaveReason};
+use crate::model::query::EngineQuery;
 
 fn seen(element: u32, state: &str, over: bool, at: f64) -> JobRow {
     JobRow {
@@ -80,4 +81,12 @@ fn engines_that_left_their_job_are_reported_with_the_reason() {
     };
     assert_eq!(db.reader().departures(UnixTime(0.0)).unwrap(), [gone]);
     assert_eq!(db.reader().departures(UnixTime(1051.0)).unwrap(), []);
+
+    let ids = |query: EngineQuery| -> Vec<u32> { db.reader().engines(&query).unwrap().iter().map(|engine| engine.id.0).collect() };
+    assert_eq!(ids(EngineQuery::OfJob("18".into())), [0, 1]);
+    assert_eq!(ids(EngineQuery::OfJob("18.2".into())), [1]);
+    assert_eq!(ids(EngineQuery::OfJob("1".into())), [0; 0]);
+    let engine = db.reader().engines(&EngineQuery::Id(EngineId(0))).unwrap().remove(0);
+    assert_eq!((engine.gone, engine.reason.as_deref()), (Some(UnixTime(1050.0)), Some("why")));
+    assert_eq!((engine.facts.job.as_str(), engine.facts.ends), ("18.1", Some(UnixTime(1060.0))));
 }

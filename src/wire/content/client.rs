@@ -5,7 +5,8 @@
 //! or by [`super::error::ErrorContent`] (`status: error`) with the reply's type. A request may be
 //! repeated after a reconnection: each is idempotent, except a signal, which may then arrive twice.
 use crate::model::definition::MapDefinition;
-use crate::model::engine::EngineStatus;
+use crate::model::engine::{EngineRow, EngineStatus};
+use crate::model::explanation::{EngineWork, OpenMap, Placed, Waiting};
 use crate::model::job::{Departure, JobRow};
 use crate::model::output::Stream;
 use crate::model::pickled;
@@ -343,6 +344,41 @@ pub struct JobsReply {
     pub jobs: Vec<JobRow>,
     #[serde(default)]
     pub gone: Vec<Departure>,
+}
+
+/// Asks why something is in its state.
+pub const EXPLAIN: &str = "explain_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExplainRequest {
+    Task(TaskId),
+    Map(MapId),
+    Engine(EngineId),
+    /// The engines of a batch job.
+    Job(String),
+}
+/// What the controller knows beyond the rows of tasks and maps.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExplainReply {
+    pub status: String,
+    /// A task or map without an engine for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
+    /// A task with an engine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placed: Option<Placed>,
+    /// An unfinished map.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub map: Option<OpenMap>,
+    /// Registered engines: the one asked for, or those of the job.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub present: Vec<EngineStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub work: Option<EngineWork>,
+    /// Recorded engines: those that have had the task, the one asked for, or those of the job.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub engines: Vec<EngineRow>,
 }
 
 /// Stops the controller; with `engines`, stops these first. Answered before it exits.

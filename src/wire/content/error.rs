@@ -42,6 +42,8 @@ open_enum! {
         NoSuchEngine => "NoSuchEngine",
         /// The controller does not have the map's bundle: the client must send it.
         UnknownBundle => "UnknownBundle",
+        /// The controller, of an earlier version, does not know the request: ipyparallel's name for it.
+        UnknownRequest => "KeyError",
     }
 }
 

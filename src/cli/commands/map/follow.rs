@@ -1,6 +1,9 @@
 //! Follows a map until it is complete: writes results, shows progress, handles Ctrl-C.
 use super::interrupts::Interrupts;
 use super::long_values::long_values;
+use super::stalled::Stalled;
+use crate::cli::explained::{Jobs, Line};
+use crate::cli::output::visible::visible;
 use crate::cli::progress::Progress;
 use crate::cli::tables::unavailable_engines;
 use crate::cli::{CommandError, Context};
@@ -178,6 +181,7 @@ impl Job<'_> {
         let mut counts = Counts::default();
         let mut engines = EngineNotes::default();
         let mut silence_reported = false;
+        let mut stalled = Stalled::new(&self.client, self.map, Jobs::of(self.context));
         let mut clock = tokio::time::interval(Duration::from_secs(1));
         loop {
             tokio::select! {
@@ -187,10 +191,13 @@ impl Job<'_> {
                         progress.suspend(|| self.note_silence());
                     }
                     silence_reported = silent;
+                    stalled.begin();
                 }
+                line = stalled.explained() => self.show_explanation(&mut stalled, line, progress),
                 update = updates.recv() => match update {
                     Some(Ok(Update { counts: now, engines: able, results, .. })) => {
                         counts = now;
+                        stalled.note(counts.done(), progress);
                         self.note_engines(&mut engines, able, &counts, progress).await;
                         progress.update(&counts, self.total, able);
                         let client = self.client.with_timeout(CONTROLLER_TIMEOUT);
@@ -253,6 +260,17 @@ impl Job<'_> {
             }
             Some(false) => progress.suspend(|| self.context.note(format!("note: {able} engines are available now"))),
             None => {}
+        }
+    }
+
+    /// Shows why the map does not get on: below the progress bar, else once and again when the reasons change.
+    fn show_explanation(&self, stalled: &mut Stalled, line: Option<Line>, progress: &mut Progress) {
+        let Some(line) = line else { return };
+        let is_new = stalled.is_new(&line);
+        if progress.is_visible() {
+            progress.explain(Some(&visible(&line.text)), usize::from(self.context.terminal.width));
+        } else if is_new && !line.kinds.is_empty() {
+            self.context.note(format!("note: map {}: {}", self.map, line.text));
         }
     }
 

@@ -364,14 +364,6 @@ impl Engine {
             (true, Some(_)) => Some(Eligibility::CommandsOnly),
         }
     }
-    /// Whether it may take a task: a command, or one that needs Python.
-    pub(crate) fn may_take(&self, is_command: bool) -> bool {
-        match self.eligibility() {
-            Some(Eligibility::Any) => self.native,
-            Some(Eligibility::CommandsOnly) => self.native && is_command,
-            None => false,
-        }
-    }
     /// Why it takes no work of this kind, whatever it holds.
     pub(super) fn why_never(&self, runs: Runs) -> Option<WhyNot> {
         if !self.is_connected() {

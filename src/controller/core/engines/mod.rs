@@ -12,7 +12,7 @@ mod why_not;
 
 pub(super) use departures::{ANNOUNCE_AGAIN, Departures, ORPHAN_GRACE, announce};
 pub(crate) use engine::Engine;
-pub(crate) use why_not::{Claim, Failed, LaneId, MIN_TOLERANCE_US, Room, Runs, Unit, Wanted, WhyNot};
+pub(crate) use why_not::{Claim, Failed, LaneId, MIN_TOLERANCE_US, Obstacle, Room, Runs, Unit, Wanted, WhyNot};
 
 use super::outbox::{Outbox, Timer};
 use crate::model::engine::{EngineFacts, EngineStatus};
@@ -399,6 +399,16 @@ impl Engines {
             status.facts.node = has.clone();
         }
         status
+    }
+
+    /// What is free of this engine's node, in words.
+    pub(crate) fn node_free(&self, engine: &Engine) -> String {
+        self.nodes.free(engine.node())
+    }
+
+    /// Whether this engine's node could run such a task if it ran nothing else.
+    pub(crate) fn could_run(&self, engine: &Engine, request: &Request) -> bool {
+        self.nodes.could_run_on(engine.node(), request)
     }
 
     pub(crate) fn nodes(&self) -> &Nodes {

@@ -7,11 +7,11 @@ use super::Engine;
 use super::cores::united;
 use super::node::{Node, Share};
 use super::why_not::{LaneId, Obstacle, Unit, WhyNot};
+use crate::model::EngineUuid;
 use crate::model::engine::EngineFacts;
 use crate::model::memory::Memory;
 use crate::model::node::{Gpu, NodeFacts, NumaCores};
 use crate::model::resources::{Allocation, Request, WHOLE_GPU};
-use crate::model::{EngineUuid, MapId};
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
@@ -327,6 +327,9 @@ impl Nodes {
         others.filter(is_able).max_by_key(rank)
     }
 
+    pub(super) fn has_reservations(&self) -> bool {
+        !self.reserved.is_empty()
+    }
     pub(super) fn may_reserve(&self) -> bool {
         self.reserved.len() < MAX_RESERVATIONS
     }
@@ -364,73 +367,33 @@ impl Nodes {
         })
     }
 
-    /// The host of the first reservation, and the map that has it.
-    pub(crate) fn reservation(&self) -> Option<(MapId, &str)> {
-        let reservation = self.reserved.first()?;
-        Some((reservation.lane.map, self.nodes.get(reservation.node)?.name.0.as_str()))
+    /// Whether this node could run such a task if it ran nothing else.
+    pub(super) fn could_run_on(&self, index: NodeIndex, request: &Request) -> bool {
+        self.nodes.get(index).is_some_and(|node| node.could_run(request))
     }
 
-    /// Why no node has room for such a task now: `2 of 3 nodes have too few free cpus (at most 1), 1 is too small`.
-    pub(crate) fn explain(&self, request: &Request) -> Option<String> {
-        let obstacles: Vec<Obstacle> = self
-            .nodes
-            .iter()
-            .filter(|node| !node.engines.is_empty())
-            .map(|node| node.obstacle(request))
-            .collect::<Option<_>>()?;
+    /// What is free of a node: `0 of 4 cpus, 8G of 16G, 1 of 2 gpus, 0 of 1 licence`; empty if nothing is known about it.
+    pub(super) fn free(&self, index: NodeIndex) -> String {
+        let Some(node) = self.nodes.get(index) else { return String::new() };
+        let size = |bytes| Memory { bytes }.rounded();
         let mut parts = Vec::new();
-        let mut count = |what: &str, most: Option<String>, n: usize| {
-            if n > 0 {
-                let most = most.map(|most| format!(" (at most {most})")).unwrap_or_default();
-                parts.push(format!("{n} {what}{most}"));
-            }
-        };
-        let of = |wanted: fn(&Obstacle) -> Option<u64>| {
-            let free: Vec<u64> = obstacles.iter().filter_map(wanted).collect();
-            (free.iter().max().copied().unwrap_or_default(), free.len())
-        };
-        let (free, n) = of(|o| match o {
-            Obstacle::Cpus { free } => Some(u64::from(*free)),
-            _ => None,
-        });
-        count("with too few free cpus", Some(free.to_string()), n);
-        let (free, n) = of(|o| match o {
-            Obstacle::Cores { free } => Some(u64::from(*free)),
-            _ => None,
-        });
-        count("with too few free cpus to pin to", Some(free.to_string()), n);
-        let (bytes, n) = of(|o| match o {
-            Obstacle::Memory { free } => Some(*free),
-            _ => None,
-        });
-        count("with too little free memory", Some(Memory { bytes }.rounded()), n);
-        let (free, n) = of(|o| match o {
-            Obstacle::Gpus { free } => Some(u64::from(*free)),
-            _ => None,
-        });
-        count("with too few free gpus", Some(free.to_string()), n);
-        for name in request.resources.named.keys() {
-            let free = obstacles.iter().filter_map(|o| match o {
-                Obstacle::Named { name: lacking, free } if lacking == name => Some(*free),
-                _ => None,
-            });
-            let free: Vec<u64> = free.collect();
-            let most = free.iter().max().copied().unwrap_or_default();
-            count(&format!("with too little free {name}"), Some(most.to_string()), free.len());
+        if node.has.cpus > 0 {
+            let used = node.cpus.saturating_add(node.busy);
+            parts.push(format!("{} of {} cpus", node.has.cpus.saturating_sub(used), node.has.cpus));
         }
-        let awaited = obstacles.iter().filter(|o| **o == Obstacle::Awaited).count();
-        count("whose engines have not reconnected to the restarted controller", None, awaited);
-        let small = obstacles.iter().filter(|o| **o == Obstacle::TooSmall).count();
-        count("too small", None, small);
-        let nodes = obstacles.len();
-        match nodes {
-            0 => Some("there are no engines".into()),
-            _ => Some(format!(
-                "none of {nodes} node{} has {request} free: {}",
-                if nodes == 1 { "" } else { "s" },
-                parts.join(", ")
-            )),
+        if node.has.mem_bytes > 0 {
+            let free = node.has.mem_bytes.saturating_sub(node.mem_bytes);
+            parts.push(format!("{} of {}", size(free), size(node.has.mem_bytes)));
         }
+        if !node.gpus.is_empty() {
+            let unused = node.gpus.iter().filter(|used| **used == 0).count();
+            parts.push(format!("{unused} of {} gpus", node.gpus.len()));
+        }
+        parts.extend(node.has.named.iter().map(|(name, has)| {
+            let used = node.named.get(name).copied().unwrap_or_default();
+            format!("{} of {has} {name}", has.saturating_sub(used))
+        }));
+        parts.join(", ")
     }
 
     pub(super) fn has(&self, index: NodeIndex) -> Option<&NodeFacts> {

@@ -102,6 +102,10 @@ impl Engines {
         self.nodes.begin_round();
     }
 
+    pub(crate) fn has_reservations(&self) -> bool {
+        self.nodes.has_reservations()
+    }
+
     /// Notes that this task waits for an engine.
     pub(crate) fn want(&mut self, wanted: Wanted) {
         self.wanted.push(wanted);

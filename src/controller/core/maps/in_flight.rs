@@ -1,8 +1,8 @@
 //! A task that is with an engine: which run of it, what it asked for, how its earlier attempts failed.
-use crate::model::EngineUuid;
 use crate::model::change::UsedRetries;
 use crate::model::output::{Output, Stream, Written};
 use crate::model::task::Ask;
+use crate::model::{EngineUuid, UnixTime};
 use bytes::Bytes;
 
 /// A task assigned to an engine.
@@ -15,6 +15,8 @@ pub(crate) struct InFlight {
     pub(super) sent: u64,
     /// The engine has reported its start, or may have died of it.
     pub(super) begun: bool,
+    /// When, as the engine has reported.
+    pub(super) began: Option<UnixTime>,
     /// Bytes of its output recorded with the next commit or before: stdout, stderr, value.
     pub(super) written: Written,
     pub(super) used: UsedRetries,
@@ -38,6 +40,12 @@ impl InFlight {
     }
     pub(crate) fn has_begun(&self) -> bool {
         self.begun
+    }
+    pub(crate) fn began(&self) -> Option<UnixTime> {
+        self.began
+    }
+    pub(crate) fn note_start(&mut self, at: UnixTime) {
+        self.began = Some(at);
     }
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled

@@ -274,6 +274,11 @@ impl Map {
         let ask = self.in_flight.get(&index).map(|task| task.ask).unwrap_or_default();
         self.lanes.iter().position(|lane| lane.ask == ask).unwrap_or_default() as u32
     }
+    /// The lane of a task that waits.
+    pub(crate) fn waits_in(&self, index: u32) -> u32 {
+        let lane = self.lanes.iter().position(|lane| lane.returned.contains_key(&index));
+        lane.unwrap_or_default() as u32
+    }
     /// What tasks of this lane need of their node, and how long they may take.
     pub(crate) fn needs_in(&self, lane: u32) -> (Option<Request>, Option<f64>) {
         let ask = self.ask_of(lane);
@@ -450,6 +455,7 @@ impl Map {
                     input: task.input,
                     sent: 0,
                     begun,
+                    began: None,
                     written: task.written,
                     used,
                     ask,
@@ -487,6 +493,7 @@ impl Map {
             input: task.input,
             sent,
             begun: false,
+            began: None,
             written: Default::default(),
             used: task.used,
             ask: task.ask,

@@ -8,6 +8,7 @@ pub(super) use broadcasts::{Broadcasts, Part, is_joined, original_of};
 pub(super) use open::{Client, OpenRequest, client_channel};
 pub(super) use reconnects::Reconnects;
 
+use super::dependency::Dependency;
 use super::effect::ClientChannel;
 use super::engines::Engines;
 use super::outbox::Outbox;
@@ -65,6 +66,10 @@ pub(super) enum Placement {
 impl Requests {
     pub(super) fn get(&self, msg_id: &str) -> Option<&OpenRequest> {
         self.open.get(msg_id)
+    }
+    /// The open request with this task id. Scans all of them.
+    pub(super) fn of_task(&self, task: TaskId) -> Option<&OpenRequest> {
+        self.open.values().find(|open| open.task() == task)
     }
     pub(super) fn get_mut(&mut self, msg_id: &str) -> Option<&mut OpenRequest> {
         self.open.get_mut(msg_id)
@@ -267,12 +272,28 @@ impl Requests {
         if !after.is_met(outcome) {
             return Placement::Waits;
         }
-        let ran_on = |id: &str, uuid: &EngineUuid| {
+        let may = |uuid: &&EngineUuid| !open.is_excluded(uuid) && open.is_target(uuid) && self.may_follow_on(open, uuid);
+        Placement::On(engines.by_load().map(|(uuid, _)| uuid).filter(may).cloned().collect())
+    }
+
+    /// Whether the requests that it must follow, if any, ran on this engine.
+    pub(super) fn may_follow_on(&self, open: &OpenRequest, uuid: &EngineUuid) -> bool {
+        let ran_here = |id: &str| {
             let outcome = self.outcomes.get(id).filter(|(_, engine)| engine.as_ref() == Some(uuid));
             outcome.map(|(ok, _)| *ok)
         };
-        let may = |uuid: &&EngineUuid| !open.is_excluded(uuid) && open.is_target(uuid) && follow.is_met(|id| ran_on(id, uuid));
-        Placement::On(engines.by_load().map(|(uuid, _)| uuid).filter(may).cloned().collect())
+        open.follow().is_met(ran_here)
+    }
+
+    /// Which other requests it waits for: `2 of the 3 requests that it comes after are unfinished`.
+    pub(super) fn unmet(&self, open: &OpenRequest) -> Option<String> {
+        let outcome = |id: &str| self.outcomes.get(id).map(|(ok, _)| *ok);
+        let describe = |dependency: &Dependency, verb: &str| {
+            let unfinished = dependency.ids.iter().filter(|id| outcome(id).is_none()).count();
+            let all = dependency.ids.len();
+            (!dependency.is_met(outcome)).then(|| format!("{unfinished} of {all} requests that it {verb} are unfinished"))
+        };
+        describe(open.after(), "comes after").or_else(|| describe(open.follow(), "follows"))
     }
 
     /// The engines that ran the requests which it must follow.

@@ -3,6 +3,7 @@
 mod admin;
 mod attempts;
 mod clients;
+mod explain;
 mod fake_requests;
 mod harness;
 mod hub;
