@@ -72,9 +72,10 @@ impl Core {
             .and_then(|map| map.request())
             .map_or(1, |request| request.resources.cpus);
         self.queue.charge(map, cpus, taken);
+        let expected_s = self.maps.get(map).and_then(|map| map.options().time_s.or(Some(taken)));
         self.engines.change(engine, |e| {
             e.finish_task(task);
-            e.restart_pace(since_start);
+            e.restart_pace(map, expected_s, since_start);
         });
         let ended = self.maps.change(map, |map| {
             let mut in_flight = map.end(index)?;

@@ -331,9 +331,12 @@ impl Engine {
     pub(super) fn is_free_soon(&self, now: Duration) -> bool {
         self.expected_end(now).is_some_and(|end| end <= now + SOON)
     }
-    /// It begins the next task.
-    pub(crate) fn restart_pace(&mut self, now: Duration) {
+    /// It begins the next task, after one of this map that took so long.
+    pub(crate) fn restart_pace(&mut self, map: MapId, each_s: Option<f64>, now: Duration) {
         self.pace_since = now;
+        if self.pace.is_none() && self.holds_only(map) {
+            self.pace = each_s.and_then(|each| Duration::try_from_secs_f64(each).ok());
+        }
     }
     /// When it is expected to have ended all that it holds; None if that is unknown, or overdue.
     pub(crate) fn expected_end(&self, now: Duration) -> Option<Duration> {

@@ -167,10 +167,12 @@ impl Engines {
         self.change(uuid, |e| e.set_share(share)).is_some()
     }
 
-    /// Reserves what such a task needs of the node of its engine.
+    /// Reserves what such a task needs of the node of its engine, against all others.
     pub(crate) fn reserve_for(&mut self, uuid: &EngineUuid, unit: &Unit, request: &Request) {
         if let Some(engine) = self.by_uuid.get(uuid).filter(|_| self.nodes.may_reserve()) {
-            self.nodes.reserve(engine.node(), unit, request);
+            let mut unit = unit.clone();
+            unit.claim.is_binding = true;
+            self.nodes.reserve(engine.node(), &unit, request);
         }
     }
 
