@@ -5,6 +5,7 @@
 //!     load task CLIENT_FILE COUNT         the same for one more task of an open map, whose worker is there already; and the medians
 //!                                         until it is recorded, started, ended, and its value is received
 //!     load engines ENGINE_FILE COUNT      registers COUNT engines, then completes every task immediately until it is killed
+//!     load schedule ENGINES NODES TASKS   the controller's decisions alone: a simulated cluster runs TASKS, of three kinds
 //!     load spawn COUNT LANES              COUNT times `true NUMBER`, LANES at a time
 //!     load pipe PYTHON COUNT LANES        COUNT calls of a no-op function in LANES Python processes
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -18,6 +19,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::runtime::Builder;
+
+mod simulation;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 type Outcomes = Result<(), Failure>;
@@ -45,6 +48,10 @@ fn main() -> Outcomes {
             let work = engines(ConnectionFile::read(Path::new(file))?, count.parse()?);
             Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(work)
         }
+        ["schedule", engines, nodes, tasks] => {
+            schedule(engines.parse()?, nodes.parse()?, tasks.parse()?);
+            Ok(())
+        }
         ["spawn", count, lanes] => spawn(count.parse()?, lanes.parse()?),
         ["pipe", python, count, lanes] => pipe(python, count.parse()?, lanes.parse()?),
         // `cargo bench` without arguments does nothing: the full comparison needs its own setup (xtask).
@@ -53,6 +60,54 @@ fn main() -> Outcomes {
             Ok(())
         }
     }
+}
+
+/// Half of the tasks need an engine, the others one processor and memory, and four processors.
+fn schedule(engines: u32, nodes: u32, tasks: u32) {
+    let each = (engines / nodes).max(1);
+    let began = Instant::now();
+    let mut cluster = simulation::Simulation::new(1, pcluster::testing::ControllerConfig::default());
+    for _ in 0..nodes {
+        let has = NodeFacts {
+            cpus: each,
+            mem_bytes: u64::from(each) << 30,
+            ..NodeFacts::default()
+        };
+        cluster.add_node(has, each);
+    }
+    let options = |cpus: u32, mem_bytes: Option<u64>| MapOptions {
+        resources: TaskResources {
+            cpus,
+            ..TaskResources::default()
+        },
+        mem_bytes,
+        ..MapOptions::default()
+    };
+    let takes = (500_000, 2_000_000);
+    cluster.submit(tasks - tasks / 4 * 2, options(1, None), takes);
+    cluster.submit(tasks / 4, options(1, Some(1 << 30)), takes);
+    cluster.submit(tasks / 4, options(4, None), takes);
+    let submitted = began.elapsed();
+    let began = Instant::now();
+    let mut ended = 0u32;
+    // The middle half: neither the first assignment nor the end.
+    let (mut middle, mut spent) = (0u32, Duration::ZERO);
+    while cluster.step() {
+        ended += 1;
+        if ended == tasks / 4 {
+            spent = began.elapsed();
+        } else if ended == tasks / 4 * 3 {
+            (middle, spent) = (tasks / 4 * 3 - tasks / 4, began.elapsed() - spent);
+        }
+    }
+    let us = spent.as_secs_f64() * 1e6 / f64::from(middle.max(1));
+    println!("ended {ended}");
+    println!("submit_s {:.2}", submitted.as_secs_f64());
+    println!("total_s {:.2}", began.elapsed().as_secs_f64());
+    println!("task_us {us:.2}");
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find(|line| line.starts_with("VmHWM"));
+    println!("peak_mb {}", peak.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or_default() / 1024);
 }
 
 fn unix_now() -> UnixTime {

@@ -1,5 +1,11 @@
 //! A cluster in virtual time around the controller's core: engines on nodes that complete their tasks after the durations of
 //! their map, and a ledger of what each node gives out, which knows nothing of the core's accounts.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    dead_code,
+    reason = "a simulation that cannot go on fails; benchmarks and tests use different parts"
+)]
 use bytes::Bytes;
 use pcluster::testing::ControllerConfig;
 use pcluster::testing::controller::{ClientChannel, Core, Effect, Event, EventTime, Facts};

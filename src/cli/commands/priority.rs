@@ -5,7 +5,7 @@ use crate::model::MapId;
 
 /// Change the priority of a map
 ///
-/// Tasks of maps with a higher priority are sent to engines first; those of equal priority in the order of submission. Tasks
+/// Tasks of maps with a higher priority are sent to engines first; maps of equal priority share the engines. Tasks
 /// that engines have already are not affected.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster priority 12 5\n  pcluster priority 12 -1")]

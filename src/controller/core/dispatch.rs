@@ -72,6 +72,7 @@ impl Core {
     /// Brings the queue up to date with maps, sessions, and what engines hold of them.
     fn update_queue(&mut self) {
         let now = self.out.now().since_start;
+        self.queue.apply_charges();
         for (owner, held) in self.engines.take_touched() {
             self.queue.set_held(owner, held, now);
         }

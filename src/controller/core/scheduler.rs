@@ -61,6 +61,8 @@ struct Owner {
     priority: i32,
     held: u32,
     service: u64,
+    /// What it has had since then.
+    charged: u64,
     /// What its tasks with engines are expected to have besides.
     ahead: u64,
     /// Its tasks have waited long enough for the nodes reserved for them.
@@ -95,6 +97,8 @@ pub(super) struct Queue {
     shapes: Vec<Option<ShapeState>>,
     free_shapes: Vec<usize>,
     by_shape: HashMap<Shape, usize>,
+    /// Those that have been charged since their place was last changed.
+    charged: Vec<MapId>,
     by_held: BTreeSet<(u32, MapId)>,
     /// Owners that wait, by priority and by what they have had.
     by_service: BTreeSet<(i32, u64, MapId)>,
@@ -247,11 +251,25 @@ impl Queue {
         self.forget_unused(owner);
     }
 
-    /// Notes that tasks of this owner have had processors for some time.
+    /// Notes that tasks of this owner have had processors for some time; [`Queue::apply_charges`] follows.
     pub(super) fn charge(&mut self, owner: MapId, cpus: u32, seconds: f64) {
         let had = (seconds.max(0.0) * 1e6) as u64;
         let had = had.saturating_mul(u64::from(cpus.max(1)));
-        self.change(owner, |owner| owner.service = owner.service.saturating_add(had));
+        if let Some(known) = self.owners.get_mut(&owner) {
+            if known.charged == 0 {
+                self.charged.push(owner);
+            }
+            known.charged = known.charged.saturating_add(had);
+        }
+    }
+
+    /// Moves owners to the places that [`Queue::charge`] gives them.
+    pub(super) fn apply_charges(&mut self) {
+        for owner in std::mem::take(&mut self.charged) {
+            self.change(owner, |owner| {
+                owner.service = owner.service.saturating_add(std::mem::take(&mut owner.charged));
+            });
+        }
     }
 
     /// Its tasks with engines need so many processors for so long, in seconds.
@@ -428,8 +446,10 @@ mod tests {
         queue.set_held(MapId(2), 1, NOW);
         assert_eq!(first(&queue), Some(1));
         queue.charge(MapId(1), 1, 0.5);
+        queue.apply_charges();
         assert_eq!(first(&queue), Some(2));
         queue.charge(MapId(2), 4, 0.5);
+        queue.apply_charges();
         assert_eq!(first(&queue), Some(1));
         queue.check();
     }
@@ -439,9 +459,11 @@ mod tests {
         let mut queue = Queue::default();
         queue.insert(LaneId::first(MapId(1)), 0, NOW, plain);
         queue.charge(MapId(1), 1, 3600.0);
+        queue.apply_charges();
         queue.serve(MapId(1));
         queue.insert(LaneId::first(MapId(2)), 0, NOW, plain);
         queue.charge(MapId(2), 1, 0.001);
+        queue.apply_charges();
         assert_eq!(first(&queue), Some(1), "the second one has had a turn since it came");
     }
 
