@@ -231,6 +231,11 @@ impl Core {
     /// Requests unstarted tasks back from engines without progress while another engine is idle.
     fn relieve_stuck(&mut self) {
         let is_balanced = |map: MapId| self.maps.get(map).is_some_and(|m| m.targets().is_none());
+        let idle = self.engines.by_load().take_while(|(_, e)| e.load() == 0);
+        let idle = idle.filter(|(_, e)| e.is_native()).count();
+        if idle == 0 {
+            return;
+        }
         let loaded = self.engines.by_load().rev().take_while(|(_, e)| e.load() >= 2);
         let queues: Vec<(EngineUuid, u32, bool)> = loaded
             .filter(|(_, e)| e.has_queue())
@@ -239,8 +244,6 @@ impl Core {
         if queues.is_empty() {
             return;
         }
-        let idle = self.engines.by_load().take_while(|(_, e)| e.load() == 0);
-        let idle = idle.filter(|(_, e)| e.is_native()).count();
         let stuck = queues.iter().filter(|(_, _, stuck)| *stuck).take(idle);
         let stuck: Vec<(EngineUuid, u32)> = stuck.map(|(uuid, load, _)| (uuid.clone(), load - 1)).collect();
         for (uuid, _, _) in &queues {

@@ -152,7 +152,7 @@ fn live(seed: u64) {
     let mut rng = Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     let mut w = Harness::new();
     w.ledger.all_write = true;
-    w.check_every = 16;
+    w.check_every = 32;
     w.node = node();
     w.connected = Some(HashSet::new());
     let mut clients = TestClient::three();
