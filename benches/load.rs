@@ -107,7 +107,12 @@ fn schedule(engines: u32, nodes: u32, tasks: u32) {
     println!("task_us {us:.2}");
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find(|line| line.starts_with("VmHWM"));
-    println!("peak_mb {}", peak.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or_default() / 1024);
+    println!(
+        "peak_mb {}",
+        peak.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+            .unwrap_or_default()
+            / 1024
+    );
 }
 
 fn unix_now() -> UnixTime {

@@ -27,8 +27,8 @@ pub(crate) struct Nodes {
     by_name: HashMap<(String, String), NodeIndex>,
     /// What waiting lanes need, in their order: lanes after them leave it on one node each.
     reserved: Vec<Reservation>,
-    /// The nodes that were reserved in the last round.
-    last_reserved: Vec<NodeIndex>,
+    /// The reservations of the last round.
+    last_reserved: Vec<Reservation>,
     /// Increases with each gain of a node: with all that may let a task start which could not before.
     clock: u64,
     is_clock_read: bool,
@@ -44,6 +44,9 @@ pub(super) struct Reservation {
     pub request: Request,
     priority: i32,
     is_binding: bool,
+    /// When its task can start, as far as that is known, and the node's gain at that time.
+    pub starts: Option<Duration>,
+    gained: u64,
 }
 
 impl Reservation {
@@ -143,7 +146,7 @@ impl Nodes {
     pub(super) fn worth_a_look(&self, since: u64) -> impl Iterator<Item = NodeIndex> {
         let gained = self.by_gain.range((since.saturating_add(1), 0)..).map(|(_, index)| *index);
         let reserved = self.reserved.iter().map(|reservation| reservation.node);
-        let others = reserved.chain(self.last_reserved.iter().copied());
+        let others = reserved.chain(self.last_reserved.iter().map(|reservation| reservation.node));
         gained.chain(others.filter(move |index| self.nodes.get(*index).is_some_and(|node| node.gained <= since)))
     }
 
@@ -292,8 +295,7 @@ impl Nodes {
     /// Begins a round of dispatching: lanes that have to wait reserve nodes.
     pub(super) fn begin_round(&mut self) {
         self.last_reserved.clear();
-        self.last_reserved
-            .extend(self.reserved.drain(..).map(|reservation| reservation.node));
+        self.last_reserved.append(&mut self.reserved);
     }
 
     /// The node that such a task waits for: one of `last` if it could run there, else the one without reservation that has most
@@ -334,8 +336,17 @@ impl Nodes {
         self.reserved.len() < MAX_RESERVATIONS
     }
 
-    pub(super) fn reserve(&mut self, node: NodeIndex, unit: &Unit, request: &Request) {
+    /// When such a task could start on a node, as found in the last round, if nothing has ended there since.
+    pub(super) fn known_start(&self, node: NodeIndex, unit: &Unit) -> Option<Option<Duration>> {
+        let gained = self.nodes.get(node)?.gained;
+        let last = self.last_reserved.iter().find(|last| last.node == node && last.lane == unit.lane);
+        last.filter(|last| last.gained == gained).map(|last| last.starts)
+    }
+
+    pub(super) fn reserve(&mut self, node: NodeIndex, unit: &Unit, request: &Request, starts: Option<Duration>) {
         self.reserved.push(Reservation {
+            starts,
+            gained: self.nodes.get(node).map_or(0, |node| node.gained),
             node,
             lane: unit.lane,
             priority: unit.claim.priority,

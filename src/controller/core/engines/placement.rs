@@ -1,5 +1,6 @@
 //! Which engine takes a task. [`Engines::why_not`] decides for one engine, and is what explanations quote.
 use super::super::event::EventTime;
+use super::nodes::Reservation;
 use super::why_not::Obstacle;
 use super::{Engine, Engines, Failed, Runs, Unit, Wanted, WhyNot};
 use crate::model::EngineUuid;
@@ -63,11 +64,8 @@ impl Engines {
             .known_s
             .and_then(|s| Duration::try_from_secs_f64(s).ok())
             .map(|takes| now.since_start + takes);
-        let ends_before = |request: &Request| {
-            let starts = ends.and_then(|_| self.start_on(node, request, now.since_start));
-            ends.zip(starts).is_some_and(|(ends, starts)| ends <= starts)
-        };
-        let holder = delayed.find(|reservation| !ends_before(&reservation.request))?;
+        let ends_before = |reserved: &Reservation| ends.zip(reserved.starts).is_some_and(|(ends, starts)| ends <= starts);
+        let holder = delayed.find(|reservation| !ends_before(reservation))?;
         Some(WhyNot::Reserved { map: holder.lane.map })
     }
 
@@ -172,7 +170,7 @@ impl Engines {
         if let Some(engine) = self.by_uuid.get(uuid).filter(|_| self.nodes.may_reserve()) {
             let mut unit = unit.clone();
             unit.claim.is_binding = true;
-            self.nodes.reserve(engine.node(), &unit, request);
+            self.nodes.reserve(engine.node(), &unit, request, None);
         }
     }
 
@@ -200,7 +198,9 @@ impl Engines {
             let Some(node) = self.nodes.choose_to_reserve(request, &mut last, &reserved, could) else {
                 break;
             };
-            self.nodes.reserve(node, unit, request);
+            let known = self.nodes.known_start(node, unit);
+            let starts = known.unwrap_or_else(|| self.start_on(node, request, now.since_start));
+            self.nodes.reserve(node, unit, request, starts);
             reserved.push(node);
         }
         let hopeless_at = (reserved.is_empty() && self.nodes.may_reserve()).then(|| self.nodes.changed());
