@@ -2,7 +2,7 @@
 //! the two lower limits (a bare spawn loop, a bare Python worker on a pipe). Prints `name value` lines.
 //!
 //!     load latency CLIENT_FILE COUNT [MS] median and 99th percentile of a map of one no-op task, microseconds; MS after the previous one
-//!     load task CLIENT_FILE COUNT         the same for one more task of an open map, whose worker is there already; and the medians
+//!     load task CLIENT_FILE COUNT         the same for one more task of an open map, whose worker has started; and the medians
 //!                                         until it is recorded, started, ended, and its value is received
 //!     load engines ENGINE_FILE COUNT      registers COUNT engines, then completes every task immediately until it is killed
 //!     load schedule ENGINES NODES TASKS   the controller's decisions alone: a simulated cluster runs TASKS, of three kinds

@@ -216,7 +216,7 @@ impl Simulation {
         std::mem::take(&mut self.last_reply)
     }
 
-    /// Submits a map whose tasks take so long, in microseconds: at least, at most.
+    /// Submits a map with the range of its tasks' durations, in microseconds.
     pub fn submit(&mut self, count: u32, options: MapOptions, takes: (u64, u64)) -> MapId {
         let definition = MapDefinition {
             work: Work::Call {

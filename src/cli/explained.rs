@@ -4,7 +4,7 @@ use crate::client::{Client, ExplainReply, ExplainRequest};
 use crate::cluster::outlook::{self, Absent};
 use crate::launchers::Stage;
 use crate::model::UnixTime;
-use crate::model::explanation::{OpenMap, Placed, ReasonKind, Waiting, about};
+use crate::model::explanation::{OpenMap, Placed, ReasonKind, WaitReasons, about};
 use crate::profile::ProfileDir;
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ pub(crate) fn describe(reply: &ExplainReply, absent: &[Absent], now: UnixTime) -
 }
 
 /// `waiting: 0 of 12 engines can take it now: …; 4 jobs are queued in slurm (Resources)`
-pub(crate) fn waits(waiting: &Waiting, absent: &[Absent]) -> String {
+pub(crate) fn waits(waiting: &WaitReasons, absent: &[Absent]) -> String {
     let mut text = format!("waiting: {waiting}");
     // Of processes that have ended, only the last ones explain something.
     let explains = |absent: &&Absent| absent.stage != Stage::Ended || waiting.engines == 0;
@@ -159,9 +159,9 @@ mod tests {
     #[test]
     fn jobs_follow_the_reasons_unless_they_do_not_matter() {
         let absent: Vec<Absent> = vec![Absent::queued("slurm", 4, "Resources")];
-        let mut waiting = Waiting {
+        let mut waiting = WaitReasons {
             reasons: vec![Reason::general(ReasonKind::NoEngines, "there are no engines")],
-            ..Waiting::default()
+            ..WaitReasons::default()
         };
         assert_eq!(
             waits(&waiting, &absent),

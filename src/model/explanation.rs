@@ -57,7 +57,7 @@ impl Reason {
 /// Why a task, or the next task of a map, is not with an engine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Waiting {
+pub struct WaitReasons {
     /// The registered engines, and those of them that can take it now.
     pub engines: u32,
     pub able: u32,
@@ -70,14 +70,14 @@ pub struct Waiting {
     pub notes: Vec<String>,
 }
 
-impl Waiting {
+impl WaitReasons {
     /// False if it waits for something else, whatever engines there are.
     pub(crate) fn depends_on_engines(&self) -> bool {
         self.reasons.iter().all(|reason| reason.engines > 0)
     }
 }
 
-impl fmt::Display for Waiting {
+impl fmt::Display for WaitReasons {
     /// `0 of 12 engines can take it now: 8 busy (next free in about 3 min), 1 ends in 12 min and it needs 30 min`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (general, of_engines): (Vec<&Reason>, Vec<&Reason>) = self.reasons.iter().partition(|reason| reason.engines == 0);
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn reasons_are_one_line() {
-        let waiting = Waiting {
+        let waiting = WaitReasons {
             engines: 12,
             able: 0,
             reasons: vec![
@@ -206,7 +206,7 @@ mod tests {
             "0 of 12 engines can take it now: 8 busy (next free in about 3 min), 3 have 16G of memory and it asks for 32G, \
              1 ends in 12 min and it needs 30 min; it fails after 90 s without an engine"
         );
-        let held = Waiting {
+        let held = WaitReasons {
             reasons: vec![
                 Reason::general(ReasonKind::AfterMap, "it starts after map 3"),
                 reason(ReasonKind::Busy, 8, "busy"),
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn unknown_reasons_of_a_later_version_are_shown() {
         let text = r#"{"engines":1,"able":0,"reasons":[{"kind":"haunted","engines":1,"text":"is haunted"}],"more":1}"#;
-        let waiting: Waiting = serde_json::from_str(text).unwrap();
+        let waiting: WaitReasons = serde_json::from_str(text).unwrap();
         assert_eq!(waiting.reasons[0].kind, ReasonKind::Unknown("haunted".into()));
         assert_eq!(waiting.to_string(), "0 of 1 engine can take it now: 1 is haunted");
     }

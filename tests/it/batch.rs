@@ -157,7 +157,7 @@ fn jobs_and_the_work_that_waits_for_them_are_explained() {
     let (code, _, stderr) = site.run("explain --job 4711");
     assert!(code == Some(3) && stderr.contains("has no job 4711"), "{stderr}");
 
-    // Without the command, the line says so instead of guessing.
+    // Without the command, the line names that instead of guessing.
     let [command, hidden] = ["bin/bjobs", "hidden"].map(|name| site.home.path().join(name));
     std::fs::rename(&command, &hidden).unwrap();
     let unknown = wait_until("the queue cannot be asked", || {

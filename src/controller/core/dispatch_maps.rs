@@ -66,7 +66,7 @@ impl Core {
                         self.queue.set_binding(lane.map, true);
                         unit.claim.is_binding = true;
                     }
-                    let lag = self.queue.most_held().saturating_sub(unit.claim.held);
+                    let lag = self.queue.max_held().saturating_sub(unit.claim.held);
                     let nodes = lag.saturating_mul(2).div_ceil(unit.cpus()).clamp(1, MAX_NODES) as usize;
                     let failed = self.engines.reserve(&unit, &request, nodes, failed, now);
                     self.queue.set_failed(shape, failed);

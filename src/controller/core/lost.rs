@@ -125,7 +125,7 @@ impl Core {
                 true => Fault::of(&outcome, map.options()).unwrap_or(Fault::Crash),
                 false => Fault::Engine,
             };
-            let retry = map.retry(&mut in_flight, fault, |request| self.engines.nodes().most_memory(request));
+            let retry = map.retry(&mut in_flight, fault, |request| self.engines.nodes().max_memory(request));
             match retry {
                 Retry::Again if !in_flight.has_begun() => self.requeue_task(task, in_flight, None),
                 retry => self.end_attempt(task, in_flight, (run, engine), outcome, retry),

@@ -14,7 +14,7 @@ const MAX_FUNCTIONS: usize = 1024;
 const HASHED_BYTES: usize = 4096;
 /// At least this many seconds of work go into one message, even if other engines are idle.
 const MESSAGE_S: f64 = 1e-3;
-/// A task is expected to take at most so many times the mean.
+/// A task is expected to take at most the mean times this.
 const AT_MOST: f64 = 2.0;
 /// Up to this duration, a task has its successor waiting.
 const SUCCESSOR_S: f64 = 1.0;
@@ -98,7 +98,7 @@ impl Prefetch {
     }
 
     /// The same for tasks of a map: the running one has its successor on the engine, which otherwise waits for a round trip and two
-    /// commits. Not if they are so long that this does not matter: maps with a higher priority wait for the successor, too.
+    /// commits. Not for long ones, where this does not matter: maps with a higher priority wait for the successor, too.
     pub(super) fn depth_with_successor(&self, mean: MeanTime, unknown: u32) -> u32 {
         let depth = self.depth(mean, unknown);
         match mean.0 {

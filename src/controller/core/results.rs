@@ -81,9 +81,9 @@ impl Core {
             let mut in_flight = map.end(index)?;
             let outcome = with_output(outcome, in_flight.written(), now);
             map.learn(&in_flight, taken, outcome.bytes());
-            let most_memory = |request: &Request| self.engines.nodes().most_memory(request);
+            let max_memory = |request: &Request| self.engines.nodes().max_memory(request);
             let retry = match Fault::of(&outcome, map.options()) {
-                Some(fault) => map.retry(&mut in_flight, fault, most_memory),
+                Some(fault) => map.retry(&mut in_flight, fault, max_memory),
                 None => Retry::Never,
             };
             Some((in_flight, outcome, retry))

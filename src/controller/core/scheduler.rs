@@ -204,7 +204,7 @@ impl Queue {
         }
     }
 
-    /// An owner that neither waits nor holds anything begins anew when it comes back.
+    /// An owner that neither waits nor holds anything starts from the virtual time when it comes back.
     fn forget_unused(&mut self, map: MapId) {
         if self.owners.get(&map).is_some_and(|owner| owner.lanes.is_empty() && owner.held == 0) {
             self.owners.remove(&map);
@@ -272,7 +272,7 @@ impl Queue {
         }
     }
 
-    /// Its tasks with engines need so many processors for so long, in seconds.
+    /// Its tasks with engines need `cpus` processors for `seconds` in all.
     pub(super) fn set_ahead(&mut self, owner: MapId, cpus: u32, seconds: f64) {
         let ahead = (seconds.max(0.0) * 1e6) as u64;
         let ahead = ahead.saturating_mul(u64::from(cpus.max(1)));
@@ -337,7 +337,7 @@ impl Queue {
         self.change(owner, |owner| owner.is_binding = is_binding);
     }
 
-    /// The claim of an owner to engines, for tasks that need so many processors for so long, in seconds.
+    /// The claim of an owner to engines, for tasks that need `cpus` processors for `takes_s` seconds.
     pub(super) fn claim(&self, owner: MapId, cpus: u32, takes_s: Option<f64>, now: Duration) -> Claim {
         let takes_us = (2e6 * takes_s.unwrap_or_default()) as u64;
         let tolerance = u64::from(cpus).saturating_mul(takes_us.max(MIN_TOLERANCE_US));
@@ -365,7 +365,7 @@ impl Queue {
         let most = waiting.next_back().map_or(least, |(_, service, _)| *service);
         let best_served = Claim {
             priority,
-            held: self.most_held(),
+            held: self.max_held(),
             service: most,
             ..Claim::default()
         };
@@ -374,7 +374,7 @@ impl Queue {
     }
 
     /// The most processors that any owner holds.
-    pub(super) fn most_held(&self) -> u32 {
+    pub(super) fn max_held(&self) -> u32 {
         self.by_held.last().map_or(0, |(held, _)| *held)
     }
 

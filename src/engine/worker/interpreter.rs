@@ -148,7 +148,7 @@ pub(crate) enum StartError {
     Output(io::Error),
 }
 
-/// How Python's allocator treats large blocks (mallopt(3)): by default each is mapped anew, and its pages are cleared, as are those at
+/// How Python's allocator treats large blocks (mallopt(3)): by default each has a mapping of its own, and its pages are cleared, as are those at
 /// the end of the heap. Large values then cost more than their encoding.
 const MALLOC: [(&str, &str); 2] = [("MALLOC_MMAP_THRESHOLD_", "33554432"), ("MALLOC_TRIM_THRESHOLD_", "33554432")];
 

@@ -6,7 +6,7 @@
 //! repeated after a reconnection: each is idempotent, except a signal, which may then arrive twice.
 use crate::model::definition::MapDefinition;
 use crate::model::engine::{EngineRow, EngineStatus};
-use crate::model::explanation::{EngineWork, OpenMap, Placed, Waiting};
+use crate::model::explanation::{EngineWork, OpenMap, Placed, WaitReasons};
 use crate::model::job::{Departure, JobRow};
 use crate::model::output::Stream;
 use crate::model::pickled;
@@ -364,7 +364,7 @@ pub struct ExplainReply {
     pub status: String,
     /// A task or map without an engine for it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub waiting: Option<Waiting>,
+    pub waiting: Option<WaitReasons>,
     /// A task with an engine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placed: Option<Placed>,

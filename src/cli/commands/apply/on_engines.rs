@@ -52,7 +52,7 @@ pub(crate) fn run_with(
     work: Work,
     inputs: impl FnOnce(&[EngineId]) -> Vec<String>,
 ) -> Result<Option<Answers>, CommandError> {
-    // The profile's defaults are for maps: a line of Python on each engine waits for nothing unasked.
+    // The profile's defaults are for maps: a line of Python on each engine waits only if options of the command ask for something.
     let request = needs.request(&MapConfig::default()).map_err(CommandError::usage)?;
     let client = context.client()?;
     let name = work.default_name();

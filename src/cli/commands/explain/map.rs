@@ -7,7 +7,7 @@ use crate::cli::views::{MapView, error_line, map_state};
 use crate::cli::{CommandError, Context};
 use crate::client::ExplainRequest;
 use crate::cluster::outlook::Absent;
-use crate::model::explanation::{OpenMap, Waiting};
+use crate::model::explanation::{OpenMap, WaitReasons};
 use crate::model::query::{MapQuery, TaskQuery};
 use crate::model::task::{MapRow, TaskState};
 use crate::model::{MapId, TaskId};
@@ -24,7 +24,7 @@ struct View<'a> {
     /// One line.
     explanation: &'a str,
     open: Option<&'a OpenMap>,
-    waiting: Option<&'a Waiting>,
+    waiting: Option<&'a WaitReasons>,
     /// Jobs and processes whose engines do not run, if tasks wait.
     absent: &'a [Absent],
     /// Why tasks failed, the most frequent cause first.

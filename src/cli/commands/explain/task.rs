@@ -9,7 +9,7 @@ use crate::cli::{CommandError, Context};
 use crate::client::ExplainRequest;
 use crate::cluster::outlook::Absent;
 use crate::model::TaskId;
-use crate::model::explanation::{Placed, Waiting};
+use crate::model::explanation::{Placed, WaitReasons};
 use crate::model::query::{EngineQuery, TaskQuery};
 use crate::model::task::{TaskRow, TaskState};
 use serde::Serialize;
@@ -20,7 +20,7 @@ struct TaskView<'a> {
     state: TaskState,
     /// One line.
     explanation: &'a str,
-    waiting: Option<&'a Waiting>,
+    waiting: Option<&'a WaitReasons>,
     placed: Option<&'a Placed>,
     /// Jobs and processes whose engines do not run, if the task waits.
     absent: &'a [Absent],

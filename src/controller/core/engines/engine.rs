@@ -331,7 +331,7 @@ impl Engine {
     pub(super) fn is_free_soon(&self, now: Duration) -> bool {
         self.expected_end(now).is_some_and(|end| end <= now + SOON)
     }
-    /// It begins the next task, after one of this map that took so long.
+    /// It begins the next task, after one of this map with this duration.
     pub(crate) fn restart_pace(&mut self, map: MapId, each_s: Option<f64>, now: Duration) {
         self.pace_since = now;
         if self.pace.is_none() && self.holds_only(map) {

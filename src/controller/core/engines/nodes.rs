@@ -366,7 +366,7 @@ impl Nodes {
     }
 
     /// The memory of the largest node that could run such a task, however much of it the task asked for; None if unknown.
-    pub(crate) fn most_memory(&self, request: &Request) -> Option<u64> {
+    pub(crate) fn max_memory(&self, request: &Request) -> Option<u64> {
         let any = Request {
             mem_bytes: 0,
             ..request.clone()

@@ -58,11 +58,11 @@ pub(crate) struct Claim {
 
 /// The least tolerance, for each processor that a task needs: a map worker that is started and stopped costs as well.
 pub(crate) const MIN_TOLERANCE_US: u64 = 2_000_000;
-/// A lane that holds nothing for so long may keep engines from all others of its priority that hold some.
+/// After this time without any processor, a lane may keep engines from all others of its priority that hold some.
 const PATIENCE_US: u64 = 5_000_000;
 
 impl Claim {
-    /// Whether a lane with this claim, which comes first and whose tasks need so many processors, may keep engines from the
+    /// Whether a lane with this claim, which comes first and whose tasks need `cpus` processors, may keep engines from the
     /// other.
     pub(crate) fn outweighs(&self, cpus: u32, other: &Claim) -> bool {
         self.priority > other.priority

@@ -9,7 +9,7 @@ use super::effect::QueryKind;
 use super::engines::{Engine, LaneId, Obstacle, Unit, WhyNot};
 use super::maps::Map;
 use super::outbox::RequestContext;
-use crate::model::explanation::{EngineWork, OpenMap, Placed, Reason, ReasonKind, Refused, Waiting};
+use crate::model::explanation::{EngineWork, OpenMap, Placed, Reason, ReasonKind, Refused, WaitReasons};
 use crate::model::job::is_job;
 use crate::model::query::EngineQuery;
 use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
@@ -122,7 +122,7 @@ impl Core {
 
     // ---- waiting
 
-    fn why_task_waits(&self, task: TaskId) -> Option<Waiting> {
+    fn why_task_waits(&self, task: TaskId) -> Option<WaitReasons> {
         if let Some(map) = self.maps.get(task.map) {
             let waits = map.is_open(task.index) && map.in_flight(task.index).is_none();
             let lane = map.waits_in(task.index);
@@ -133,21 +133,21 @@ impl Core {
     }
 
     /// Why the next task of this map is not with an engine; None if no task of it waits.
-    pub(super) fn why_map_waits(&self, id: MapId) -> Option<Waiting> {
+    pub(super) fn why_map_waits(&self, id: MapId) -> Option<WaitReasons> {
         let map = self.maps.get(id).filter(|map| map.ready() > 0)?;
         let lane = (0..map.lanes()).find(|lane| map.ready_in(*lane) > 0).unwrap_or_default();
         Some(self.why_lane_waits(map, LaneId { map: id, lane }))
     }
 
     /// Why the next task of this lane is not with an engine.
-    fn why_lane_waits(&self, map: &Map, lane: LaneId) -> Waiting {
+    fn why_lane_waits(&self, map: &Map, lane: LaneId) -> WaitReasons {
         let general = self.why_no_engine_is_asked(map);
         let unit = self.unit_of(lane).filter(|_| general.is_empty());
         let Some(unit) = unit else {
-            return Waiting {
+            return WaitReasons {
                 engines: self.engines.count() as u32,
                 reasons: general,
-                ..Waiting::default()
+                ..WaitReasons::default()
             };
         };
         let mut tally = Tally::new(unit.request.clone(), unit.limit_s, self.out.now().unix);

@@ -1,6 +1,6 @@
 //! Counts engines by the reason why they do not take a task, and words the reasons.
 use super::super::engines::{Obstacle, WhyNot};
-use crate::model::explanation::{Reason, ReasonKind, Waiting, about};
+use crate::model::explanation::{Reason, ReasonKind, WaitReasons, about};
 use crate::model::memory::Memory;
 use crate::model::node::NodeFacts;
 use crate::model::resources::{Request, WHOLE_GPU};
@@ -92,7 +92,7 @@ impl Tally {
         self.able += 1;
     }
 
-    /// An engine that will take it when it has finished others, if known in so many seconds.
+    /// An engine that will take it when it has finished others, if known with the number of seconds.
     pub(super) fn add_busy(&mut self, free_in_s: Option<f64>) {
         self.group(Key::Busy, 0);
         let soonest = self.next_free_s.into_iter().chain(free_in_s).min_by(f64::total_cmp);
@@ -172,9 +172,9 @@ impl Tally {
         (Key::TooSmall(Pool::Cpus), u64::from(has.cpus))
     }
 
-    pub(super) fn waiting(self) -> Waiting {
+    pub(super) fn waiting(self) -> WaitReasons {
         let reasons: Vec<Reason> = self.groups.iter().map(|(key, group)| self.reason(key, group)).collect();
-        Waiting {
+        WaitReasons {
             engines: self.able + reasons.iter().map(|reason| reason.engines).sum::<u32>(),
             able: self.able,
             next_free_s: self.next_free_s,

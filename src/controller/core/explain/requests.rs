@@ -3,10 +3,10 @@ use super::super::Core;
 use super::super::engines::{Engine, LaneId};
 use super::super::requests::OpenRequest;
 use super::reasons::{Tally, Unsuitable};
-use crate::model::explanation::{Reason, ReasonKind, Waiting, about};
+use crate::model::explanation::{Reason, ReasonKind, WaitReasons, about};
 
 impl Core {
-    pub(super) fn why_request_waits(&self, request: &OpenRequest) -> Waiting {
+    pub(super) fn why_request_waits(&self, request: &OpenRequest) -> WaitReasons {
         let mut general = Vec::new();
         if let Some(text) = self.requests.unmet(request) {
             general.push(Reason::general(ReasonKind::AfterRequests, text));
@@ -16,10 +16,10 @@ impl Core {
         }
         let mut waiting = match general.is_empty() {
             true => self.why_engines_do_not_take(request),
-            false => Waiting {
+            false => WaitReasons {
                 engines: self.engines.count() as u32,
                 reasons: general,
-                ..Waiting::default()
+                ..WaitReasons::default()
             },
         };
         if let Some(timeout) = request.timeout() {
@@ -29,7 +29,7 @@ impl Core {
         waiting
     }
 
-    fn why_engines_do_not_take(&self, request: &OpenRequest) -> Waiting {
+    fn why_engines_do_not_take(&self, request: &OpenRequest) -> WaitReasons {
         let map = request.task().map;
         let unit = self.message(match request.is_unconstrained() {
             true => LaneId::first(map),

@@ -47,8 +47,8 @@ pub(crate) enum Retry {
 }
 
 impl Map {
-    /// Charges a failed attempt. `most_memory`: of the largest node that could run such a task, if known.
-    pub(crate) fn retry(&self, task: &mut InFlight, fault: Fault, most_memory: impl FnOnce(&Request) -> Option<u64>) -> Retry {
+    /// Charges a failed attempt. `max_memory`: of the largest node that could run such a task, if known.
+    pub(crate) fn retry(&self, task: &mut InFlight, fault: Fault, max_memory: impl FnOnce(&Request) -> Option<u64>) -> Retry {
         let may_repeat = !task.is_cancelled() && self.targets().is_none();
         let options = self.options();
         let (used, ask) = (&mut task.used, &mut task.ask);
@@ -56,7 +56,7 @@ impl Map {
             Fault::Error => (&mut used.errors, options.retries),
             Fault::Crash | Fault::Engine => (&mut used.crashes, options.max_crashes),
             Fault::Memory | Fault::Time if !may_repeat => return Retry::Never,
-            Fault::Memory => return more_memory(options, &mut used.memory, ask, most_memory),
+            Fault::Memory => return more_memory(options, &mut used.memory, ask, max_memory),
             Fault::Time => return more_time(options, &mut used.time, ask),
         };
         *used += u32::from(fault != Fault::Engine);
@@ -67,7 +67,7 @@ impl Map {
     }
 }
 
-fn more_memory(options: &MapOptions, used: &mut u32, ask: &mut Ask, most_memory: impl FnOnce(&Request) -> Option<u64>) -> Retry {
+fn more_memory(options: &MapOptions, used: &mut u32, ask: &mut Ask, max_memory: impl FnOnce(&Request) -> Option<u64>) -> Retry {
     let (Some(growth), Some(asked)) = (options.retry_mem, ask.mem_bytes.or(options.mem_bytes)) else {
         return Retry::Never;
     };
@@ -80,7 +80,7 @@ fn more_memory(options: &MapOptions, used: &mut u32, ask: &mut Ask, most_memory:
     }
     // Nodes that are still to come may have more.
     let of_nodes = options.request().filter(|_| !options.wait_for_resources);
-    let of_nodes = of_nodes.as_ref().and_then(most_memory).unwrap_or(u64::MAX);
+    let of_nodes = of_nodes.as_ref().and_then(max_memory).unwrap_or(u64::MAX);
     let max = options.max_mem_bytes.unwrap_or(u64::MAX);
     match growth.next(asked as f64, Some(max.min(of_nodes) as f64)) {
         Some(next) => {
