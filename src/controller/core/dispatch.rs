@@ -25,6 +25,7 @@ impl Core {
             if self.send_from(place.lane(), shape, is_due) {
                 continue;
             }
+            self.wait_for_engine(place.lane(), shape);
             after = Some(place);
             // Of tasks that fit the same engines, some may be known to end before a reserved node is needed.
             if self.engines.has_reservations() {
@@ -110,9 +111,8 @@ impl Core {
             return;
         }
         self.queue.set_priority(id, map.priority());
-        let cpus = map.request().map_or(1, |request| request.resources.cpus);
         let each_s = map.mean().seconds().unwrap_or(UNKNOWN_S);
-        self.queue.set_ahead(id, cpus, each_s * map.all_in_flight().len() as f64);
+        self.queue.set_ahead(id, map.cpus(), each_s * map.all_in_flight().len() as f64);
         for lane in 0..map.lanes() {
             let lane = LaneId { map: id, lane };
             let shape = || {

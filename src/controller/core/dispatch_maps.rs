@@ -52,32 +52,37 @@ impl Core {
     /// Sends tasks of a lane to one engine. Returns false if none can take any.
     pub(super) fn send_from_map(&mut self, lane: LaneId, shape: usize) -> bool {
         let now = self.out.now();
-        let Some(mut unit) = self.unit_of(lane) else { return false };
-        let failed = self.queue.failed(shape);
+        let Some(unit) = self.unit_of(lane) else { return false };
         let chosen = match &unit.request {
             None => self.engines.choose(&unit, now),
-            Some(request) => self.engines.choose_with_share(&unit, request, failed.at, now),
+            Some(request) => self.engines.choose_with_share(&unit, request, self.queue.failed(shape).at, now),
         };
-        let Some(engine) = chosen else {
-            match unit.request.clone() {
-                None => self.engines.want(Wanted { unit, engines: None }),
-                Some(request) => {
-                    if self.queue.may_bind(lane.map, &unit.claim, unit.cpus()) {
-                        self.queue.set_binding(lane.map, true);
-                        unit.claim.is_binding = true;
-                    }
-                    let lag = self.queue.max_held().saturating_sub(unit.claim.held);
-                    let nodes = lag.saturating_mul(2).div_ceil(unit.cpus()).clamp(1, MAX_NODES) as usize;
-                    let failed = self.engines.reserve(&unit, &request, nodes, failed, now);
-                    self.queue.set_failed(shape, failed);
-                }
-            }
-            return false;
-        };
+        let Some(engine) = chosen else { return false };
         if unit.claim.is_binding {
             self.queue.set_binding(lane.map, false);
         }
         self.send_batch(&unit, &engine)
+    }
+
+    /// Notes that the first lane of its shape waits, for an engine or for a node that is reserved for it.
+    pub(super) fn wait_for_engine(&mut self, lane: LaneId, shape: usize) {
+        if lane.lane == LaneId::BOUND {
+            return;
+        }
+        let Some(mut unit) = self.unit_of(lane) else { return };
+        let Some(request) = unit.request.clone() else {
+            return self.engines.want(Wanted { unit, engines: None });
+        };
+        if self.queue.may_bind(lane.map, &unit.claim, unit.cpus()) {
+            self.queue.set_binding(lane.map, true);
+            unit.claim.is_binding = true;
+        }
+        let lag = self.queue.max_held().saturating_sub(unit.claim.held);
+        let nodes = lag.saturating_mul(2).div_ceil(unit.cpus()).clamp(1, MAX_NODES) as usize;
+        let failed = self
+            .engines
+            .reserve(&unit, &request, nodes, self.queue.failed(shape), self.out.now());
+        self.queue.set_failed(shape, failed);
     }
 
     /// Sends tasks of a lane to an engine that may take some. Returns false if there are none.

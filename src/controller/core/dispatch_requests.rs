@@ -62,11 +62,7 @@ impl Core {
             self.send_request(&msg_id, &engine);
             return true;
         }
-        if unit.room.short > 0 && self.send_short(lane, &unit) {
-            return true;
-        }
-        self.engines.want(Wanted { unit, engines: None });
-        false
+        unit.room.short > 0 && self.send_short(lane, &unit)
     }
 
     /// Sends short requests to an engine that is already at `hwm`.

@@ -1,6 +1,6 @@
 //! Progress and results of map tasks: a task is finished or retried, and with its last task a map is complete.
 use super::Core;
-use super::maps::{Fault, InFlight, Retry};
+use super::maps::{Fault, InFlight, Map, Retry};
 use super::outbox::Timer;
 use crate::model::change::Change;
 use crate::model::output::{Output, Stream, Written};
@@ -66,11 +66,7 @@ impl Core {
         let now = self.out.now().unix;
         let since_start = self.out.now().since_start;
         let taken = outcome.ended.since(outcome.started);
-        let cpus = self
-            .maps
-            .get(map)
-            .and_then(|map| map.request())
-            .map_or(1, |request| request.resources.cpus);
+        let cpus = self.maps.get(map).map_or(1, Map::cpus);
         self.queue.charge(map, cpus, taken);
         let expected_s = self.maps.get(map).and_then(|map| map.options().time_s.or(Some(taken)));
         self.engines.change(engine, |e| {

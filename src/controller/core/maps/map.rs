@@ -170,6 +170,10 @@ impl Map {
     pub(crate) fn request(&self) -> Option<&Request> {
         self.request.as_ref()
     }
+    /// The processors that each of its tasks needs.
+    pub(crate) fn cpus(&self) -> u32 {
+        self.request.as_ref().map_or(1, |request| request.resources.cpus)
+    }
     pub(crate) fn options(&self) -> &MapOptions {
         &self.definition.options
     }
