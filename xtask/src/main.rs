@@ -38,6 +38,7 @@ Tasks of this project:
   cargo xtask conformance  run ipyparallel's test suite on pcluster (--engine pcluster|ipengine|ipyparallel, -k EXPRESSION)
   cargo xtask bench        compare pcluster with its peers; update docs/explanation/performance.md and README.md (--quick: print only)
   cargo xtask bench grain        measure how well tasks of 0.1 to 100 ms use two engines, beside its peers (--quick: development build)
+  cargo xtask bench schedule     measure what the decisions for a task cost, with up to 10,000 engines and 10,000,000 tasks
   cargo xtask bench ipyparallel  compare ipyparallel's client on both controllers (--quick)
   cargo xtask bench start        measure the start of engines, also on a real Slurm and Grid Engine (--quick: development build)
   cargo xtask bench remote       measure tunnels over ssh between local network namespaces; needs root (--quick: development build)

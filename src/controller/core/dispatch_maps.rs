@@ -236,13 +236,12 @@ impl Core {
     /// Requests unstarted tasks back from engines without progress while another engine is idle.
     fn relieve_stuck(&mut self) {
         let is_balanced = |map: MapId| self.maps.get(map).is_some_and(|m| m.targets().is_none());
-        let idle = self.engines.by_load().take_while(|(_, e)| e.load() == 0);
-        let idle = idle.filter(|(_, e)| e.is_native()).count();
+        let idle = self.engines.idle().filter(|(_, e)| e.is_native()).count();
         if idle == 0 {
             return;
         }
-        let loaded = self.engines.by_load().rev().take_while(|(_, e)| e.load() >= 2);
-        let queues: Vec<(EngineUuid, u32, bool)> = loaded
+        let queued = self.engines.with_queue();
+        let queues: Vec<(EngineUuid, u32, bool)> = queued
             .filter(|(_, e)| e.has_queue())
             .map(|(uuid, e)| (uuid.clone(), e.load(), e.is_stuck(is_balanced)))
             .collect();

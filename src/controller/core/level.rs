@@ -13,14 +13,11 @@ const MOST: usize = 8;
 impl Core {
     /// Requests half of the longest queues back, one for each idle engine.
     pub(super) fn level_queues(&mut self) {
-        let has_idle = self.engines.by_load().next().is_some_and(|(_, e)| e.load() == 0);
-        let has_queue = self.engines.by_load().next_back().is_some_and(|(_, e)| e.load() >= 2);
-        if !has_idle || !has_queue {
+        if self.engines.idle().next().is_none() || self.engines.with_queue().next().is_none() {
             return;
         }
-        let idle = self.engines.by_load().take_while(|(_, e)| e.load() == 0);
-        let mut idle: Vec<EngineUuid> = idle.take(MOST).map(|(uuid, _)| uuid.clone()).collect();
-        let full = self.engines.by_load().rev().take_while(|(_, e)| e.load() >= 2).take(MOST);
+        let mut idle: Vec<EngineUuid> = self.engines.idle().take(MOST).map(|(uuid, _)| uuid.clone()).collect();
+        let full = self.engines.with_queue().take(MOST);
         let full: Vec<(EngineUuid, u32, bool)> = full.map(|(uuid, e)| (uuid.clone(), e.load(), e.is_recalled())).collect();
         let asked = full.iter().filter(|(_, _, is_recalled)| *is_recalled).count();
         idle.truncate(idle.len().saturating_sub(asked));

@@ -166,7 +166,7 @@ impl Driver {
             bundles: BundleStore::default(),
             host_files: None,
             link: None,
-            oom: OomWatch::new(Path::new("/")),
+            oom: OomWatch::new(Path::new("/"), Instant::now()),
             left: false,
             as_new_engine: false,
             signals: EngineSignals::watch().map_err(system("cannot watch for signals"))?,
@@ -271,8 +271,7 @@ impl Driver {
             if instant >= heartbeat_at {
                 heartbeat_at = instant + heartbeat;
                 self.send(HEARTBEAT, &Heartbeat {});
-                // Kills that were not those of its own processes.
-                self.oom.has_killed();
+                self.oom.forget_old(instant);
                 // An idle controller answers a heartbeat at least every eighth of that time.
                 if reconnecting.is_none() && (is_disconnected || instant - last_message > controller_timeout / 4) {
                     reconnecting = self.try_reconnect();

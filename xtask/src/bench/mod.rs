@@ -4,13 +4,15 @@
 //! updates `docs/explanation/performance.md` and `README.md`; `--quick` only prints.
 //!
 //! Parts: [`tools`] (built and installed programs), [`cluster`] (a cluster in its own directory, its use of CPU and memory),
-//! [`numbers`] (medians, tables, pages); one file per comparison: [`peers`], [`grain`], [`stock`], [`start`], [`remote`], [`against`].
+//! [`numbers`] (medians, tables, pages); one file per comparison: [`peers`], [`grain`], [`stock`], [`start`], [`remote`],
+//! [`schedule`], [`against`].
 mod against;
 mod cluster;
 mod grain;
 mod numbers;
 mod peers;
 mod remote;
+mod schedule;
 mod start;
 mod stock;
 mod tools;
@@ -31,8 +33,9 @@ pub fn run(places: &Places, words: &[&str]) -> Result<(), String> {
         ["ipyparallel"] => stock::run(places, quick),
         ["start"] => start::run(places, quick),
         ["remote"] => remote::run(places, quick),
+        ["schedule"] => schedule::run(places, quick),
         ["--against", commit] => against::run(places, commit, quick),
-        _ => Err("cargo xtask bench accepts grain, ipyparallel, start, remote or --against COMMIT, then --quick".into()),
+        _ => Err("cargo xtask bench accepts grain, ipyparallel, start, remote, schedule or --against COMMIT, then --quick".into()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! A registered engine: its facts, its assigned work, and what it has been sent.
 use super::node::Share;
 use super::nodes::NodeIndex;
+use super::order::Place;
 use super::why_not::{Runs, WhyNot};
 use crate::model::engine::{EngineFacts, EngineState, EngineStatus};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
@@ -70,8 +71,6 @@ pub(crate) struct Engine {
     share: Option<Share>,
     /// It has held a task of the share's map.
     share_in_use: bool,
-    /// It is idle, and its node has no processor for it.
-    blocked: bool,
 }
 
 #[derive(Debug)]
@@ -130,7 +129,6 @@ impl Engine {
             node,
             share: None,
             share_in_use: false,
-            blocked: false,
         }
     }
 
@@ -278,12 +276,13 @@ impl Engine {
     pub(super) fn is_free_for_share(&self) -> bool {
         self.load() == 0 && self.share.is_none() && self.eligibility().is_some()
     }
-    pub(super) fn set_blocked(&mut self, blocked: bool) {
-        self.blocked = blocked;
-    }
-    /// Where it stands in the load order, if anywhere.
-    pub(super) fn order(&self) -> Option<Eligibility> {
-        self.eligibility().filter(|_| !(self.blocked && self.load() == 0))
+    /// Where it stands in the order of engines.
+    pub(super) fn place(&self) -> Place {
+        Place {
+            node: self.node,
+            load: self.load(),
+            turn: self.turn,
+        }
     }
 
     fn enter(&mut self, map: MapId) {

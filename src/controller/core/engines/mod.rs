@@ -7,6 +7,7 @@ mod departures;
 mod engine;
 mod node;
 mod nodes;
+mod order;
 mod placement;
 mod why_not;
 
@@ -21,6 +22,7 @@ use crate::model::{EngineId, EngineUuid, MapId, UnixTime};
 use crate::wire::content::engine as wire;
 use engine::Eligibility;
 use nodes::{NodeIndex, Nodes};
+use order::Order;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
@@ -35,10 +37,10 @@ const MAX_REFUSED: usize = 10_000;
 pub(crate) struct Engines {
     by_uuid: HashMap<EngineUuid, Engine>,
     by_id: BTreeMap<EngineId, EngineUuid>,
-    /// Engines that may take any work, by load, then by waiting time.
-    by_load: BTreeSet<(u32, u64, EngineUuid)>,
-    /// The same for engines without a working Python: they may take commands.
-    commands_only: BTreeSet<(u32, u64, EngineUuid)>,
+    /// Engines that may take any work.
+    any_work: Order,
+    /// Engines without a working Python: they may take commands.
+    commands_only: Order,
     /// The number of pcluster engines that may take any work.
     native_free: u32,
     turns: u64,
@@ -89,7 +91,7 @@ impl Engines {
     /// Changes an engine, and updates the load order and what its node has in use.
     pub(crate) fn change<T>(&mut self, uuid: &EngineUuid, change: impl FnOnce(&mut Engine) -> T) -> Option<T> {
         let engine = self.by_uuid.get_mut(uuid)?;
-        let (load, turn, order, may) = (engine.load(), engine.turn(), engine.order(), engine.eligibility());
+        let (before, may) = (engine.place(), engine.eligibility());
         let (was_busy, was_free) = (engine.uses_one_cpu(), engine.is_free_for_share());
         let result = change(engine);
         for (map, cpus) in engine.take_holder_changes() {
@@ -101,7 +103,7 @@ impl Engines {
         let mut gained = false;
         if let Some(share) = engine.take_unused_share() {
             self.nodes.give_back(node, &share);
-            remove_from(&mut self.shared, share.lane, (load, uuid));
+            remove_from(&mut self.shared, share.lane, (before.load, uuid));
             gained = true;
         }
         let is_busy = engine.uses_one_cpu();
@@ -112,30 +114,24 @@ impl Engines {
         if is_free != was_free {
             self.nodes.set_free(node, uuid, is_free);
         }
-        let (new_load, new_order, may_now) = (engine.load(), engine.order(), engine.eligibility());
-        if (new_load, new_order) != (load, order) {
-            let gives = may_now == Some(Eligibility::Any) && (new_load < load || may != Some(Eligibility::Any));
+        let (load, may_now) = (engine.load(), engine.eligibility());
+        if (load, may_now) != (before.load, may) {
+            let gives = may_now == Some(Eligibility::Any) && (load < before.load || may != Some(Eligibility::Any));
             gained |= gives;
-            match order {
-                Some(Eligibility::Any) => self.by_load.remove(&(load, turn, uuid.clone())),
-                Some(Eligibility::CommandsOnly) => self.commands_only.remove(&(load, turn, uuid.clone())),
-                None => false,
-            };
-            if new_load > load {
+            if load > before.load {
                 // To the end of the queue of equally loaded engines.
                 self.turns += 1;
                 engine.set_turn(self.turns);
             }
-            match new_order {
-                Some(Eligibility::Any) => self.by_load.insert((new_load, engine.turn(), uuid.clone())),
-                Some(Eligibility::CommandsOnly) => self.commands_only.insert((new_load, engine.turn(), uuid.clone())),
-                None => false,
-            };
-            if let Some(share) = engine.share().filter(|_| new_load != load)
+            let orders = (&mut self.any_work, &mut self.commands_only);
+            order_of(may, orders).map(|order| order.remove(before, uuid));
+            let orders = (&mut self.any_work, &mut self.commands_only);
+            order_of(may_now, orders).map(|order| order.insert(engine.place(), uuid));
+            if let Some(share) = engine.share().filter(|_| load != before.load)
                 && let Some(engines) = self.shared.get_mut(&share.lane)
             {
-                engines.remove(&(load, uuid.clone()));
-                engines.insert((new_load, uuid.clone()));
+                engines.remove(&(before.load, uuid.clone()));
+                engines.insert((load, uuid.clone()));
             }
         }
         if engine.is_native() {
@@ -158,26 +154,9 @@ impl Engines {
 
     /// Takes idle engines out of the load order while their node has no processor for them.
     fn sync_node(&mut self, node: NodeIndex) {
-        let Some(blocked) = self.nodes.take_blocking_change(node) else {
-            return;
-        };
-        for uuid in self.nodes.engines(node).cloned().collect::<Vec<_>>() {
-            let Some(engine) = self.by_uuid.get_mut(&uuid) else { continue };
-            let before = engine.order();
-            engine.set_blocked(blocked);
-            let after = engine.order();
-            if before == after {
-                continue;
-            }
-            let key = (engine.load(), engine.turn(), uuid.clone());
-            match (before, after) {
-                (Some(Eligibility::Any), _) => drop(self.by_load.remove(&key)),
-                (Some(Eligibility::CommandsOnly), _) => drop(self.commands_only.remove(&key)),
-                (None, Some(Eligibility::Any)) => drop(self.by_load.insert(key)),
-                (None, Some(Eligibility::CommandsOnly)) => drop(self.commands_only.insert(key)),
-                (None, None) => {}
-            }
-        }
+        let is_blocked = self.nodes.is_blocking(node);
+        self.any_work.set_blocked(node, is_blocked);
+        self.commands_only.set_blocked(node, is_blocked);
     }
 
     /// Engines that hold tasks, and fewer than at the last call.
@@ -313,10 +292,8 @@ impl Engines {
         let node = self.nodes.join(&facts);
         let mut engine = Engine::new(id, facts, node, registered, now);
         engine.set_turn(self.turns);
-        engine.set_blocked(self.nodes.is_blocking(node));
-        if engine.order().is_some() {
-            self.by_load.insert((0, engine.turn(), uuid.clone()));
-        }
+        let orders = (&mut self.any_work, &mut self.commands_only);
+        order_of(engine.eligibility(), orders).map(|order| order.insert(engine.place(), &uuid));
         self.native_free += u32::from(engine.is_native());
         self.by_id.insert(id, uuid.clone());
         self.by_uuid.insert(uuid, engine);
@@ -326,9 +303,8 @@ impl Engines {
 
     pub(crate) fn remove(&mut self, uuid: &EngineUuid) -> Option<Engine> {
         let engine = self.by_uuid.remove(uuid)?;
-        let key = (engine.load(), engine.turn(), uuid.clone());
-        self.by_load.remove(&key);
-        self.commands_only.remove(&key);
+        let orders = (&mut self.any_work, &mut self.commands_only);
+        order_of(engine.eligibility(), orders).map(|order| order.remove(engine.place(), uuid));
         self.native_free -= u32::from(engine.is_native() && engine.eligibility() == Some(Eligibility::Any));
         self.by_id.remove(&engine.id());
         for (map, cpus) in engine.holders() {
@@ -353,9 +329,20 @@ impl Engines {
         std::mem::take(&mut self.freed)
     }
 
-    /// Engines that may take any work, least loaded first.
-    pub(crate) fn by_load(&self) -> impl DoubleEndedIterator<Item = (&EngineUuid, &Engine)> {
-        self.by_load.iter().filter_map(|(_, _, uuid)| Some((uuid, self.by_uuid.get(uuid)?)))
+    /// Engines that may take any work, least loaded first; those of a node that can begin no task only if they hold some.
+    pub(crate) fn by_load(&self) -> impl Iterator<Item = (&EngineUuid, &Engine)> {
+        self.idle()
+            .chain(self.any_work.loaded().filter_map(|uuid| self.by_uuid.get_key_value(uuid)))
+    }
+    /// The idle ones of these.
+    pub(crate) fn idle(&self) -> impl Iterator<Item = (&EngineUuid, &Engine)> {
+        let idle = self.any_work.idle_nodes().flat_map(|(_, engines)| engines);
+        idle.filter_map(|uuid| self.by_uuid.get_key_value(uuid))
+    }
+    /// Engines that may take any work and hold more than the task that they run, most loaded first.
+    pub(crate) fn with_queue(&self) -> impl Iterator<Item = (&EngineUuid, &Engine)> {
+        let loaded = self.any_work.loaded().rev().filter_map(|uuid| self.by_uuid.get_key_value(uuid));
+        loaded.take_while(|(_, e)| e.load() >= 2)
     }
 
     /// What this engine gives to tasks of this map; None for one processor.
@@ -417,7 +404,7 @@ impl Engines {
 
     /// The number of pcluster engines that may take such a task.
     pub(crate) fn free(&self, is_command: bool) -> u32 {
-        self.native_free + if is_command { self.commands_only.len() as u32 } else { 0 }
+        self.native_free + if is_command { self.commands_only.count() as u32 } else { 0 }
     }
 
     /// Checks the invariants of the table; for tests and debug builds.
@@ -425,17 +412,10 @@ impl Engines {
         assert_eq!(self.by_id.len(), self.by_uuid.len());
         for (uuid, engine) in &self.by_uuid {
             assert_eq!(self.by_id.get(&engine.id()), Some(uuid));
-            let key = (engine.load(), engine.turn(), uuid.clone());
-            assert_eq!(
-                self.by_load.contains(&key),
-                engine.order() == Some(Eligibility::Any),
-                "{uuid} in the load order"
-            );
-            assert_eq!(
-                self.commands_only.contains(&key),
-                engine.order() == Some(Eligibility::CommandsOnly),
-                "{uuid} among those for commands"
-            );
+            for (order, of) in [(&self.any_work, Eligibility::Any), (&self.commands_only, Eligibility::CommandsOnly)] {
+                let is_listed = order.contains(engine.place(), uuid);
+                assert_eq!(is_listed, engine.eligibility() == Some(of), "{uuid} among engines for {of:?}");
+            }
         }
         for (uuid, engine) in &self.by_uuid {
             let is_shared = engine.share().map(|share| {
@@ -446,9 +426,19 @@ impl Engines {
             assert!(is_shared != Some(false), "{uuid} is listed with its share");
         }
         self.nodes.check(self.by_uuid.values());
-        assert!(self.by_load.len() + self.commands_only.len() <= self.by_uuid.len());
+        for order in [&self.any_work, &self.commands_only] {
+            order.check(|node| self.nodes.is_blocking(node));
+        }
+        assert!(self.any_work.count() + self.commands_only.count() <= self.by_uuid.len());
         let native_free = |e: &&Engine| e.is_native() && e.eligibility() == Some(Eligibility::Any);
         assert_eq!(self.native_free as usize, self.by_uuid.values().filter(native_free).count());
+    }
+}
+
+fn order_of<'a>(may: Option<Eligibility>, (any_work, commands_only): (&'a mut Order, &'a mut Order)) -> Option<&'a mut Order> {
+    match may? {
+        Eligibility::Any => Some(any_work),
+        Eligibility::CommandsOnly => Some(commands_only),
     }
 }
 

@@ -15,8 +15,6 @@ pub(super) struct Node {
     /// The engines that could begin tasks which get a share.
     pub(super) free: BTreeSet<EngineUuid>,
     pub(super) gained: u64,
-    /// Its idle engines cannot begin tasks that need one processor.
-    pub(super) is_blocking: bool,
     /// Engines that hold tasks and have no allocation.
     pub(super) busy: u32,
     /// Engines that hold tasks with a share which this controller, after a restart, does not know yet.

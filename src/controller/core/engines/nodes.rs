@@ -176,15 +176,9 @@ impl Nodes {
         }
     }
 
+    /// Whether idle engines of this node cannot begin tasks that need one processor.
     pub(super) fn is_blocking(&self, index: NodeIndex) -> bool {
-        self.nodes.get(index).is_some_and(|node| node.is_blocking)
-    }
-    /// Whether idle engines of this node cannot begin tasks that need one processor, if that has changed.
-    pub(super) fn take_blocking_change(&mut self, index: NodeIndex) -> Option<bool> {
-        let node = self.nodes.get_mut(index)?;
-        let is_blocking = node.obstacle_to_one_cpu(true).is_some();
-        let changed = std::mem::replace(&mut node.is_blocking, is_blocking) != is_blocking;
-        changed.then_some(is_blocking)
+        self.obstacle_to_one_cpu(index, true).is_some()
     }
 
     pub(super) fn take(&mut self, index: NodeIndex, lane: LaneId, request: &Request, of_engine: &[NumaCores]) -> Option<Share> {
@@ -446,11 +440,6 @@ impl Nodes {
             }
         }
         for (node, sum) in self.nodes.iter().zip(sums) {
-            assert_eq!(
-                node.is_blocking,
-                node.obstacle_to_one_cpu(true).is_some() && !node.engines.is_empty(),
-                "{node:?}"
-            );
             assert_eq!(
                 (node.busy, node.cpus, node.mem_bytes, &node.gpus, &node.cores),
                 (sum.busy, sum.cpus, sum.mem_bytes, &sum.gpus, &sum.cores)

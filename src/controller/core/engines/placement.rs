@@ -1,6 +1,7 @@
 //! Which engine takes a task. [`Engines::why_not`] decides for one engine, and is what explanations quote.
 use super::super::event::EventTime;
-use super::nodes::Reservation;
+use super::nodes::{NodeIndex, Reservation};
+use super::order::Order;
 use super::why_not::Obstacle;
 use super::{Engine, Engines, Failed, Runs, Unit, Wanted, WhyNot};
 use crate::model::EngineUuid;
@@ -111,22 +112,23 @@ impl Engines {
 
     /// The least loaded engine that may take such a task, which needs no more than an engine: an idle one, or one of the first
     /// that hold tasks.
-    pub(crate) fn choose<'a>(&'a self, unit: &Unit, now: EventTime) -> Option<EngineUuid> {
-        let may = |(_, e): &(&EngineUuid, &Engine)| self.why_not(e, unit, now).is_none();
-        let any = self.by_load().filter(|(_, e)| e.is_native());
-        let limited = self.commands_only.iter().filter(|_| unit.runs == Runs::Command);
-        let limited = limited.filter_map(|(_, _, uuid)| Some((uuid, self.by_uuid.get(uuid)?)));
-        let of = |candidates: &mut dyn Iterator<Item = (&'a EngineUuid, &'a Engine)>| {
-            let mut loaded = 0;
-            let mut is_worth_a_look = |e: &Engine| {
-                loaded += usize::from(e.load() > 0);
-                unit.room.admits(e.load(), false) && loaded <= MAX_LOADED
-            };
-            candidates.take_while(|(_, e)| is_worth_a_look(e)).find(may)
-        };
-        let least = [of(&mut any.into_iter()), of(&mut limited.into_iter())];
-        let least = least.into_iter().flatten().min_by_key(|(_, e)| (e.load(), e.turn()));
-        least.map(|(uuid, _)| uuid.clone())
+    pub(crate) fn choose(&self, unit: &Unit, now: EventTime) -> Option<EngineUuid> {
+        let any = self.choose_from(&self.any_work, unit, now);
+        let limited = (unit.runs == Runs::Command).then(|| self.choose_from(&self.commands_only, unit, now));
+        let least = [any, limited.flatten()].into_iter().flatten().min_by_key(|e| (e.load(), e.turn()));
+        least.map(|engine| engine.facts().uuid.clone())
+    }
+
+    fn choose_from(&self, order: &Order, unit: &Unit, now: EventTime) -> Option<&Engine> {
+        let may = |e: &&Engine| e.is_native() && self.why_not(e, unit, now).is_none();
+        let engine = |uuid: &EngineUuid| self.by_uuid.get(uuid);
+        let is_free = |node: NodeIndex| self.reserved_there(node, &Request::default(), unit, now).is_none();
+        let mut idle = order.idle_nodes().filter(|(node, _)| is_free(*node));
+        idle.find_map(|(_, engines)| engines.filter_map(engine).find(may)).or_else(|| {
+            let loaded = order.loaded().filter_map(engine).filter(|e| e.is_native());
+            let with_room = loaded.take_while(|e| unit.room.admits(e.load(), false));
+            with_room.take(MAX_LOADED).find(may)
+        })
     }
 
     /// An engine for tasks that get a share of their node: an idle one, which gets it, on a node that has gained since the
