@@ -15,15 +15,27 @@ pub(crate) struct Decision {
 #[serde(tag = "action", rename_all = "snake_case")]
 pub(crate) enum Action {
     /// Submit jobs whose names contain `launch`, after the state has been stored: then they are found again by name.
-    Submit { launch: u64, jobs: u32, engines_per_job: u32 },
+    Submit {
+        launch: u64,
+        jobs: u32,
+        engines_per_job: u32,
+    },
     /// Cancel these jobs if they are still queued. A job that has started meanwhile must not be cancelled.
-    CancelQueued { jobs: Vec<JobName> },
+    CancelQueued {
+        jobs: Vec<JobName>,
+    },
     /// All engines of these jobs are idle: ask them to leave. One that has just got a task finishes it first.
-    Retire { jobs: Vec<JobName> },
+    Retire {
+        jobs: Vec<JobName>,
+    },
     /// Ask the engines of these jobs to leave when they have finished what they run.
-    Drain { jobs: Vec<JobName> },
+    Drain {
+        jobs: Vec<JobName>,
+    },
     /// No job of this submission has appeared: it is not expected any more.
-    GiveUp { launch: u64 },
+    GiveUp {
+        launch: u64,
+    },
     /// Nothing more is submitted until `resume`.
     Pause,
     Resume,

@@ -47,15 +47,33 @@ pub(crate) enum WhyNotMore {
     Paused(String),
     NothingReady,
     /// The engines that run, start or wait suffice.
-    EnoughEngines { ready: u64, work_per_engine_s: f64 },
+    EnoughEngines {
+        ready: u64,
+        work_per_engine_s: f64,
+    },
     Max(u32),
-    Budget { left_core_h: f64, job_core_h: f64 },
-    QueueFull { queued: u32, max: u32, reason: String },
-    Backoff { wait_s: f64, why: String },
+    Budget {
+        left_core_h: f64,
+        job_core_h: f64,
+    },
+    QueueFull {
+        queued: u32,
+        max: u32,
+        reason: String,
+    },
+    Backoff {
+        wait_s: f64,
+        why: String,
+    },
     /// There is room for less than one job.
-    NoRoomForJob { engines_per_job: u32, room: u32 },
+    NoRoomForJob {
+        engines_per_job: u32,
+        room: u32,
+    },
     /// The previous submission is too recent.
-    Recent { wait_s: f64 },
+    Recent {
+        wait_s: f64,
+    },
     /// Submitted now.
     Submitted(u32),
 }
@@ -65,11 +83,19 @@ pub(crate) enum WhyNotFewer {
     NoController,
     NoEngines,
     Min(u32),
-    Needed { busy: u32, ready: u64 },
+    Needed {
+        busy: u32,
+        ready: u64,
+    },
     /// The next one is retired when it has been idle for long enough.
-    RecentlyIdle { idle_s: f64, limit_s: f64 },
+    RecentlyIdle {
+        idle_s: f64,
+        limit_s: f64,
+    },
     /// An idle engine shares its job with busy ones.
-    SharedJob { busy: u32 },
+    SharedJob {
+        busy: u32,
+    },
     Unknown(u32),
     Reduced(u32),
 }
@@ -89,7 +115,11 @@ impl Summary {
                 let expected = shape.expected_start.map(|time| format!("expected {}", clock(time)));
                 let words = Some(shape.queue_reason.clone()).filter(|reason| !reason.is_empty());
                 let why: Vec<String> = words.into_iter().chain(expected).collect();
-                let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join(", ")) };
+                let why = if why.is_empty() {
+                    String::new()
+                } else {
+                    format!(" ({})", why.join(", "))
+                };
                 parts.push(format!("{} queued{why}", shape.queued_jobs));
             }
             let counts = [(shape.starting, "starting"), (shape.unknown, "unknown"), (shape.leaving, "leaving")];

@@ -43,12 +43,17 @@ fn measure(tools: &Tools, size: &[u64; 3], name: &str, numbers: &mut Numbers) ->
 }
 
 fn shown(sizes: &[[u64; 3]], numbers: &Numbers) -> String {
-    let head = ["simulated engines", "nodes", "tasks", "CPU for each task", "whole run", "peak memory"];
+    let head = [
+        "simulated engines",
+        "nodes",
+        "tasks",
+        "CPU for each task",
+        "whole run",
+        "peak memory",
+    ];
     let rows = sizes.iter().map(|size| {
         let name = size.map(|number| number.to_string()).join(" ");
-        let value = |key: &str, unit: &str, digits: usize| {
-            numbers.cell(&format!("{key} {name}"), |seen| format!("{seen:.digits$} {unit}"))
-        };
+        let value = |key: &str, unit: &str, digits: usize| numbers.cell(&format!("{key} {name}"), |seen| format!("{seen:.digits$} {unit}"));
         let [engines, nodes, tasks] = size.map(|number| thousands(number as f64));
         let measured = [value("task_us", "µs", 1), value("total_s", "s", 1), value("peak_mb", "MB", 0)];
         [vec![engines, nodes, tasks], measured.to_vec()].concat()
