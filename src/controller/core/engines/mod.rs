@@ -124,9 +124,13 @@ impl Engines {
                 engine.set_turn(self.turns);
             }
             let orders = (&mut self.any_work, &mut self.commands_only);
-            order_of(may, orders).map(|order| order.remove(before, uuid));
+            if let Some(order) = order_of(may, orders) {
+                order.remove(before, uuid);
+            }
             let orders = (&mut self.any_work, &mut self.commands_only);
-            order_of(may_now, orders).map(|order| order.insert(engine.place(), uuid));
+            if let Some(order) = order_of(may_now, orders) {
+                order.insert(engine.place(), uuid);
+            }
             if let Some(share) = engine.share().filter(|_| load != before.load)
                 && let Some(engines) = self.shared.get_mut(&share.lane)
             {
@@ -293,7 +297,9 @@ impl Engines {
         let mut engine = Engine::new(id, facts, node, registered, now);
         engine.set_turn(self.turns);
         let orders = (&mut self.any_work, &mut self.commands_only);
-        order_of(engine.eligibility(), orders).map(|order| order.insert(engine.place(), &uuid));
+        if let Some(order) = order_of(engine.eligibility(), orders) {
+            order.insert(engine.place(), &uuid);
+        }
         self.native_free += u32::from(engine.is_native());
         self.by_id.insert(id, uuid.clone());
         self.by_uuid.insert(uuid, engine);
@@ -304,7 +310,9 @@ impl Engines {
     pub(crate) fn remove(&mut self, uuid: &EngineUuid) -> Option<Engine> {
         let engine = self.by_uuid.remove(uuid)?;
         let orders = (&mut self.any_work, &mut self.commands_only);
-        order_of(engine.eligibility(), orders).map(|order| order.remove(engine.place(), uuid));
+        if let Some(order) = order_of(engine.eligibility(), orders) {
+            order.remove(engine.place(), uuid);
+        }
         self.native_free -= u32::from(engine.is_native() && engine.eligibility() == Some(Eligibility::Any));
         self.by_id.remove(&engine.id());
         for (map, cpus) in engine.holders() {
