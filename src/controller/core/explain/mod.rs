@@ -180,7 +180,10 @@ impl Core {
             _ => why,
         };
         if matches!(why, WhyNot::Busy { .. }) {
-            let free_in = next_free::seconds(&self.held(engine), unit.room.below, tally.now());
+            // Behind tasks of others it is not queued.
+            let below = if engine.holds_only(unit.lane.map) { unit.room.below } else { 1 };
+            let works_for = self.out.now().since_start.saturating_sub(engine.works_since());
+            let free_in = next_free::seconds(&self.held(engine), below, works_for.as_secs_f64(), tally.now());
             tally.add_busy(free_in);
         } else {
             tally.add(|| self.engines.status(engine).facts.node, why);

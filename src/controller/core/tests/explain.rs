@@ -98,6 +98,13 @@ fn the_next_free_engine_is_estimated_from_the_tasks_so_far() {
     let open = reply.map.unwrap();
     assert_eq!((open.ready, open.with_engines), (16, 2));
     assert!((39.9..40.1).contains(&open.longest_s.unwrap()), "{open:?}");
+    let urgent = MapOptions {
+        priority: 5,
+        ..MapOptions::default()
+    };
+    let urgent = w.submit(1, urgent);
+    let expected = "0 of 2 engines can take it now: 2 busy (next free in about 60 s)";
+    assert_eq!(why(&mut w, urgent, 0), expected, "it is not queued behind tasks of others");
 }
 
 #[test]
