@@ -6,7 +6,6 @@
 //! [`lock`] (one command at a time), [`error`]. Knows nothing of tasks or output.
 mod adopt;
 pub(crate) mod allocator;
-#[expect(dead_code, reason = "the walltime monitor does not call it yet")]
 pub(crate) mod elastic;
 pub(crate) mod engines;
 pub(crate) mod error;

@@ -413,6 +413,30 @@ mod tests {
     }
 
     #[test]
+    fn engines_are_found_by_the_tag_of_their_launch() {
+        let fixture = LocalFixture::new();
+        let program = fixture.program("exec sleep 100");
+        let tagged = |tag: &str| EnginesLaunch {
+            tag: Some(tag.into()),
+            ..fixture.engines(program.clone(), 2)
+        };
+        let tag = format!("t{}e1", std::process::id());
+        let launched = Local::default().start_engines(&tagged(&tag)).unwrap();
+        let pids = |launched: &Launched| {
+            let mut pids: Vec<u32> = launched.processes.iter().map(|process| process.id.pid).collect();
+            pids.sort_unstable();
+            pids
+        };
+        until("they are found", || match Local::default().find_engines(&tagged(&tag)) {
+            FoundEngines::Launched(found) => pids(&found) == pids(&launched) && found.processes.iter().all(|p| p.log.exists()),
+            _ => false,
+        });
+        assert_eq!(Local::default().find_engines(&tagged(&format!("{tag}1"))), FoundEngines::None);
+        Local::default().stop(&launched, Duration::from_secs(10)).unwrap();
+        assert_eq!(Local::default().find_engines(&tagged(&tag)), FoundEngines::None);
+    }
+
+    #[test]
     fn a_process_that_ignores_sigterm_is_killed_with_its_children() {
         let fixture = LocalFixture::new();
         let program = fixture.program("trap '' TERM; sleep 1000 & echo $!; while :; do sleep 1000; done");

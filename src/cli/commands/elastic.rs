@@ -186,7 +186,7 @@ fn log(n: Option<usize>, context: &Context) -> Result<(), CommandError> {
             value["time"] = row.time.to_iso().into();
             value
         };
-        return json::print(&rows.iter().map(row).collect::<Vec<_>>());
+        return json::print(&serde_json::json!({"decisions": rows.iter().map(row).collect::<Vec<_>>()}));
     }
     let line = |row: &DecisionRow| {
         let Decision { shape, action, reason } = &row.decision;
@@ -208,6 +208,7 @@ fn describe(action: &Action) -> String {
             output::counted(u64::from(*n) * u64::from(*engines_per_job), "engine")
         ),
         Action::CancelQueued { jobs: all } => format!("cancel {}", jobs(all.len())),
+        Action::CancelUnregistered { jobs: all } => format!("cancel {} without engines", jobs(all.len())),
         Action::Retire { jobs: all } => format!("retire {}", jobs(all.len())),
         Action::Drain { jobs: all } => format!("drain {}", jobs(all.len())),
         Action::GiveUp { launch } => format!("give up launch {launch}"),

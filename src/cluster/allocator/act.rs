@@ -3,13 +3,14 @@ use super::super::elastic::decide::{Outcome, decide};
 use super::super::elastic::decision::{Action, Decision};
 use super::super::elastic::observation::{JobName, JobPhase, Observation, Rejection};
 use super::super::lock::Lock;
-use super::super::{ClusterError, ClusterState};
-use super::observe::SeenMember;
+use super::super::{ClusterError, ClusterState, in_thread};
+use super::observe::{self, SeenMember};
 use super::record::{ElasticCluster, Journal};
 use crate::client::Client;
-use crate::launchers::{LaunchError, Launched};
+use crate::launchers::{LaunchError, Launched, Launcher, Stage};
 use crate::model::EngineId;
 use crate::profile::ProfileDir;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A summary that differs in times only is stored this often.
@@ -32,6 +33,9 @@ pub(super) struct Carried {
     members: Vec<SeenMember>,
     /// Members that are asked to leave, by index.
     leaving: Vec<usize>,
+    /// Members to cancel if none of their engines has registered.
+    unregistered: Vec<usize>,
+    launcher: Arc<dyn Launcher>,
     /// Members that are not on record any more.
     gone: Vec<usize>,
     before: ClusterState,
@@ -56,11 +60,16 @@ impl Step {
             _ => false,
         };
         let gone = (0..self.members.len()).filter(|at| has_ended(&self.members[*at])).collect();
+        // Those that were asked before have registered more engines since.
+        let has_more = |member: &SeenMember| member.job.is_leaving && member.engines.iter().any(|engine| engine.state.is_staying());
+        let leaving = (0..self.members.len()).filter(|at| has_more(&self.members[*at])).collect();
         self.state.elastic = Some(cluster.clone());
         let mut carried = Carried {
             rejected: Vec::new(),
             members: self.members,
-            leaving: Vec::new(),
+            leaving,
+            unregistered: Vec::new(),
+            launcher: cluster.launcher(&self.profile, None)?,
             gone,
             before,
             state: self.state,
@@ -100,7 +109,15 @@ impl Carried {
                 jobs,
                 engines_per_job,
             } => self.submit(*launch, *jobs, *engines_per_job, &decision.shape, cluster, profile),
-            Action::CancelQueued { jobs } => self.cancel(jobs, cluster, profile),
+            Action::CancelQueued { jobs } => {
+                self.cancel_queued(jobs);
+                Ok(())
+            }
+            Action::CancelUnregistered { jobs } => {
+                let members = self.members_of(jobs);
+                self.unregistered.extend(members);
+                Ok(())
+            }
             Action::Retire { jobs } | Action::Drain { jobs } => {
                 let members = self.members_of(jobs);
                 self.leaving.extend(members);
@@ -151,17 +168,42 @@ impl Carried {
         Ok(())
     }
 
-    fn cancel(&mut self, jobs: &[JobName], cluster: &ElasticCluster, profile: &ProfileDir) -> Result<(), ClusterError> {
-        let launcher = cluster.launcher(profile, None)?;
+    fn cancel_queued(&mut self, jobs: &[JobName]) {
         for at in self.members_of(jobs) {
-            let SeenMember { launch, place, .. } = self.members[at];
-            let part = self.state.engines[launch].only(|other| other == place);
-            if launcher
-                .states(&part)
-                .iter()
-                .all(|state| state.stage == crate::launchers::Stage::Queued)
-            {
-                match launcher.stop(&part, GRACE) {
+            let part = self.part(at);
+            if self.launcher.states(&part).iter().all(|state| state.stage == Stage::Queued) {
+                match self.launcher.stop(&part, GRACE) {
+                    Ok(_) => self.gone.push(at),
+                    Err(error) => tracing::warn!("{error}"),
+                }
+            }
+        }
+    }
+
+    fn part(&self, at: usize) -> Launched {
+        let SeenMember { launch, place, .. } = self.members[at];
+        self.state.engines[launch].only(|other| other == place)
+    }
+
+    /// Cancels running members, unless one of their engines has registered meanwhile.
+    pub(super) async fn cancel_unregistered(&mut self, client: &Client) -> Result<(), ClusterError> {
+        if self.unregistered.is_empty() {
+            return Ok(());
+        }
+        let engines = client.status().await?.engines;
+        for at in std::mem::take(&mut self.unregistered) {
+            let part = self.part(at);
+            let launcher = self.launcher.clone();
+            let engines = engines.clone();
+            let is_free = in_thread(move || {
+                engines
+                    .iter()
+                    .all(|engine| observe::owner(&part, launcher.as_ref(), engine).is_none())
+            })
+            .await?;
+            if is_free {
+                let (part, launcher) = (self.part(at), self.launcher.clone());
+                match in_thread(move || launcher.stop(&part, GRACE)).await? {
                     Ok(_) => self.gone.push(at),
                     Err(error) => tracing::warn!("{error}"),
                 }

@@ -18,6 +18,7 @@ use crate::connection::ConnectionFile;
 use crate::launchers::{FoundEngines, Launched, MemberState, Stage};
 use crate::model::UnixTime;
 use crate::profile::ProfileDir;
+use crate::profile::config::Config;
 use act::Step;
 use observe::{Owners, SeenMember};
 use record::{ElasticCluster, Journal};
@@ -77,6 +78,8 @@ struct Seen {
     members: Vec<SeenMember>,
     found: Vec<Launched>,
     is_answered: bool,
+    /// At most.
+    answer_age_s: f64,
 }
 
 impl Keeper {
@@ -167,6 +170,7 @@ impl Keeper {
                 elapsed_s,
                 work: work.map(|work| work.into_iter().map(ready).collect()),
                 is_answered: seen.is_answered,
+                answer_age_s: seen.answer_age_s,
                 jobs: Vec::new(),
                 rejected: std::mem::take(&mut self.rejected),
                 controls: Vec::new(),
@@ -179,6 +183,7 @@ impl Keeper {
         self.rejected = std::mem::take(&mut carried.rejected);
         if let Some(client) = &self.client {
             carried.ask_to_leave(client).await;
+            carried.cancel_unregistered(client).await?;
         }
         let profile = self.profile.clone();
         self.cluster = in_thread(move || carried.finish(&profile)).await??;
@@ -259,5 +264,9 @@ fn see(
         members,
         found,
         is_answered,
+        answer_age_s: match launcher.capabilities().has_cached_state {
+            true => Config::load_with(profile, &cluster.recipe.settings)?.launcher.poll_interval_ms as f64 / 1000.0,
+            false => 0.0,
+        },
     })
 }

@@ -146,7 +146,7 @@ fn find_owners(launched: &Launched, names: &[JobName], launcher: &dyn Launcher, 
     }
 }
 
-fn owner(launched: &Launched, launcher: &dyn Launcher, engine: &EngineStatus) -> Option<usize> {
+pub(super) fn owner(launched: &Launched, launcher: &dyn Launcher, engine: &EngineStatus) -> Option<usize> {
     if let Some(hosts) = launcher.remote_hosts() {
         let process = [(engine.facts.host.clone(), engine.facts.pid)];
         return hosts.indices_of(launched, &process).first().copied();
