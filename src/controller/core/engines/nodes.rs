@@ -411,6 +411,11 @@ impl Nodes {
         nodes.peek().is_none() || nodes.any(|node| node.could_run(request))
     }
 
+    /// Whether any node has a resource with this name.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        self.nodes.iter().any(|node| node.has.named.contains_key(name))
+    }
+
     /// The node with most processors, then memory: its host and what it has.
     pub(crate) fn largest(&self) -> Option<(&str, &NodeFacts)> {
         let named = self.nodes.iter().map(|node| (node.name.0.as_str(), node));
