@@ -70,6 +70,8 @@ pub enum Change {
     Returns(usize),
     /// Another engine joins this node.
     Joins(usize),
+    /// It returns at most so many tasks that it has not started.
+    GivesBack(usize, u32),
 }
 
 impl Task {
@@ -128,8 +130,8 @@ pub struct Simulation {
     nodes: Vec<Node>,
     agenda: BinaryHeap<Reverse<(u64, usize, u64)>>,
     changes: BinaryHeap<Reverse<(u64, Change)>>,
-    /// Requests to give tasks back.
-    give_back: VecDeque<(usize, u32)>,
+    /// How often engines were requested to give tasks back.
+    pub given_back: u32,
     last_reply: Value,
     effects: Vec<Effect>,
     /// Processors in use times microseconds, and when they last changed.
@@ -138,6 +140,8 @@ pub struct Simulation {
     busy_since: u64,
 }
 
+/// How long a request to give tasks back travels.
+const NETWORK_US: u64 = 500;
 /// Inputs in one message.
 const CHUNK: u32 = 20_000;
 
@@ -171,7 +175,7 @@ impl Simulation {
             nodes: Vec::new(),
             agenda: BinaryHeap::new(),
             changes: BinaryHeap::new(),
-            give_back: VecDeque::new(),
+            given_back: 0,
             last_reply: Value::Null,
             effects: Vec::new(),
             busy_cpu_us: 0,
@@ -283,6 +287,7 @@ impl Simulation {
                 self.engines[at].is_away = false;
                 self.register(at);
             }
+            Change::GivesBack(at, at_most) => self.return_tasks(at, at_most),
             Change::Lost(_) | Change::Away(..) => {}
         }
     }
@@ -409,7 +414,8 @@ impl Simulation {
                 Effect::ToEngine { engine, message, .. } if message.msg_type() == engine::TASKS => self.take_tasks(&engine, &message),
                 Effect::ToEngine { engine, message, .. } if message.msg_type() == engine::GIVE_BACK => {
                     let content: engine::GiveBack = message.content().unwrap();
-                    self.give_back.push_back((self.by_uuid[&engine], content.at_most));
+                    self.given_back += 1;
+                    self.plan(self.now + NETWORK_US, Change::GivesBack(self.by_uuid[&engine], content.at_most));
                 }
                 Effect::ToEngine { message, .. } => assert_ne!(message.msg_type(), "error"),
                 Effect::ToClient { message, .. } => self.last_reply = message.content().unwrap(),
@@ -417,9 +423,6 @@ impl Simulation {
             }
         }
         self.effects = effects;
-        while let Some((at, at_most)) = self.give_back.pop_front() {
-            self.return_tasks(at, at_most);
-        }
     }
 
     fn take_tasks(&mut self, engine: &EngineUuid, message: &Message) {

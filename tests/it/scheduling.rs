@@ -176,7 +176,8 @@ fn one_cluster(seed: u64) -> f64 {
         let engine = s.rng.roll(s.engines() as u64) as usize;
         let change = match s.rng.roll(3) {
             0 => Change::Lost(engine),
-            1 => Change::Away(engine, at + s.rng.roll(20) * SECOND),
+            // The controller waits 5 s for an engine whose connection closed.
+            1 => Change::Away(engine, at + (1 + s.rng.roll(4)) * SECOND),
             _ => Change::Joins(s.rng.roll(nodes as u64) as usize),
         };
         s.plan(at, change);
@@ -196,17 +197,20 @@ fn one_cluster(seed: u64) -> f64 {
             let count = 2 + s.rng.roll(60) as u32;
             longest = longest.max(most);
             maps.push(s.submit(count, options, (most / 4, most)));
+            check_priorities(&mut s, &maps, seed);
         }
-        check_priorities(&mut s, &maps, seed);
         if !s.step() {
             break;
         }
+        check_priorities(&mut s, &maps, seed);
     }
     assert!(to_submit.is_empty());
     for map in &maps {
         let account = s.account(*map);
         assert_eq!(account.done, account.count, "seed {seed}: all tasks of {map:?} end exactly once");
     }
+    let tasks: u32 = maps.iter().map(|map| s.account(*map).count).sum();
+    assert!(s.given_back <= 2 * tasks, "seed {seed}: {} requests to return tasks, of {tasks}", s.given_back);
     // Time away, in which what an engine holds goes on, and one of each map before the one that waits.
     let allowed = 20 * SECOND + longest * 2 * (maps.len() as u64 + 2);
     let waits = maps.iter().map(|map| s.account(*map).longest_wait_us);
@@ -218,6 +222,12 @@ fn check_priorities(s: &mut Simulation, maps: &[MapId], seed: u64) {
     for start in std::mem::take(&mut s.starts).into_iter().filter(|start| start.was_idle) {
         let started = s.account(start.map);
         let free = s.free_cpus(start.node) + started.options.resources.cpus;
+        // Others of the same priority may have reserved what it needs.
+        let reserves = |map: &MapId| {
+            let other = s.account(*map);
+            let resources = &other.options.resources;
+            other.ready() > 0 && (resources.cpus > 1 || !resources.gpus.is_zero())
+        };
         let could = |map: &&MapId| {
             let waits = s.account(**map);
             let resources = &waits.options.resources;
@@ -225,6 +235,7 @@ fn check_priorities(s: &mut Simulation, maps: &[MapId], seed: u64) {
                 && waits.options.priority > started.options.priority
                 && resources.gpus.is_zero()
                 && resources.cpus <= free
+                && !maps.iter().any(|other| other != *map && reserves(other))
         };
         let before = maps.iter().find(could);
         assert!(before.is_none(), "seed {seed}: {start:?} although {before:?} has a higher priority");
