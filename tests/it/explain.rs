@@ -184,7 +184,7 @@ fn failed_tasks_have_their_attempts_also_when_the_cluster_is_stopped() {
         "map 2: 0 of 1 task done; the cluster is stopped; pcluster start continues it\n"
     );
     for (arguments, words) in [
-        (&["explain", "1.99"][..], &["no task 1.99", "map 1 has the tasks 1.0 to 1.0"][..]),
+        (&["explain", "1.99"][..], &["no task 1.99", "map 1 has one task, 1.0"][..]),
         (&["explain", "7"], &["no map 7"]),
         (&["explain", "--engine", "99"], &["no engine 99"]),
         (&["explain", "--job", "4711"], &["has no job 4711"]),

@@ -136,13 +136,13 @@ fn no_task_starts_while_one_with_a_higher_priority_could() {
 }
 
 /// Engines come, are lost, and return, while maps of all kinds arrive. The simulation asserts that no processor and no GPU is given
-/// out twice.
+/// out twice. 300 clusters, or a tenth of `PCLUSTER_SEEDS`.
 #[test]
 fn whatever_happens_to_engines_each_task_runs_in_its_turn() {
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
     let seeds = match number("PCLUSTER_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("PCLUSTER_SEEDS").unwrap_or(300),
+        None => 0..number("PCLUSTER_SEEDS").map_or(300, |seeds| seeds / 10),
     };
     let mut worst = 0.0f64;
     for seed in seeds {
@@ -203,14 +203,14 @@ fn one_cluster(seed: u64) -> f64 {
             break;
         }
         check_priorities(&mut s, &maps, seed);
+        let tasks: u32 = maps.iter().map(|map| s.account(*map).count).sum();
+        assert!(s.given_back <= 2 * tasks + 10, "seed {seed}: {} requests to return tasks, of {tasks}", s.given_back);
     }
     assert!(to_submit.is_empty());
     for map in &maps {
         let account = s.account(*map);
         assert_eq!(account.done, account.count, "seed {seed}: all tasks of {map:?} end exactly once");
     }
-    let tasks: u32 = maps.iter().map(|map| s.account(*map).count).sum();
-    assert!(s.given_back <= 2 * tasks, "seed {seed}: {} requests to return tasks, of {tasks}", s.given_back);
     // Time away, in which what an engine holds goes on, and one of each map before the one that waits.
     let allowed = 20 * SECOND + longest * 2 * (maps.len() as u64 + 2);
     let waits = maps.iter().map(|map| s.account(*map).longest_wait_us);
