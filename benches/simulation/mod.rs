@@ -70,7 +70,7 @@ pub enum Change {
     Returns(usize),
     /// Another engine joins this node.
     Joins(usize),
-    /// It returns at most so many tasks that it has not started.
+    /// It returns at most N tasks that it has not started.
     GivesBack(usize, u32),
 }
 
