@@ -233,11 +233,12 @@ impl Core {
         }
     }
 
-    /// Requests unstarted tasks back from engines without progress while another engine is idle.
+    /// Requests unstarted tasks back from engines without progress while another engine is idle, or while tasks that come first
+    /// wait for this one.
     fn relieve_stuck(&mut self) {
         let is_balanced = |map: MapId| self.maps.get(map).is_some_and(|m| m.targets().is_none());
         let idle = self.engines.idle().filter(|(_, e)| e.is_native()).count();
-        if idle == 0 {
+        if idle == 0 && !self.engines.is_any_awaited() {
             return;
         }
         let queued = self.engines.with_queue();
@@ -248,8 +249,15 @@ impl Core {
         if queues.is_empty() {
             return;
         }
-        let stuck = queues.iter().filter(|(_, _, stuck)| *stuck).take(idle);
-        let stuck: Vec<(EngineUuid, u32)> = stuck.map(|(uuid, load, _)| (uuid.clone(), load - 1)).collect();
+        let (mut stuck, mut idle) = (Vec::new(), idle);
+        for (uuid, load, _) in queues.iter().filter(|(_, _, is_stuck)| *is_stuck) {
+            if idle > 0 {
+                idle -= 1;
+            } else if !self.is_outranked(uuid) {
+                continue;
+            }
+            stuck.push((uuid.clone(), load - 1));
+        }
         for (uuid, _, _) in &queues {
             self.engines.change(uuid, |e| e.check_progress());
         }
@@ -257,6 +265,16 @@ impl Core {
             self.engines.change(&uuid, |e| e.recall());
             self.out.send_to_engine(&uuid, engine::GIVE_BACK, &engine::GiveBack { at_most });
         }
+    }
+
+    /// Whether what waits on this engine would not be sent there now, because other tasks come first.
+    fn is_outranked(&self, uuid: &EngineUuid) -> bool {
+        let Some(engine) = self.engines.get(uuid) else { return false };
+        let mut lanes = engine.holders().map(|(map, _)| LaneId::first(map));
+        lanes.any(|lane| {
+            let unit = self.unit_of(lane);
+            unit.is_some_and(|unit| self.engines.is_kept_from(engine, &unit, self.out.now()))
+        })
     }
 
     pub(super) fn beat(&mut self) {

@@ -76,7 +76,10 @@ impl Core {
         let ended = self.maps.change(map, |map| {
             let mut in_flight = map.end(index)?;
             let outcome = with_output(outcome, in_flight.written(), now);
-            map.learn(&in_flight, taken, outcome.bytes());
+            // One that was stopped says nothing about the others.
+            if outcome.status != TaskState::Aborted {
+                map.learn(&in_flight, taken, outcome.bytes());
+            }
             let max_memory = |request: &Request| self.engines.nodes().max_memory(request);
             let retry = match Fault::of(&outcome, map.options()) {
                 Some(fault) => map.retry(&mut in_flight, fault, max_memory),

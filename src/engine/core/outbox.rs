@@ -11,11 +11,9 @@ use std::time::{Duration, Instant};
 const MAX_RESULTS: usize = 512;
 /// ... or this many bytes,
 const MAX_BYTES: usize = 512 << 10;
-/// ... or its oldest result is this old and it holds at least `BATCH_RESULTS`,
-const BATCH_AGE: Duration = Duration::from_millis(2);
-const BATCH_RESULTS: usize = 8;
-/// ... or its oldest result is this old. Less than the work that an engine prefetches (`prefetch_ms`).
-const MAX_AGE: Duration = Duration::from_millis(10);
+/// ... or its oldest result is this old. Less than half of the work that an engine prefetches (`prefetch_ms`), since the
+/// controller sends more when half of it has ended.
+const MAX_AGE: Duration = Duration::from_millis(20);
 /// Upper bound of a message's size beyond the outcome of its only result.
 const OVERHEAD: usize = 16 << 10;
 
@@ -82,22 +80,14 @@ impl Outbox {
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.since.map(|since| since + self.max_age())
-    }
-
-    fn max_age(&self) -> Duration {
-        if self.collecting.len() >= BATCH_RESULTS {
-            BATCH_AGE
-        } else {
-            MAX_AGE
-        }
+        self.since.map(|since| since + MAX_AGE)
     }
 
     /// Closes the message if it is full, old, or no more results are expected (`idle`); sends the closed messages.
     pub(crate) fn flush(&mut self, now: Now, idle: bool, registered: bool, effects: &mut Vec<Effect>) {
         effects.extend(self.warnings.drain(..).map(Effect::Warn));
         if let Some(since) = self.since
-            && (idle || self.collecting.len() >= MAX_RESULTS || self.bytes >= MAX_BYTES || now.instant >= since + self.max_age())
+            && (idle || self.collecting.len() >= MAX_RESULTS || self.bytes >= MAX_BYTES || now.instant >= since + MAX_AGE)
         {
             self.close();
         }

@@ -61,7 +61,7 @@ impl Default for ControllerConfig {
             durability: Durability::Normal,
             task_scheme: "leastload".into(),
             hwm: 1,
-            prefetch_ms: 50,
+            prefetch_ms: 100,
             max_prefetch: 1000,
             max_message_mb: 2048,
             retention_days: None,

@@ -15,11 +15,11 @@ const ENGINES: f64 = 2.0;
 const GRAINS: [f64; 6] = [0.1, 0.3, 1.0, 3.0, 10.0, 100.0];
 
 /// Of a full and a quick run.
-const ROUNDS: [usize; 2] = [5, 1];
+const ROUNDS: [usize; 2] = [3, 1];
 /// Seconds of an ideal map.
 const IDEAL_S: [f64; 2] = [3.0, 0.5];
 /// A peer that needs milliseconds for each task gets no more tasks than this.
-const PEER_TASKS: [u64; 2] = [3_000, 200];
+const PEER_TASKS: [u64; 2] = [1_000, 200];
 
 pub fn run(places: &Places, quick: bool) -> Result<(), String> {
     let size = usize::from(quick);
@@ -121,7 +121,7 @@ mod tests {
     fn efficiency_is_the_ideal_time_over_the_real_one() {
         assert_eq!((tasks(0.1, 0), tasks(100.0, 0)), (60_000, 60));
         assert_eq!(efficiency(60, 100.0, 4.0), 0.75);
-        assert_eq!(peer_words(0)[..4], ["3000", "0.1", "3000", "0.3"]);
+        assert_eq!(peer_words(0)[..4], ["1000", "0.1", "1000", "0.3"]);
     }
 
     #[test]

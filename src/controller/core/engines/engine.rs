@@ -323,7 +323,7 @@ impl Engine {
         }
     }
     /// Whether all that it holds belongs to this map, or session.
-    pub(super) fn holds_only(&self, map: MapId) -> bool {
+    pub(crate) fn holds_only(&self, map: MapId) -> bool {
         self.holders.iter().all(|holder| holder.map == map)
     }
     /// Whether it is expected to end all that it holds soon: tasks of others may be queued behind.
@@ -336,6 +336,10 @@ impl Engine {
         if self.pace.is_none() && self.holds_only(map) {
             self.pace = each_s.and_then(|each| Duration::try_from_secs_f64(each).ok());
         }
+    }
+    /// When it began the task or request that it runs, or what it was sent first.
+    pub(crate) fn works_since(&self) -> Duration {
+        self.pace_since
     }
     /// When it is expected to have ended all that it holds; None if that is unknown, or overdue.
     pub(crate) fn expected_end(&self, now: Duration) -> Option<Duration> {

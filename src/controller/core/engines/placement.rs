@@ -94,6 +94,13 @@ impl Engines {
         before.next().map(|wanted| WhyNot::Wanted { map: wanted.unit.lane.map })
     }
 
+    /// Whether lanes that come first keep such a task from an engine that holds some of its lane.
+    pub(crate) fn is_kept_from(&self, engine: &Engine, unit: &Unit, now: EventTime) -> bool {
+        let why = self.wanted_by(engine, unit, now);
+        why.or_else(|| self.nodes.keeps_from_refill(engine.node(), engine.share(), unit))
+            .is_some()
+    }
+
     // ---- a round, in which lanes come in their order
 
     pub(crate) fn begin_round(&mut self) {
@@ -103,6 +110,11 @@ impl Engines {
 
     pub(crate) fn has_reservations(&self) -> bool {
         self.nodes.has_reservations()
+    }
+
+    /// Whether any lane waits for an engine or a node.
+    pub(crate) fn is_any_awaited(&self) -> bool {
+        !self.wanted.is_empty() || self.has_reservations()
     }
 
     /// Notes that this task waits for an engine.

@@ -221,6 +221,35 @@ fn unstarted_tasks_are_recalled_from_a_stuck_engine() {
 }
 
 #[test]
+fn what_waits_behind_a_long_task_makes_room_for_a_map_with_a_higher_priority() {
+    let mut w = Harness::new();
+    w.register("a");
+    let long = w.submit(2, MapOptions::default());
+    assert_eq!(w.engines["a"].queue.len(), 2, "their duration is unknown");
+    let pass = |w: &mut Harness| (0..5).for_each(|_| w.pass(Duration::from_millis(100)));
+    pass(&mut w);
+    assert_eq!(w.engines["a"].gave_back, 0, "nothing else waits");
+    let urgent = MapOptions {
+        priority: 5,
+        ..MapOptions::default()
+    };
+    let urgent = w.submit(1, urgent);
+    pass(&mut w);
+    assert_eq!(w.engines["a"].gave_back, 1);
+    let tasks = vec![w.engines.get_mut("a").unwrap().queue.pop().unwrap()];
+    let returned = engine::Returned {
+        tasks,
+        ..Default::default()
+    };
+    w.engine_sends("a", engine::RETURNED, &returned);
+    let running = w.engines["a"].queue.clone();
+    assert_eq!(running.iter().map(|task| task.map).collect::<Vec<_>>(), [long]);
+    let outcome = w.ok();
+    w.finish_one("a", outcome);
+    assert_eq!(w.engines["a"].queue[0].map, urgent);
+}
+
+#[test]
 fn cancelled_tasks_end_in_every_state() {
     let mut w = Harness::new();
     w.register("a");
