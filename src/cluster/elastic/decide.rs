@@ -103,7 +103,10 @@ fn of_shape(
     }
     let expected = waiting.iter().filter_map(|job| job.expected_start);
     let lasting = tally.staying - tally.available.min(tally.staying);
-    let wants = (lasting + useful(work, settings.work_per_engine_s)).max(tally.busy).max(shape.min).min(shape.max);
+    let wants = (lasting + useful(work, settings.work_per_engine_s))
+        .max(tally.busy)
+        .max(shape.min)
+        .min(shape.max);
     let summary = ShapeSummary {
         name: shape.name.clone(),
         min: shape.min,
@@ -140,7 +143,10 @@ fn reduced(shape: &EngineShape, tally: &Tally, work: &ShapeWork, settings: &Elas
 fn why_not_fewer(shape: &EngineShape, state: &ElasticState, seen: &Observation, tally: &Tally, work: &ShapeWork) -> WhyNotFewer {
     let jobs = || state.jobs.values().filter(|job| job.shape == shape.name && job.is_staying());
     let idle = jobs().filter_map(|job| job.idle_s(state.clock_s)).reduce(f64::max);
-    let shared: u32 = jobs().filter(|job| job.busy() < job.registered.len() as u32).map(|job| job.busy()).sum();
+    let shared: u32 = jobs()
+        .filter(|job| job.busy() < job.registered.len() as u32)
+        .map(|job| job.busy())
+        .sum();
     match tally {
         _ if seen.work.is_none() => WhyNotFewer::NoController,
         Tally { present: 0, .. } => WhyNotFewer::NoEngines,

@@ -25,7 +25,9 @@ pub(crate) enum Action {
         jobs: Vec<JobName>,
     },
     /// Cancel these jobs, which run and have never registered an engine, unless one has registered meanwhile.
-    CancelUnregistered { jobs: Vec<JobName> },
+    CancelUnregistered {
+        jobs: Vec<JobName>,
+    },
     /// All engines of these jobs are idle: ask them to leave, also those that register later. One that has just got a task
     /// finishes it first.
     Retire {

@@ -155,7 +155,10 @@ fn make_room(shape: &EngineShape, state: &mut ElasticState, tally: &Tally, work:
     mark(state, &jobs);
     Some(Decision {
         shape: shape.name.clone(),
-        reason: format!("makes room for a job of {full} engines: a ready unit needs {} of one job", work.widest),
+        reason: format!(
+            "makes room for a job of {full} engines: a ready unit needs {} of one job",
+            work.widest
+        ),
         action: remove(rank, jobs),
     })
 }
@@ -163,7 +166,11 @@ fn make_room(shape: &EngineShape, state: &mut ElasticState, tally: &Tally, work:
 /// Queued jobs that would find nothing to do.
 fn surplus(shape: &EngineShape, state: &mut ElasticState, tally: &Tally, work: &ShapeWork) -> Option<Decision> {
     let full = u64::from(shape.full_job());
-    let for_work = if work.widest > 1 { work.engines.div_ceil(full) * full } else { work.engines };
+    let for_work = if work.widest > 1 {
+        work.engines.div_ceil(full) * full
+    } else {
+        work.engines
+    };
     let needed = (u64::from(tally.busy) + for_work).max(shape.min.into());
     let clock = state.clock_s;
     let mut staying = u64::from(tally.staying);
@@ -256,7 +263,10 @@ fn consolidate(shape: &EngineShape, state: &mut ElasticState, tally: &Tally, wor
     }
     let decision = Decision {
         shape: shape.name.clone(),
-        reason: format!("{own} of its {engines} engines have been idle for {}, and other jobs have room for the rest", span(shape.idle_s)),
+        reason: format!(
+            "{own} of its {engines} engines have been idle for {}, and other jobs have room for the rest",
+            span(shape.idle_s)
+        ),
         action: Action::Drain {
             jobs: vec![(*name).clone()],
         },

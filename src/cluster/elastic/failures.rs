@@ -23,7 +23,11 @@ fn backoff_s(failures: u32) -> f64 {
 /// One line, so that it can be shown in one.
 fn one_line(text: &str) -> String {
     let text: Vec<&str> = text.split_whitespace().collect();
-    if text.is_empty() { "no reason given".into() } else { text.join(" ") }
+    if text.is_empty() {
+        "no reason given".into()
+    } else {
+        text.join(" ")
+    }
 }
 
 fn pause(shape: &mut ShapeRecord, name: &str, why: String, since: UnixTime, by_user: bool) -> Decision {
@@ -89,7 +93,11 @@ pub(super) fn ended(state: &mut ElasticState, now: UnixTime, ends: Vec<End>) -> 
         // Jobs that end together are one event.
         if !end.has_finished && end.ran_s < MAX_BACKOFF_S && counted.insert(end.shape.clone()) {
             shape.fruitless += 1;
-            let what = if end.has_registered { "without having finished a task" } else { "before an engine registered" };
+            let what = if end.has_registered {
+                "without having finished a task"
+            } else {
+                "before an engine registered"
+            };
             shape.backoff = Some(Backoff {
                 until_s: clock + backoff_s(shape.fruitless),
                 why: format!("a job ended {what}: {reason}"),

@@ -232,7 +232,10 @@ fn give_up(state: &mut ElasticState, seen: &Observation) -> Vec<Decision> {
     for (number, launch) in lost {
         state.launches.remove(&number);
         let unseen = launch.unseen();
-        let reason = format!("{unseen} of {} jobs of submission {number} did not appear within 10 min", launch.jobs);
+        let reason = format!(
+            "{unseen} of {} jobs of submission {number} did not appear within 10 min",
+            launch.jobs
+        );
         decisions.push(Decision {
             shape: launch.shape.clone(),
             action: Action::GiveUp { launch: number },

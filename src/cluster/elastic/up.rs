@@ -21,7 +21,11 @@ pub(super) fn useful(work: &ShapeWork, work_per_engine_s: f64) -> u32 {
 fn missing(shape: &EngineShape, tally: &Tally, work: &ShapeWork, work_per_engine_s: f64) -> u32 {
     let for_work = useful(work, work_per_engine_s).saturating_sub(tally.available);
     // No job has room for the widest unit.
-    let for_wide = if work.widest > tally.most_available.max(1) { shape.full_job() } else { 0 };
+    let for_wide = if work.widest > tally.most_available.max(1) {
+        shape.full_job()
+    } else {
+        0
+    };
     let for_min = shape.min.saturating_sub(tally.staying);
     for_work.max(for_wide).max(for_min)
 }
@@ -112,7 +116,11 @@ fn within_limits(
     }
     if queue_room == 0 {
         let (queued, max) = (tally.queued_jobs, shape.max_queued);
-        return Err(WhyNotMore::QueueFull { queued, max, reason: String::new() });
+        return Err(WhyNotMore::QueueFull {
+            queued,
+            max,
+            reason: String::new(),
+        });
     }
     if is_wide && room < full {
         return Err(WhyNotMore::NoRoomForJob {

@@ -43,7 +43,8 @@ impl Judge {
         let shapes: BTreeSet<&String> = seen.jobs.iter().map(|job| &job.shape).collect();
         for shape in shapes {
             let at = world.shape_named(shape);
-            let has_new = |job: &&crate::cluster::elastic::observation::ObservedJob| job.shape == *shape && self.launches.contains(&job.launch);
+            let has_new =
+                |job: &&crate::cluster::elastic::observation::ObservedJob| job.shape == *shape && self.launches.contains(&job.launch);
             if seen.jobs.iter().filter(has_new).any(|job| job.phase == JobPhase::Running) {
                 self.rejected.entry(at).and_modify(|(_, count)| *count = 0);
             }
@@ -105,9 +106,16 @@ impl Judge {
         }
         if let Some(budget) = world.settings.budget_core_h {
             let walltime = |job: &Job| world.settings.shapes[job.shape].walltime_s.unwrap_or(f64::INFINITY);
-            let running = |job: &Job| job.runs_since().map_or(0.0, |since| (world.now - since).min(walltime(job)) * world.cores(job));
+            let running = |job: &Job| {
+                job.runs_since()
+                    .map_or(0.0, |since| (world.now - since).min(walltime(job)) * world.cores(job))
+            };
             let granted = world.granted_core_s + world.jobs.iter().map(running).sum::<f64>();
-            assert!(granted <= budget * 3600.0 + 1e-3, "{granted} core-seconds, the budget is {}", budget * 3600.0);
+            assert!(
+                granted <= budget * 3600.0 + 1e-3,
+                "{granted} core-seconds, the budget is {}",
+                budget * 3600.0
+            );
         }
     }
 
@@ -117,7 +125,11 @@ impl Judge {
         let alive: u32 = own().map(|job| job.size).sum();
         let more = jobs * engines;
         assert!(jobs > 0 && engines > 0, "nothing is submitted");
-        assert!(alive + more <= limits.max, "{alive} + {more} engines, the maximum is {}", limits.max);
+        assert!(
+            alive + more <= limits.max,
+            "{alive} + {more} engines, the maximum is {}",
+            limits.max
+        );
         let queued = own().filter(|job| job.runs_since().is_none()).count() as u32;
         let known = world.now <= self.crashed + 700.0 || queued + jobs <= limits.max_queued + 1;
         assert!(jobs <= limits.max_queued && known, "{queued} + {jobs} jobs in the queue");
@@ -128,7 +140,11 @@ impl Judge {
             };
             let reserved: f64 = world.jobs.iter().filter(|job| job.is_alive()).map(left).sum();
             let all = world.granted_core_s + reserved + f64::from(more * limits.cpus_per_engine) * walltime;
-            assert!(all <= budget * 3600.0 + 1e-3, "{all} core-seconds may be used, the budget is {}", budget * 3600.0);
+            assert!(
+                all <= budget * 3600.0 + 1e-3,
+                "{all} core-seconds may be used, the budget is {}",
+                budget * 3600.0
+            );
         }
         if let Some((at, count)) = self.rejected.get(&shape) {
             let waited = world.now - at;
@@ -142,11 +158,17 @@ impl Judge {
         self.submitted.push((now, shape, jobs));
         self.all_submitted.push((now, shape));
         let recent = self.all_submitted.iter().rev().take_while(|(time, _)| *time > now - 60.0);
-        assert!(recent.filter(|(_, at)| *at == shape).count() <= 7, "too many submissions within a minute");
+        assert!(
+            recent.filter(|(_, at)| *at == shape).count() <= 7,
+            "too many submissions within a minute"
+        );
         let fruitless = self.submitted.iter().filter(|(time, at, _)| *time > now - 3600.0 && *at == shape);
         let jobs: u32 = fruitless.map(|(.., jobs)| jobs).sum();
         let allowed = 12 * world.settings.shapes[shape].max + 12;
-        assert!(jobs <= allowed, "{jobs} jobs in an hour in which nothing finished, at most {allowed} are expected");
+        assert!(
+            jobs <= allowed,
+            "{jobs} jobs in an hour in which nothing finished, at most {allowed} are expected"
+        );
     }
 
     fn has_reasons(&self, world: &World, seen: &Observation, outcome: &Outcome) {
@@ -175,11 +197,17 @@ fn for_work(world: &World, seen: &Observation, shape: usize, more: u32) {
         needed = needed.div_ceil(full) * full;
     }
     let (mut usable, mut staying) = (0, 0);
-    for job in world.jobs.iter().filter(|job| job.shape == shape && job.is_alive() && !job.is_leaving) {
+    for job in world
+        .jobs
+        .iter()
+        .filter(|job| job.shape == shape && job.is_alive() && !job.is_leaving)
+    {
         staying += job.size;
         let is_silent = |id: u32| {
             let engines = seen.jobs.iter().flat_map(|job| &job.registered);
-            engines.filter(|engine| engine.id.0 == id).any(|engine| engine.activity == Activity::Silent)
+            engines
+                .filter(|engine| engine.id.0 == id)
+                .any(|engine| engine.activity == Activity::Silent)
         };
         let registered = job.registered(world.now).count() as u32;
         let idle = job.registered(world.now).filter(|e| e.unit.is_none() && !is_silent(e.id)).count() as u32;
@@ -192,7 +220,10 @@ fn for_work(world: &World, seen: &Observation, shape: usize, more: u32) {
     let for_work = needed.saturating_sub(usable.into());
     let for_wide = if is_wide { full } else { 0 };
     let allowed = for_work.max(for_wide).max(limits.min.saturating_sub(staying).into());
-    assert!(u64::from(more) <= allowed, "{more} more engines for {needed} units, {usable} could take them; {allowed} are enough");
+    assert!(
+        u64::from(more) <= allowed,
+        "{more} more engines for {needed} units, {usable} could take them; {allowed} are enough"
+    );
 }
 
 /// As far as could be seen, unless there were too many.
@@ -203,8 +234,16 @@ fn keeps_min(world: &World, seen: &Observation, shape: usize, leaving: &[JobName
         !job.registered.is_empty() || matches!(job.phase, JobPhase::Queued | JobPhase::Running | JobPhase::Submitted)
     };
     let before: u32 = own().map(|job| job.engines).sum();
-    let after: u32 = own().filter(is_seen).filter(|job| !leaving.contains(&job.name)).map(|job| job.engines).sum();
+    let after: u32 = own()
+        .filter(is_seen)
+        .filter(|job| !leaving.contains(&job.name))
+        .map(|job| job.engines)
+        .sum();
     // A full job for a wide unit may need all of the room.
     let is_wide = world.kinds.iter().any(|kind| kind.width > 1 && kind.ready > 0);
-    assert!(before > limits.max || is_wide || after >= limits.min, "{after} engines stay, the minimum is {}", limits.min);
+    assert!(
+        before > limits.max || is_wide || after >= limits.min,
+        "{after} engines stay, the minimum is {}",
+        limits.min
+    );
 }

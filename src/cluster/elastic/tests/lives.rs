@@ -109,7 +109,11 @@ impl Life {
         let start = self.world.now;
         while !self.world.is_done() && !is_spent {
             let outcome = self.step(self.pace());
-            if outcome.iter().flat_map(|o| &o.summary.shapes).any(|s| matches!(s.why_not_more, WhyNotMore::Paused(_))) {
+            if outcome
+                .iter()
+                .flat_map(|o| &o.summary.shapes)
+                .any(|s| matches!(s.why_not_more, WhyNotMore::Paused(_)))
+            {
                 self.controls.push(Control::Resume(None));
             }
             // Nothing runs, and the budget allows nothing.
@@ -117,7 +121,12 @@ impl Life {
                 unspent = self.world.now;
             }
             is_spent = self.world.now > unspent + 1500.0;
-            let waits = self.world.jobs.iter().filter(|job| job.is_alive()).all(|job| job.registered(self.world.now).count() == 0);
+            let waits = self
+                .world
+                .jobs
+                .iter()
+                .filter(|job| job.is_alive())
+                .all(|job| job.registered(self.world.now).count() == 0);
             spare = if waits { spare } else { self.world.now };
             let busy: u64 = self.world.kinds.iter().map(|kind| kind.ready).sum();
             assert!(
@@ -151,7 +160,11 @@ impl Life {
     }
 
     fn pace(&self) -> f64 {
-        if self.world.kinds.iter().any(|kind| kind.ready > 0 && kind.seconds < 200.0) { 30.0 } else { 80.0 }
+        if self.world.kinds.iter().any(|kind| kind.ready > 0 && kind.seconds < 200.0) {
+            30.0
+        } else {
+            80.0
+        }
     }
 
     fn waits_for_budget(&self, outcome: Option<&Outcome>) -> bool {
@@ -165,8 +178,14 @@ impl Life {
         let walltime = |job: &Job| self.world.settings.shapes[job.shape].walltime_s.unwrap_or(0.0) * self.world.cores(job);
         let most: f64 = self.world.jobs.iter().map(walltime).sum();
         let shapes = self.world.settings.shapes.iter();
-        let job = shapes.map(|s| s.walltime_s.unwrap_or(0.0) * f64::from(s.full_job())).fold(0.0, f64::max);
-        assert!(most + job >= budget * 3600.0 - 1.0, "the budget is not spent: at most {most} of {}", budget * 3600.0);
+        let job = shapes
+            .map(|s| s.walltime_s.unwrap_or(0.0) * f64::from(s.full_job()))
+            .fold(0.0, f64::max);
+        assert!(
+            most + job >= budget * 3600.0 - 1.0,
+            "the budget is not spent: at most {most} of {}",
+            budget * 3600.0
+        );
     }
 }
 

@@ -38,8 +38,13 @@ pub(super) enum Life {
     /// Accepted, and not listed before this time.
     Delayed(f64),
     Queued,
-    Running { since: f64 },
-    Ended { at: f64, outcome: JobOutcome },
+    Running {
+        since: f64,
+    },
+    Ended {
+        at: f64,
+        outcome: JobOutcome,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -162,7 +167,9 @@ impl World {
         cpu.engines_per_job = engines_per_job;
         cpu.idle_s = rng.between(60.0, 400.0);
         cpu.max_queued = 1 + rng.roll(4) as u32;
-        let budget = rng.percent(30).then(|| rng.between(2.0, 30.0) * walltime * f64::from(engines_per_job) / 3600.0);
+        let budget = rng
+            .percent(30)
+            .then(|| rng.between(2.0, 30.0) * walltime * f64::from(engines_per_job) / 3600.0);
         cpu.walltime_s = (budget.is_some() || rng.percent(80)).then_some(walltime);
         let mut shapes = vec![cpu];
         if rng.percent(30) {
@@ -235,10 +242,18 @@ impl World {
         let needs_gpu = has_gpu && self.rng.percent(30);
         let cpu = &self.settings.shapes[self.shape_named("cpu")];
         let whole = cpu.full_job();
-        let cpus = if needs_gpu || self.rng.percent(80) { 1 } else { 1 + self.rng.roll(whole.into()) as u32 };
+        let cpus = if needs_gpu || self.rng.percent(80) {
+            1
+        } else {
+            1 + self.rng.roll(whole.into()) as u32
+        };
         let walltimes = self.settings.shapes.iter().filter_map(|shape| shape.walltime_s);
         let longest = walltimes.fold(7200.0, f64::min) / 3.0;
-        let seconds = if self.rng.percent(70) { self.rng.between(1.0, 120.0) } else { self.rng.between(60.0, longest) };
+        let seconds = if self.rng.percent(70) {
+            self.rng.between(1.0, 120.0)
+        } else {
+            self.rng.between(60.0, longest)
+        };
         let mut resources = TaskResources {
             cpus,
             ..TaskResources::default()
@@ -291,16 +306,32 @@ impl World {
         let (now, faults) = (self.now, self.faults);
         let rng = &mut self.rng;
         let job = &mut self.jobs[at];
-        job.dies = if rng.percent(faults.early) { now + rng.between(1.0, 55.0) } else { f64::INFINITY };
-        job.preempted = if rng.percent(faults.preempted) { now + rng.between(1.0, 3000.0) } else { f64::INFINITY };
-        let delay = if rng.percent(faults.slow) { rng.between(60.0, 3000.0) } else { rng.between(2.0, 40.0) };
+        job.dies = if rng.percent(faults.early) {
+            now + rng.between(1.0, 55.0)
+        } else {
+            f64::INFINITY
+        };
+        job.preempted = if rng.percent(faults.preempted) {
+            now + rng.between(1.0, 3000.0)
+        } else {
+            f64::INFINITY
+        };
+        let delay = if rng.percent(faults.slow) {
+            rng.between(60.0, 3000.0)
+        } else {
+            rng.between(2.0, 40.0)
+        };
         let never = rng.percent(faults.never_registers);
         job.engines.clear();
         for _ in 0..job.size {
             self.next_engine += 1;
             job.engines.push(Engine {
                 id: self.next_engine,
-                registers: if never || job.dies.is_finite() { f64::INFINITY } else { now + delay },
+                registers: if never || job.dies.is_finite() {
+                    f64::INFINITY
+                } else {
+                    now + delay
+                },
                 unit: None,
                 finished: 0,
                 has_left: false,
@@ -346,7 +377,11 @@ impl World {
                 continue;
             }
             let free = cpus - used(job, &self.kinds);
-            let gpus_used = job.engines.iter().filter_map(|e| e.unit).any(|(kind, _)| self.kinds[kind].needs_gpu);
+            let gpus_used = job
+                .engines
+                .iter()
+                .filter_map(|e| e.unit)
+                .any(|(kind, _)| self.kinds[kind].needs_gpu);
             let left = since + walltime - now;
             let may = |kind: &Kind| {
                 let has = free >= kind.request.resources.cpus && (!kind.needs_gpu || (has_gpu && !gpus_used));
@@ -443,7 +478,8 @@ impl World {
                 None => JobPhase::Submitted,
             };
             let ended = matches!(job.life, Life::Ended { at, .. } if now < at + 60.0);
-            let is_listed = |e: &&Engine| is_reachable && e.registers <= now && !e.has_left && (ended || matches!(job.life, Life::Running { .. }));
+            let is_listed =
+                |e: &&Engine| is_reachable && e.registers <= now && !e.has_left && (ended || matches!(job.life, Life::Running { .. }));
             let registered = job.engines.iter().filter(is_listed).map(|engine| ObservedEngine {
                 id: EngineId(engine.id),
                 activity: match engine.unit {
@@ -459,7 +495,11 @@ impl World {
                 shape: self.settings.shapes[job.shape].name.clone(),
                 engines: job.size,
                 phase,
-                reason: if job.life == Life::Queued { "Priority".into() } else { "exit code 1".into() },
+                reason: if job.life == Life::Queued {
+                    "Priority".into()
+                } else {
+                    "exit code 1".into()
+                },
                 ran_s: (keeps_history && !job.is_alive() && job.launch.is_multiple_of(2)).then_some(job.ran_s),
                 registered: registered.collect(),
                 is_leaving: job.is_leaving,
@@ -544,7 +584,11 @@ impl World {
                 roll if roll < faults.held + faults.slow => rng.between(600.0, 18_000.0),
                 _ => rng.between(0.0, 60.0),
             };
-            let life = if is_delayed { Life::Delayed(now + rng.between(10.0, 440.0)) } else { Life::Queued };
+            let life = if is_delayed {
+                Life::Delayed(now + rng.between(10.0, 440.0))
+            } else {
+                Life::Queued
+            };
             self.jobs.push(Job {
                 name: JobName(format!("e{launch}.{element}")),
                 launch,
