@@ -46,11 +46,47 @@ struct Engine {
     /// What the node gives this engine while it holds tasks.
     cpus: u32,
     gpus: Vec<String>,
+    allocation: Option<(MapId, Allocation)>,
+    is_gone: bool,
+    is_away: bool,
+}
+
+/// An engine got tasks.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    pub map: MapId,
+    pub tasks: usize,
+    pub node: usize,
+    pub was_idle: bool,
+}
+
+/// What happens to engines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    /// An engine, of those that have been there, is lost with what it holds.
+    Lost(usize),
+    /// It is not connected until the time given in microseconds, and goes on with its work.
+    Away(usize, u64),
+    Returns(usize),
+    /// Another engine joins this node.
+    Joins(usize),
+    /// It returns at most N tasks that it has not started.
+    GivesBack(usize, u32),
+}
+
+impl Task {
+    fn held(&self) -> engine::Held {
+        engine::Held {
+            map: self.map,
+            index: self.index,
+            run: self.run,
+        }
+    }
 }
 
 #[derive(Default)]
 struct Node {
-    cpus: u32,
+    has: NodeFacts,
     engines: u32,
     in_use: u32,
     gpus: HashMap<String, u32>,
@@ -86,13 +122,16 @@ pub struct Simulation {
     pub now: u64,
     pub maps: HashMap<MapId, Account>,
     pub events: u64,
-    /// Called after each message with tasks: the map, and how many of its tasks are sent to an engine that was idle.
-    pub starts: Vec<(MapId, usize)>,
+    /// For each message with tasks.
+    pub starts: Vec<Start>,
     session: Session,
     engines: Vec<Engine>,
     by_uuid: HashMap<EngineUuid, usize>,
     nodes: Vec<Node>,
     agenda: BinaryHeap<Reverse<(u64, usize, u64)>>,
+    changes: BinaryHeap<Reverse<(u64, Change)>>,
+    /// How often engines were requested to give tasks back.
+    pub given_back: u32,
     last_reply: Value,
     effects: Vec<Effect>,
     /// Processors in use times microseconds, and when they last changed.
@@ -101,6 +140,8 @@ pub struct Simulation {
     busy_since: u64,
 }
 
+/// How long a request to give tasks back travels.
+const NETWORK_US: u64 = 500;
 /// Inputs in one message.
 const CHUNK: u32 = 20_000;
 
@@ -133,6 +174,8 @@ impl Simulation {
             by_uuid: HashMap::new(),
             nodes: Vec::new(),
             agenda: BinaryHeap::new(),
+            changes: BinaryHeap::new(),
+            given_back: 0,
             last_reply: Value::Null,
             effects: Vec::new(),
             busy_cpu_us: 0,
@@ -152,47 +195,146 @@ impl Simulation {
     pub fn add_node(&mut self, has: NodeFacts, engines: u32) {
         let node = self.nodes.len();
         self.nodes.push(Node {
-            cpus: has.cpus,
             engines,
+            has,
             ..Node::default()
         });
-        for i in 0..engines {
-            let uuid = EngineUuid::from(format!("{node}-{i}").as_str());
-            let facts = EngineFacts {
-                uuid: uuid.clone(),
-                host: format!("node{node}"),
-                pid: 1,
-                version: "0".into(),
-                python: String::new(),
-                capabilities: vec!["call".into(), EngineFacts::JOINED.into()],
-                job: String::new(),
-                ends: None,
-                node: has.clone(),
-            };
-            self.by_uuid.insert(uuid.clone(), self.engines.len());
-            self.engines.push(Engine {
-                uuid: uuid.clone(),
-                node,
-                queue: VecDeque::new(),
-                began: 0,
-                turn: 0,
-                sequence: 0,
-                cpus: 0,
-                gpus: Vec::new(),
-            });
-            let register = engine::Register {
-                protocol: PROTOCOL_VERSION,
-                facts,
-                id: None,
-                holds: Vec::new(),
-                requests: Vec::new(),
-                allocations: Vec::new(),
-                returned: Vec::new(),
-                unavailable: None,
-            };
-            let message = self.session.message("", engine::REGISTER, None, &register);
-            self.engine_event(uuid, message);
+        (0..engines).for_each(|_| self.add_engine(node));
+    }
+
+    fn add_engine(&mut self, node: usize) {
+        let at = self.engines.len();
+        let uuid = EngineUuid::from(format!("{node}-{at}").as_str());
+        self.by_uuid.insert(uuid.clone(), at);
+        self.engines.push(Engine {
+            uuid,
+            node,
+            queue: VecDeque::new(),
+            began: 0,
+            turn: 0,
+            sequence: 0,
+            cpus: 0,
+            gpus: Vec::new(),
+            allocation: None,
+            is_gone: false,
+            is_away: false,
+        });
+        self.register(at);
+    }
+
+    fn register(&mut self, at: usize) {
+        let engine = &self.engines[at];
+        let facts = EngineFacts {
+            uuid: engine.uuid.clone(),
+            host: format!("node{}", engine.node),
+            pid: 1,
+            version: "0".into(),
+            python: String::new(),
+            capabilities: vec!["call".into(), EngineFacts::JOINED.into()],
+            job: String::new(),
+            ends: None,
+            node: self.nodes[engine.node].has.clone(),
+        };
+        let register = engine::Register {
+            protocol: PROTOCOL_VERSION,
+            facts,
+            id: None,
+            holds: engine.queue.iter().map(Task::held).collect(),
+            requests: Vec::new(),
+            allocations: engine.allocation.clone().into_iter().collect(),
+            returned: Vec::new(),
+            unavailable: None,
+        };
+        let uuid = engine.uuid.clone();
+        let message = self.session.message("", engine::REGISTER, None, &register);
+        self.engine_event(uuid, message);
+    }
+
+    /// Plans a change.
+    pub fn plan(&mut self, at: u64, change: Change) {
+        self.changes.push(Reverse((at, change)));
+    }
+
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::Joins(node) => {
+                self.nodes[node].engines += 1;
+                self.add_engine(node);
+            }
+            Change::Lost(at) if !self.engines[at].is_gone && !self.engines[at].is_away => {
+                let engine = &mut self.engines[at];
+                engine.is_gone = true;
+                engine.turn += 1;
+                let held: Vec<Task> = engine.queue.drain(..).collect();
+                for task in &held {
+                    self.maps.get_mut(&task.map).unwrap().started -= 1;
+                }
+                if let Some(task) = held.first() {
+                    self.release(at, task.map);
+                }
+                let gone = engine::Unregister { reason: "lost".into() };
+                let message = self.session.message("", engine::UNREGISTER, None, &gone);
+                let uuid = self.engines[at].uuid.clone();
+                self.engine_event(uuid, message);
+            }
+            Change::Away(at, until) if !self.engines[at].is_gone && !self.engines[at].is_away => {
+                self.engines[at].is_away = true;
+                let engine = self.engines[at].uuid.clone();
+                self.event(Event::EngineDisconnected { engine });
+                self.plan(until, Change::Returns(at));
+            }
+            Change::Returns(at) => {
+                self.engines[at].is_away = false;
+                self.register(at);
+            }
+            Change::GivesBack(at, at_most) => self.return_tasks(at, at_most),
+            Change::Lost(_) | Change::Away(..) => {}
         }
+    }
+
+    /// Its node takes back what it gave to this engine.
+    fn release(&mut self, at: usize, map: MapId) {
+        let engine = &mut self.engines[at];
+        let each = self.maps[&map].options.resources.gpus.thousandths.min(1000);
+        let cpus = std::mem::take(&mut engine.cpus);
+        engine.allocation = None;
+        let node = &mut self.nodes[engine.node];
+        node.in_use -= cpus;
+        for gpu in engine.gpus.drain(..) {
+            *node.gpus.get_mut(&gpu).unwrap() -= each;
+        }
+        self.change_busy(-i64::from(cpus));
+    }
+
+    fn return_tasks(&mut self, at: usize, at_most: u32) {
+        let engine = &mut self.engines[at];
+        if engine.is_gone || engine.is_away {
+            return;
+        }
+        let unstarted = engine.queue.len().saturating_sub(1);
+        let keep = engine.queue.len() - unstarted.min(at_most as usize);
+        let tasks: Vec<engine::Held> = engine.queue.drain(keep..).map(|task| task.held()).collect();
+        for task in &tasks {
+            self.maps.get_mut(&task.map).unwrap().started -= 1;
+        }
+        let uuid = engine.uuid.clone();
+        let returned = engine::Returned {
+            tasks,
+            ..engine::Returned::default()
+        };
+        let message = self.session.message("", engine::RETURNED, None, &returned);
+        self.engine_event(uuid, message);
+    }
+
+    /// Processors of this node that are not in use.
+    pub fn free_cpus(&self, node: usize) -> u32 {
+        let node = &self.nodes[node];
+        node.has.cpus.saturating_sub(node.in_use)
+    }
+
+    /// The number of engines that there are or were.
+    pub fn engines(&self) -> usize {
+        self.engines.len()
     }
 
     fn engine_event(&mut self, engine: EngineUuid, message: Message) {
@@ -270,6 +412,11 @@ impl Simulation {
         for effect in effects.drain(..) {
             match effect {
                 Effect::ToEngine { engine, message, .. } if message.msg_type() == engine::TASKS => self.take_tasks(&engine, &message),
+                Effect::ToEngine { engine, message, .. } if message.msg_type() == engine::GIVE_BACK => {
+                    let content: engine::GiveBack = message.content().unwrap();
+                    self.given_back += 1;
+                    self.plan(self.now + NETWORK_US, Change::GivesBack(self.by_uuid[&engine], content.at_most));
+                }
                 Effect::ToEngine { message, .. } => assert_ne!(message.msg_type(), "error"),
                 Effect::ToClient { message, .. } => self.last_reply = message.content().unwrap(),
                 _ => {}
@@ -293,15 +440,22 @@ impl Simulation {
         account.longest_wait_us = account.longest_wait_us.max(self.now - account.last_start);
         account.last_start = self.now;
         account.started += content.tasks.len() as u32;
-        self.starts.push((content.map, content.tasks.len()));
+        self.starts.push(Start {
+            map: content.map,
+            tasks: content.tasks.len(),
+            node: engine.node,
+            was_idle,
+        });
         if was_idle {
             let cpus = content.allocation.as_ref().map_or(1, |allocation| allocation.cpus);
+            engine.allocation = content.allocation.clone().map(|allocation| (content.map, allocation));
             assert_eq!(cpus, account.options.resources.cpus, "what {} was given", content.map);
             let gpus: Vec<String> = content.allocation.into_iter().flat_map(|a| a.gpus).map(|gpu| gpu.name).collect();
             let each = account.options.resources.gpus.thousandths.min(1000);
             let node = &mut self.nodes[engine.node];
             node.in_use += cpus;
-            assert!(node.in_use <= node.cpus.max(node.engines), "{} cpus of {}", node.in_use, node.cpus);
+            let most = node.has.cpus.max(node.engines);
+            assert!(node.in_use <= most, "{} cpus of {most}", node.in_use);
             for gpu in &gpus {
                 let used = node.gpus.entry(gpu.clone()).or_default();
                 *used += each;
@@ -335,10 +489,33 @@ impl Simulation {
         self.agenda.push(Reverse((self.now + takes.max(1), at, engine.turn)));
     }
 
-    /// The next task ends. Returns false if none runs.
-    pub fn step(&mut self) -> bool {
-        let Some(Reverse((time, at, _))) = self.agenda.pop() else {
+    fn change_next(&mut self) -> bool {
+        let Some(Reverse((time, change))) = self.changes.pop() else {
             return false;
+        };
+        self.pass(time);
+        self.apply(change);
+        true
+    }
+
+    /// The next task ends, or the next change happens. Returns false if there is none.
+    pub fn step(&mut self) -> bool {
+        let (time, at) = loop {
+            let change = self.changes.peek().map(|Reverse((time, _))| *time);
+            let Some(Reverse((time, at, turn))) = self.agenda.peek().copied() else {
+                return self.change_next();
+            };
+            if change.is_some_and(|change| change <= time) {
+                return self.change_next();
+            }
+            self.agenda.pop();
+            let engine = &self.engines[at];
+            match engine.is_away {
+                // Its results arrive when it has returned.
+                true if engine.turn == turn => self.agenda.push(Reverse((time.max(change.unwrap_or(time) + 1), at, turn))),
+                false if engine.turn == turn => break (time, at),
+                _ => {}
+            }
         };
         self.pass(time);
         let engine = &mut self.engines[at];
@@ -349,14 +526,7 @@ impl Simulation {
         account.done += 1;
         account.cpu_s += f64::from(engine.cpus) * (self.now - began) as f64 / 1e6;
         if engine.queue.is_empty() {
-            let each = account.options.resources.gpus.thousandths.min(1000);
-            let cpus = std::mem::take(&mut engine.cpus);
-            let node = &mut self.nodes[engine.node];
-            node.in_use -= cpus;
-            for gpu in engine.gpus.drain(..) {
-                *node.gpus.get_mut(&gpu).unwrap() -= each;
-            }
-            self.change_busy(-i64::from(cpus));
+            self.release(at, task.map);
         } else {
             self.begin(at);
         }

@@ -261,6 +261,7 @@ fn push_block(text: &mut String, name: &str, block: &str) {
 pub(crate) fn extent(map: &MapRow) -> String {
     match map.counts.total {
         0 => format!("map {} has no tasks", map.map),
+        1 => format!("map {} has one task, {}", map.map, TaskId::new(map.map, 0)),
         total => {
             let last = TaskId::new(map.map, total.saturating_sub(1).min(u64::from(u32::MAX)) as u32);
             format!("map {} has the tasks {} to {last}", map.map, TaskId::new(map.map, 0))

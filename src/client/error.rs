@@ -27,7 +27,7 @@ pub enum ClientError {
         heard: String,
     },
     /// The controller refused the request.
-    #[error("the controller refused {request}: {refusal}: {evalue}")]
+    #[error("{evalue}")]
     Refused {
         request: String,
         refusal: Refusal,

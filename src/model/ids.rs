@@ -44,13 +44,22 @@ impl fmt::Display for TaskId {
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0:?} is not a map (12) or a task (12.3)")]
-pub struct BadId(pub String);
+#[error("{0}")]
+pub struct BadId(String);
+
+fn not_an_id(text: &str) -> String {
+    format!("{text:?} is not a map (12) or a task (12.3)")
+}
 
 impl FromStr for MapId {
     type Err = BadId;
     fn from_str(s: &str) -> Result<Self, BadId> {
-        let bad = || BadId(s.to_string());
+        let bad = || {
+            BadId(match s.parse::<TaskId>() {
+                Ok(task) => format!("{s} is a task, not a map: use its map, {}", task.map),
+                Err(_) => not_an_id(s),
+            })
+        };
         if !s.bytes().all(|b| b.is_ascii_digit()) {
             return Err(bad());
         }
@@ -61,11 +70,10 @@ impl FromStr for MapId {
 impl FromStr for TaskId {
     type Err = BadId;
     fn from_str(s: &str) -> Result<Self, BadId> {
-        let bad = || BadId(s.to_string());
-        let (map, index) = s.split_once('.').ok_or_else(bad)?;
-        let map: MapId = map.parse().map_err(|_| bad())?;
-        let MapId(index) = index.parse().map_err(|_| bad())?;
-        Ok(TaskId { map, index })
+        let number = |part: &str| part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse().ok())?;
+        let id = s.split_once('.').and_then(|(map, index)| Some((number(map)?, number(index)?)));
+        let (map, index) = id.ok_or_else(|| BadId(not_an_id(s)))?;
+        Ok(TaskId { map: MapId(map), index })
     }
 }
 
@@ -135,5 +143,7 @@ mod tests {
             assert!(s.parse::<TaskId>().is_err(), "{s}");
         }
         assert!("+1".parse::<MapId>().is_err());
+        let task = "95.1".parse::<MapId>().unwrap_err().to_string();
+        assert_eq!(task, "95.1 is a task, not a map: use its map, 95");
     }
 }

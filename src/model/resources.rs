@@ -63,7 +63,7 @@ impl FromStr for GpuAmount {
     type Err = String;
 
     fn from_str(text: &str) -> Result<GpuAmount, String> {
-        let invalid = || format!("{text:?} is not a number of GPUs: use a whole number, or a fraction of one such as 0.5");
+        let invalid = || format!("{text:?} is not a number of GPUs: use a whole number, or a fraction of one between 0.001 and 0.999");
         let number: f64 = text.trim().parse().map_err(|_| invalid())?;
         let thousandths = number * f64::from(WHOLE_GPU);
         match thousandths {

@@ -1,5 +1,6 @@
 //! `pcluster explain`: why work waits, what became of it, what engines do.
-use super::support::{Cluster, Home, wait_until};
+use super::support::{Cluster, Home, signal, wait_until};
+use nix::sys::signal::Signal::SIGKILL;
 use std::fs;
 
 const WORK: &str = r#"
@@ -183,13 +184,37 @@ fn failed_tasks_have_their_attempts_also_when_the_cluster_is_stopped() {
         "map 2: 0 of 1 task done; the cluster is stopped; pcluster start continues it\n"
     );
     for (arguments, words) in [
-        (&["explain", "1.99"][..], &["no task 1.99", "map 1 has the tasks 1.0 to 1.0"][..]),
+        (&["explain", "1.99"][..], &["no task 1.99", "map 1 has one task, 1.0"][..]),
         (&["explain", "7"], &["no map 7"]),
         (&["explain", "--engine", "99"], &["no engine 99"]),
         (&["explain", "--job", "4711"], &["has no job 4711"]),
     ] {
         cluster.run(arguments).fails(3, words);
     }
+}
+
+#[test]
+fn an_attempt_that_was_lost_keeps_its_start() {
+    let cluster = cluster();
+    cluster.ok(&map("work.py:hold", &["--range", "0..1", "--max-crashes", "0"]));
+    started(&cluster, 0);
+    let task = || cluster.json(&["results", "1.0"])["tasks"][0].clone();
+    let running = wait_until("its start is on record", || Some(task()).filter(|task| task["started"].is_string()));
+    let engines = cluster.json(&["engines"]);
+    let pid = engines["engines"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|e| e["id"] == running["engine"])
+        .unwrap()["pid"]
+        .clone();
+    signal(pid.as_u64().unwrap() as u32, SIGKILL);
+    let lost = wait_until("the task is lost", || Some(task()).filter(|task| task["state"] == "lost"));
+    assert_eq!(lost["started"], running["started"]);
+    assert!(
+        lost["duration"].as_f64().unwrap() > 1.0,
+        "the controller waits for the engine: {lost:#}"
+    );
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn pinned_tasks_have_processors_of_their_own() {
     cluster.ok(&["stop"]);
     cluster.start_again(1, &["--set", &setting]).ok();
     let refused = cluster.run(&["map", "work.py:bound", "--range", "0..1", "--pin", "--cpus", &too_many]);
-    refused.fails(4, &["no node has", "cpus to pin"]);
+    refused.fails(4, &["no node has", "cpus to pin", &format!(", {} of them to pin", own.len())]);
 }
 
 #[test]

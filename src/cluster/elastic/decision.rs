@@ -24,7 +24,12 @@ pub(crate) enum Action {
     CancelQueued {
         jobs: Vec<JobName>,
     },
-    /// All engines of these jobs are idle: ask them to leave. One that has just got a task finishes it first.
+    /// Cancel these jobs, which run and have never registered an engine, unless one has registered meanwhile.
+    CancelUnregistered {
+        jobs: Vec<JobName>,
+    },
+    /// All engines of these jobs are idle: ask them to leave, also those that register later. One that has just got a task
+    /// finishes it first.
     Retire {
         jobs: Vec<JobName>,
     },

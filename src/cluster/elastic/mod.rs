@@ -6,8 +6,15 @@
 //! system, file or process; the caller stores the state, carries out the decisions and reports what became of them.
 pub(crate) mod decide;
 pub(crate) mod decision;
+mod down;
+mod failures;
 pub(crate) mod observation;
 pub(crate) mod settings;
 pub(crate) mod state;
 pub(crate) mod summary;
+mod tally;
+#[cfg(test)]
+mod tests;
+mod track;
+mod up;
 pub(crate) mod work;

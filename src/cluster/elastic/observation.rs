@@ -1,5 +1,6 @@
 //! Everything that a decision is based on, as values.
 use super::work::ReadyWork;
+use crate::launchers::launched::Detail;
 use crate::launchers::{JobOutcome, MemberState, Stage};
 use crate::model::node::NodeFacts;
 use crate::model::{EngineId, UnixTime};
@@ -15,9 +16,11 @@ pub(crate) struct Observation {
     pub work: Option<Vec<ReadyWork>>,
     /// Whether the batch system answered. If not, jobs that are missing here are unknown.
     pub is_answered: bool,
+    /// The age of this answer, if it comes from a cache.
+    pub answer_age_s: f64,
     /// Every job of an elastic launch; those that ended until they have been reported as ended once.
     pub jobs: Vec<ObservedJob>,
-    /// Submissions that the system rejected for certain. Nothing is reported of one with an unclear end, such as a timeout: its
+    /// Submissions that the system rejected for certain; jobs of them that it accepted are in `jobs`. Nothing is reported of one with an unclear end, such as a timeout: its
     /// jobs are found by name, or given up after some minutes.
     pub rejected: Vec<Rejection>,
     pub controls: Vec<Control>,
@@ -61,7 +64,9 @@ pub(crate) struct ObservedJob {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum JobPhase {
-    /// Submitted, waiting, held or requeued.
+    /// Submitted, and not listed yet: it may have started.
+    Submitted,
+    /// Listed as waiting, held or requeued.
     Queued,
     /// Holds its allocation; its engines may not have registered yet.
     Running,
@@ -79,6 +84,7 @@ impl JobPhase {
     /// `is_job`: of a batch system, whose answer may lack a job that exists; the end of a local process is certain.
     pub(crate) fn of(state: &MemberState, is_job: bool) -> JobPhase {
         match (state.stage, state.outcome) {
+            (Stage::Queued, _) if state.detail == Detail::Submitted => JobPhase::Submitted,
             (Stage::Queued, _) => JobPhase::Queued,
             (Stage::Running, _) => JobPhase::Running,
             (Stage::Suspended, _) => JobPhase::Suspended,

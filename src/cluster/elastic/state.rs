@@ -45,8 +45,10 @@ pub(crate) struct JobRecord {
     pub registered: BTreeMap<EngineId, EngineRecord>,
     /// Units that its engines have finished.
     pub finished: u64,
-    /// When it was asked to leave or cancelled.
+    /// When it was last decided that it leaves or is cancelled; None again if that was not done.
     pub asked_s: Option<f64>,
+    pub was_asked: bool,
+    /// The caller reports that it was asked.
     pub is_leaving: bool,
     pub has_ended: bool,
 }
@@ -70,28 +72,113 @@ impl Default for JobRecord {
             registered: BTreeMap::new(),
             finished: 0,
             asked_s: None,
+            was_asked: false,
             is_leaving: false,
             has_ended: false,
         }
     }
 }
 
-/// Since when something is missing, in how many answers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// Answers that do not list something.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Absence {
+    /// The first one.
     pub since_s: f64,
-    pub answers: u32,
+    pub last_s: f64,
+    /// The time between one and the next, without that in which there was no answer.
+    pub total_s: f64,
+}
+
+/// Between two answers, at most.
+const ANSWER_INTERVAL_S: f64 = 90.0;
+
+impl Absence {
+    /// Notes one more answer; returns the total.
+    pub(super) fn note(absence: &mut Option<Absence>, clock: f64) -> Absence {
+        let absence = absence.get_or_insert(Absence {
+            since_s: clock,
+            last_s: clock,
+            total_s: 0.0,
+        });
+        if clock - absence.last_s <= ANSWER_INTERVAL_S {
+            absence.total_s += clock - absence.last_s;
+        }
+        absence.last_s = clock;
+        *absence
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct EngineRecord {
     pub finished: u64,
-    /// When `finished` last changed, or it registered.
+    /// When it last finished a unit or began to work.
     pub changed_s: f64,
     pub idle_since_s: Option<f64>,
     /// It takes no calls, or is silent.
     pub is_unusable: bool,
+}
+
+impl JobRecord {
+    pub(super) fn is_going(&self) -> bool {
+        self.is_leaving || self.asked_s.is_some()
+    }
+
+    pub(super) fn is_staying(&self) -> bool {
+        !self.has_ended && !self.is_going()
+    }
+
+    pub(super) fn busy(&self) -> u32 {
+        self.registered.values().filter(|engine| engine.idle_since_s.is_none()).count() as u32
+    }
+
+    /// For how long all of its registered engines have been idle, by the one that was busy last. None if one is busy, or none
+    /// registered.
+    pub(super) fn idle_s(&self, clock: f64) -> Option<f64> {
+        let idle = |engine: &EngineRecord| Some(clock - engine.idle_since_s?);
+        let times: Option<Vec<f64>> = self.registered.values().map(idle).collect();
+        times?.into_iter().reduce(f64::min)
+    }
+
+    /// The core-seconds that it may be charged at most.
+    pub(super) fn reserved_core_s(&self) -> f64 {
+        match self.has_ended {
+            true => 0.0,
+            false => (self.earlier_s + self.walltime_s.unwrap_or(0.0)) * f64::from(self.cores),
+        }
+    }
+
+    /// How long the present run has been, at most.
+    pub(super) fn run_s(&self, clock: f64) -> f64 {
+        match self.walltime_s {
+            Some(walltime) if self.is_charged_fully => walltime,
+            limit => (clock - self.not_running_s).max(0.0).min(limit.unwrap_or(f64::INFINITY)),
+        }
+    }
+
+    /// The core-seconds that it has used at most.
+    pub(super) fn used_core_s(&self, clock: f64, ran_s: Option<f64>) -> f64 {
+        ran_s.unwrap_or(self.earlier_s + self.run_s(clock)) * f64::from(self.cores)
+    }
+}
+
+impl LaunchRecord {
+    /// Jobs that have not appeared.
+    pub(super) fn unseen(&self) -> u32 {
+        self.jobs.saturating_sub(self.seen)
+    }
+
+    pub(super) fn reserved_core_s(&self) -> f64 {
+        f64::from(self.unseen()) * f64::from(self.cores_per_job) * self.walltime_s.unwrap_or(0.0)
+    }
+}
+
+impl ElasticState {
+    /// What jobs that have not ended may use at most.
+    pub(super) fn reserved_core_s(&self) -> f64 {
+        let jobs = self.jobs.values().map(JobRecord::reserved_core_s);
+        jobs.chain(self.launches.values().map(LaunchRecord::reserved_core_s)).sum()
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -106,8 +193,7 @@ pub(crate) struct LaunchRecord {
     pub walltime_s: Option<f64>,
     pub submitted_s: f64,
     pub submitted: UnixTime,
-    /// Answers that did not list all of its jobs.
-    pub answers: u32,
+    pub missing: Option<Absence>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -117,15 +203,19 @@ pub(crate) struct ShapeRecord {
     pub rejections: u32,
     /// Jobs that ended early since an engine last registered.
     pub early_failures: u32,
-    /// How often jobs ended since one of their engines last finished a unit.
+    /// How often jobs ended soon since an engine last finished a unit.
     pub fruitless: u32,
+    /// Jobs that were retired without having got any of the ready work since an engine last finished a unit.
+    pub unused: u32,
     pub backoff: Option<Backoff>,
     pub paused: Option<Pause>,
     pub submitted_s: Option<f64>,
     /// Since when more jobs are queued than there is work for.
     pub surplus_since_s: Option<f64>,
-    /// What the node of a full job has, as its engines reported it.
-    pub node: Option<NodeFacts>,
+    /// Since when there has always been ready work.
+    pub ready_since_s: Option<f64>,
+    /// What the node of a full job has, as its engines reported it, with the number of its engines.
+    pub node: Option<(u32, NodeFacts)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

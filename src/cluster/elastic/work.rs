@@ -11,7 +11,8 @@ pub(crate) const ENOUGH_ENDED: u64 = 10;
 /// Of a job's walltime, what its engines need to start: units that need more than the rest do not fit.
 const START_S: f64 = 60.0;
 
-/// Units of one kind that are ready, such as those of one map. Those that only certain engines may run do not belong here.
+/// Units of one kind that could start if there were engines, such as those of one map: not those beyond its `--max-running`, and not
+/// those that only certain engines may run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ReadyWork {
     /// For people: `map 12`.

@@ -109,12 +109,12 @@ impl Core {
             };
             maps.insert(task.map);
             let Some(map) = self.maps.get(task.map) else { continue };
-            let status = if in_flight.is_cancelled() {
-                TaskState::Aborted
-            } else {
-                TaskState::Lost
+            let left = format!("engine {id} left: {why}");
+            let (status, ename, evalue) = match in_flight.is_cancelled() {
+                true => (TaskState::Aborted, "TaskCancelled", format!("cancelled; {left}")),
+                false => (TaskState::Lost, "EngineLost", left),
             };
-            let mut outcome = Outcome::failure(status, "EngineLost", format!("engine {id} left: {why}"), at, at);
+            let mut outcome = Outcome::failure(status, ename, evalue, in_flight.began().unwrap_or(at), at);
             outcome.crashed = true;
             // A task that was not started cannot have been the cause.
             outcome.cause = Some(match had_too_little && in_flight.has_begun() {

@@ -117,9 +117,20 @@ impl Core {
         }
         match self.engines.nodes().largest() {
             Some((host, has)) if !definition.options.wait_for_resources && !self.engines.nodes().could_run(&request) => {
-                let what = format!("no node has {request}; the largest is {host} with {has}");
-                let hint = "--wait-for-resources waits for engines that have more";
-                Err(ErrorContent::new("ResourcesUnavailable", what).hint(hint.to_string()))
+                let pinnable = match request.resources.pin {
+                    true => format!(", {} of them to pin", has.core_count()),
+                    false => String::new(),
+                };
+                let what = format!("no node has {request}; the largest is {host} with {has}{pinnable}");
+                let unknown = request.resources.named.keys().find(|name| !self.engines.nodes().knows(name));
+                let hint = match unknown {
+                    Some(name) => format!(
+                        "no engine has {name}: declare it with `pcluster start --resource {name}=N` or engine.resources in the \
+                         profile, or let the map wait with --wait-for-resources"
+                    ),
+                    None => "--wait-for-resources waits for engines that have more".into(),
+                };
+                Err(ErrorContent::new("ResourcesUnavailable", what).hint(hint))
             }
             _ => Ok(()),
         }

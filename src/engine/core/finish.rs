@@ -297,8 +297,8 @@ fn size(bytes: u64) -> String {
     while number >= 1000.0 && unit + 1 < UNITS.len() {
         (number, unit) = (number / 1024.0, unit + 1);
     }
-    let text = format!("{number:.1}");
-    format!("{} {}", text.strip_suffix(".0").unwrap_or(&text), UNITS[unit])
+    let text = format!("{number:.2}");
+    format!("{} {}", text.trim_end_matches('0').trim_end_matches('.'), UNITS[unit])
 }
 
 /// Turns the outcome into that of a stopped task; the task's own traceback is preserved.

@@ -76,7 +76,7 @@ pub(super) fn all(row: &TaskRow, earlier: &[AttemptRow], engines: &[EngineRow], 
         });
     }
     let has_written = !(row.stdout.is_empty() && row.stderr.is_empty());
-    let has_ended = row.state.is_done() && row.engine.is_some();
+    let has_ended = row.state.is_done() && row.engine.is_some() && row.started.is_some();
     if has_ended || row.state == TaskState::Running && has_written {
         let outputs = [(Stream::Stderr, &row.stderr), (Stream::Stdout, &row.stdout)];
         attempts.push(Attempt {
@@ -135,7 +135,7 @@ pub(super) fn write(text: &mut Text, attempts: &[Attempt], earlier: usize, now: 
     if hidden > 0 {
         text.line("  ", 4, &format!("… {} before", counted(hidden, "attempt")));
     }
-    for attempt in attempts {
+    for (number, attempt) in (hidden + 1..).zip(attempts) {
         let mut line = attempt.state.to_string();
         if let Some(words) = attempt.cause.as_ref().and_then(words) {
             line.push_str(&format!(" ({words})"));
@@ -168,7 +168,7 @@ pub(super) fn write(text: &mut Text, attempts: &[Attempt], earlier: usize, now: 
         if let Some(bytes) = attempt.peak_memory {
             line.push_str(&format!("; peak memory {}", size(bytes)));
         }
-        text.line(&format!("  attempt {}: ", attempt.run), 4, &line);
+        text.line(&format!("  attempt {number}: "), 4, &line);
         let exit_code = attempt.exit_code.filter(|code| *code != 0).map(|code| format!("exit code {code}"));
         if let Some(error) = attempt.error.clone().or(exit_code) {
             text.line("    ", 6, &error);

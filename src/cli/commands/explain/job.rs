@@ -53,6 +53,9 @@ struct EngineView {
 }
 
 pub(super) fn explain(job: &str, context: &Context) -> Result<(), CommandError> {
+    if job.trim().is_empty() {
+        return Err(CommandError::usage("--job needs the id of a batch job").hint("`pcluster list` shows the jobs of clusters"));
+    }
     let records = Records::open(context)?;
     let mut live = ask(&records, &ExplainRequest::Job(job.into()), context)?.unwrap_or_default();
     if let Records::Stopped(reader) = &records {

@@ -11,13 +11,13 @@ pub(crate) struct NeedOptions {
     /// Reserve N processors of its node for each task; sets OMP_NUM_THREADS and the like [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub cpus: Option<u32>,
-    /// Reserve this much memory for each task, and kill one that uses more (500M, 2G); this counts as a crash
-    #[arg(long, value_name = "SIZE")]
+    /// Reserve this much memory for each task, and kill one that uses more (500M, 2G; none: no limit); this counts as a crash
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
     pub mem: Option<Memory>,
     /// Reserve N GPUs for each task, or a fraction of one that tasks share (0.5); sets CUDA_VISIBLE_DEVICES
     #[arg(long, value_name = "N")]
     pub gpus: Option<GpuAmount>,
-    /// Reserve N of a resource that profiles define (engine.resources) for each task
+    /// Reserve N of a resource that profiles define (engine.resources) for each task (none: nothing of what the profile's map.need says)
     #[arg(long, value_name = "NAME=N", value_parser = need)]
     pub need: Vec<(String, u64)>,
     /// Bind each task to its processors, near its GPUs; no other pinned task of the node gets them
@@ -32,8 +32,11 @@ impl NeedOptions {
         if let Some((_, name)) = names.find(|(at, name)| self.need[..*at].iter().any(|(other, _)| other == *name)) {
             return Err(format!("--need {name}=… is given twice"));
         }
-        let mut named: BTreeMap<String, u64> = defaults.need.clone();
-        named.extend(self.need.iter().cloned());
+        let mut named: BTreeMap<String, u64> = BTreeMap::new();
+        if !self.need.iter().any(|(name, _)| name == NONE) {
+            named.extend(defaults.need.clone());
+        }
+        named.extend(self.need.iter().filter(|(name, _)| name != NONE).cloned());
         Ok(Request {
             resources: TaskResources {
                 cpus: self.cpus.unwrap_or(defaults.cpus),
@@ -46,7 +49,20 @@ impl NeedOptions {
     }
 }
 
+/// In place of a default of the profile.
+const NONE: &str = "none";
+
+fn memory(text: &str) -> Result<Memory, String> {
+    match text {
+        NONE => Ok(Memory { bytes: 0 }),
+        _ => text.parse(),
+    }
+}
+
 fn need(text: &str) -> Result<(String, u64), String> {
+    if text == NONE {
+        return Ok((NONE.into(), 0));
+    }
     let (name, count) = text.split_once('=').ok_or("must be NAME=N, for example licence=1")?;
     match misspelt(name) {
         Some(right) => Err(format!("use --{right}")),
@@ -84,5 +100,11 @@ mod tests {
             pin: Some(false),
         };
         assert_eq!(shown(&all), "1 cpu, 1G, 3 licence, 1 tape");
+        let without = NeedOptions {
+            mem: Some(memory("none").unwrap()),
+            need: vec![need("none").unwrap(), need("tape=2").unwrap()],
+            ..all
+        };
+        assert_eq!(shown(&without), "1 cpu, 2 tape");
     }
 }

@@ -11,7 +11,7 @@ use crate::model::EngineUuid;
 use crate::model::engine::EngineFacts;
 use crate::model::memory::Memory;
 use crate::model::node::{Gpu, NodeFacts, NumaCores};
-use crate::model::resources::{Allocation, Request, WHOLE_GPU};
+use crate::model::resources::{Allocation, GpuAmount, Request, WHOLE_GPU};
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
@@ -391,8 +391,8 @@ impl Nodes {
             parts.push(format!("{} of {}", size(free), size(node.has.mem_bytes)));
         }
         if !node.gpus.is_empty() {
-            let unused = node.gpus.iter().filter(|used| **used == 0).count();
-            parts.push(format!("{unused} of {} gpus", node.gpus.len()));
+            let thousandths = node.gpus.iter().map(|used| WHOLE_GPU.saturating_sub(*used)).sum();
+            parts.push(format!("{} of {} gpus", GpuAmount { thousandths }, node.gpus.len()));
         }
         parts.extend(node.has.named.iter().map(|(name, has)| {
             let used = node.named.get(name).copied().unwrap_or_default();
@@ -409,6 +409,11 @@ impl Nodes {
     pub(crate) fn could_run(&self, request: &Request) -> bool {
         let mut nodes = self.nodes.iter().filter(|node| !node.engines.is_empty()).peekable();
         nodes.peek().is_none() || nodes.any(|node| node.could_run(request))
+    }
+
+    /// Whether any node has a resource with this name.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        self.nodes.iter().any(|node| node.has.named.contains_key(name))
     }
 
     /// The node with most processors, then memory: its host and what it has.

@@ -126,7 +126,7 @@ impl Core {
         if let Some(map) = self.maps.get(task.map) {
             let waits = map.is_open(task.index) && map.in_flight(task.index).is_none();
             let lane = map.waits_in(task.index);
-            return waits.then(|| self.why_lane_waits(map, LaneId { map: task.map, lane }));
+            return waits.then(|| self.why_lane_waits(map, LaneId { map: task.map, lane }, map.target_of(task.index).as_ref()));
         }
         let request = self.requests.of_task(task)?;
         request.engine().is_none().then(|| self.why_request_waits(request))
@@ -136,11 +136,11 @@ impl Core {
     pub(super) fn why_map_waits(&self, id: MapId) -> Option<WaitReasons> {
         let map = self.maps.get(id).filter(|map| map.ready() > 0)?;
         let lane = (0..map.lanes()).find(|lane| map.ready_in(*lane) > 0).unwrap_or_default();
-        Some(self.why_lane_waits(map, LaneId { map: id, lane }))
+        Some(self.why_lane_waits(map, LaneId { map: id, lane }, None))
     }
 
-    /// Why the next task of this lane is not with an engine.
-    fn why_lane_waits(&self, map: &Map, lane: LaneId) -> WaitReasons {
+    /// Why the next task of this lane is not with an engine. `target`: the only one that may run it.
+    fn why_lane_waits(&self, map: &Map, lane: LaneId, target: Option<&EngineUuid>) -> WaitReasons {
         let general = self.why_no_engine_is_asked(map);
         let unit = self.unit_of(lane).filter(|_| general.is_empty());
         let Some(unit) = unit else {
@@ -152,7 +152,7 @@ impl Core {
         };
         let mut tally = Tally::new(unit.request.clone(), unit.limit_s, self.out.now().unix);
         for (uuid, engine) in self.engines.iter() {
-            if map.targets().is_some_and(|targets| !targets.contains(uuid)) {
+            if target.is_some_and(|target| target != uuid) || map.targets().is_some_and(|targets| !targets.contains(uuid)) {
                 tally.add_unsuitable(Unsuitable::NotTarget);
                 continue;
             }

@@ -187,7 +187,8 @@ impl Map {
     pub(crate) fn targets(&self) -> Option<&[EngineUuid]> {
         self.targets.as_deref()
     }
-    fn target_of(&self, index: u32) -> Option<EngineUuid> {
+    /// The engine that has to run this task, if it may run on one only.
+    pub(crate) fn target_of(&self, index: u32) -> Option<EngineUuid> {
         self.targets.as_ref()?.get(index as usize).cloned()
     }
     pub(crate) fn counts(&self) -> &Counts {

@@ -108,6 +108,24 @@ fn the_next_free_engine_is_estimated_from_the_tasks_so_far() {
 }
 
 #[test]
+fn a_task_with_a_target_waits_for_that_engine_only() {
+    let mut w = Harness::new();
+    w.node.mem_bytes = 16 << 30;
+    ["a", "b", "c"].iter().for_each(|name| w.register(name));
+    let targets = |targets: &str| MapOptions {
+        targets: Some(targets.parse().unwrap()),
+        ..mem(1)
+    };
+    w.submit(1, targets("1"));
+    let map = w.submit(2, targets("0,1"));
+    assert_eq!(why(&mut w, map, 0), "", "it runs");
+    assert_eq!(
+        why(&mut w, map, 1),
+        "0 of 3 engines can take it now: 1 busy with map 1, 2 are not among its targets"
+    );
+}
+
+#[test]
 fn a_map_can_wait_whatever_engines_there_are() {
     let mut w = Harness::new();
     let first = w.submit(3, MapOptions::default());
