@@ -116,7 +116,7 @@ pub(crate) async fn start(options: StartOptions, progress: &mut dyn FnMut(StartP
     let leftovers = adopt::check_not_running(profile, cluster_id, progress).await?;
     // Engines of a dead cluster that are still alive are not started again.
     let alive: usize = leftovers.state.iter().flat_map(|state| &state.engines).map(Launched::engines).sum();
-    plan.spec.check_room(plan.most_engines().saturating_sub(alive as u32))?;
+    plan.spec.check_room(plan.max_engines().saturating_sub(alive as u32))?;
 
     let mut state = ClusterState::new(cluster_id, plan.spec.cwd.clone());
     state.engine_kind = plan.spec.config.engine.kind.name().into();
@@ -250,7 +250,7 @@ impl Plan<'_> {
         })
     }
 
-    fn most_engines(&self) -> u32 {
+    fn max_engines(&self) -> u32 {
         let shapes = self.elastic.iter().flat_map(|elastic| &elastic.settings.shapes);
         self.n.max(shapes.map(|shape| shape.max).sum())
     }

@@ -42,7 +42,7 @@ pub(crate) struct ClusterState {
     /// The process that restarts engines after walltime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub walltime_monitor: Option<WalltimeMonitorState>,
-    /// Set if the keeper decides how many engines there are.
+    /// Set if the monitor decides how many engines there are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elastic: Option<ElasticCluster>,
     #[serde(flatten)]

@@ -26,7 +26,7 @@ pub(crate) struct Launched {
     /// How to restart its engines, if they may be replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipe: Option<Recipe>,
-    /// Set if the cluster's keeper decided on this launch.
+    /// Set if the walltime monitor decided on this launch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elastic: Option<ElasticLaunch>,
     /// The command that waits for these engines and withdraws them if they do not connect. While it

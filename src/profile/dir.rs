@@ -214,7 +214,7 @@ impl ProfileDir {
     pub fn state_file(&self, cluster_id: &str) -> PathBuf {
         self.pid_dir().join(format!("{}.json", with_id("pcluster", cluster_id)))
     }
-    /// What the cluster's keeper has decided about its number of engines.
+    /// What the walltime monitor has decided about its number of engines.
     pub fn elastic_file(&self, cluster_id: &str) -> PathBuf {
         self.pid_dir().join(format!("{}.json", with_id("elastic", cluster_id)))
     }

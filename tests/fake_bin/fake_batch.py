@@ -3,7 +3,7 @@
 Called by the name of one of their commands, as its first argument. What a job runs really runs, as processes of this host; what the
 commands print has the form of tests/fixtures/batch/, whose files say where it is from. The jobs' records are in $FAKE_BATCH_DIR.
 While there is a file `pending` in it, jobs stay in the queue, for the reason that the file gives. If there is a file
-`kill_submitter`, the next job is submitted, but whoever submits it is killed before it learns of that.
+`kill_submitter`, the next job is submitted, but the process that submits it is killed before it learns of that.
 """
 import json
 import os

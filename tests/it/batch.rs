@@ -179,7 +179,7 @@ fn jobs_and_the_work_that_waits_for_them_are_explained() {
     assert!(stopped.contains("): left "), "{stopped}");
 }
 
-/// The keeper is killed after the system has accepted a submission and before it is on record.
+/// The walltime monitor is killed after the system has accepted a submission and before it is on record.
 #[test]
 fn an_elastic_submission_that_is_not_on_record_is_found_by_name() {
     let site = Site::new(&["bsub", "bjobs", "bkill"]);

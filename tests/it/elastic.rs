@@ -62,14 +62,14 @@ fn submitted(cluster: &Cluster) -> usize {
 }
 
 #[test]
-fn killed_keepers_and_controllers_lose_and_double_no_engine() {
+fn killed_monitors_and_controllers_lose_and_double_no_engine() {
     let cluster = start(&["--max", "2"]);
     cluster.ok(&["map", "sleepy.py:sleepy", "--range", "0..40", "--detach"]);
     wait_until("the engines to come", || (cluster.engine_pids().len() == 2).then_some(()));
     let engines = cluster.engine_pids();
-    let keeper = u32::try_from(state(&cluster)["walltime_monitor"]["process"]["pid"].as_u64().unwrap()).unwrap();
+    let monitor = u32::try_from(state(&cluster)["walltime_monitor"]["process"]["pid"].as_u64().unwrap()).unwrap();
     let controller = cluster.controller_pid();
-    signal(child_of(keeper), SIGKILL);
+    signal(child_of(monitor), SIGKILL);
     signal(controller, SIGKILL);
     wait_until("another controller", || {
         let file = std::fs::read(cluster.profile().join("security/ipcontroller-client.json")).ok()?;
@@ -118,7 +118,7 @@ fn a_paused_cluster_starts_nothing_until_it_is_resumed() {
 }
 
 #[test]
-fn engines_that_end_at_once_pause_the_cluster_with_the_reason() {
+fn engines_that_end_at_once_delay_the_next_until_resumed() {
     let home = Home::new();
     home.file("sleepy.py", SLEEPY);
     let broken = home.file("broken.sh", "#!/bin/sh\necho no licence for engines here\nexit 7\n");
@@ -128,9 +128,9 @@ fn engines_that_end_at_once_pause_the_cluster_with_the_reason() {
     home.run(&[&more[..], &FAST[..]].concat()).ok();
     let cluster = Cluster::running_in(home);
     cluster.ok(&["map", "sleepy.py:sleepy", "--range", "0..4", "--detach"]);
-    let why = wait_until("a pause", || {
+    let why = wait_until("a delay", || {
         let text = cluster.ok(&["elastic"]);
-        text.contains("why not more: paused").then_some(text)
+        text.contains("why not more: the next submission is in").then_some(text)
     });
     assert!(why.contains("no licence for engines here"), "{why}");
     let before = submitted(&cluster);
@@ -151,16 +151,16 @@ fn a_maximum_is_required_and_excludes_a_fixed_number() {
         .fails(2, &["is not a time"]);
 }
 
-/// Both the keeper and its supervisor may be killed, one after the other.
+/// Both the monitor and its supervisor may be killed, one after the other.
 #[test]
-fn the_keeper_survives_its_supervisor() {
+fn the_monitor_survives_its_supervisor() {
     let cluster = start(&["--min", "1", "--max", "1"]);
     wait_until("an engine", || (cluster.engine_pids().len() == 1).then_some(()));
     let supervisor = u32::try_from(state(&cluster)["walltime_monitor"]["process"]["pid"].as_u64().unwrap()).unwrap();
-    let keeper = child_of(supervisor);
+    let monitor = child_of(supervisor);
     signal(supervisor, SIGKILL);
     let next = super::support::successor_of(supervisor, &[supervisor]);
-    signal(keeper, SIGKILL);
+    signal(monitor, SIGKILL);
     let engine = cluster.engine_pids()[0];
     let of_engine = wait_until("the engine's supervisor", || {
         let pid = state(&cluster)["engines"][0]["processes"][0]["pid"].as_u64()?;

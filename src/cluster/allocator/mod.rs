@@ -1,10 +1,11 @@
-//! Carries out the decisions of [`super::elastic`] in the cluster's keeper, the process that also restarts engines after
+//! Carries out the decisions of [`super::elastic`] in the walltime monitor, the process that also restarts engines after
 //! walltime: it asks the controller what is ready and the launchers about engines, decides, stores state and decisions, and then
 //! submits, cancels and retires.
 //!
-//! Parts: [`record`] (what is on disk), [`settings`], `observe`, `act`. Nothing is changed without the cluster's lock; commands wait for it.
+//! Parts: [`record`] (what is on disk), [`settings`], `launches`, `observe`, `act`. Nothing is changed without the cluster's lock; commands wait for it.
 //! After a crash, engines that were started but not recorded are found by the tag of their launch.
 mod act;
+mod launches;
 mod observe;
 pub(crate) mod record;
 pub(crate) mod settings;
@@ -31,7 +32,7 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Decides until the cluster is gone.
 pub(super) async fn keep(profile: ProfileDir, cluster_id: &str, started: f64) {
-    let mut keeper = Keeper {
+    let mut allocator = Allocator {
         profile,
         cluster_id: cluster_id.into(),
         started,
@@ -45,16 +46,16 @@ pub(super) async fn keep(profile: ProfileDir, cluster_id: &str, started: f64) {
         last_error: String::new(),
     };
     loop {
-        match keeper.tick().await {
-            Ok(true) => keeper.last_error.clear(),
+        match allocator.tick().await {
+            Ok(true) => allocator.last_error.clear(),
             Ok(false) => return,
-            Err(error) => keeper.note_error(&error),
+            Err(error) => allocator.note_error(&error),
         }
         tokio::time::sleep(TICK).await;
     }
 }
 
-struct Keeper {
+struct Allocator {
     profile: ProfileDir,
     cluster_id: String,
     /// Start time of the cluster, to detect another one with the same name.
@@ -82,7 +83,7 @@ struct Seen {
     answer_age_s: f64,
 }
 
-impl Keeper {
+impl Allocator {
     /// Decides if it is time; returns false if the cluster is gone.
     async fn tick(&mut self) -> Result<bool, ClusterError> {
         let modified = self.state_modified();

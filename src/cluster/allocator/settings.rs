@@ -63,7 +63,7 @@ pub(in crate::cluster) fn of_config(spec: &EngineSpec, launcher: &dyn Launcher) 
 
 fn recipe(spec: &EngineSpec) -> Recipe {
     let python = spec.config.engine.python.clone().or_else(|| {
-        // The keeper may run in another environment.
+        // The walltime monitor may run in another environment.
         let found = crate::launchers::python::resolve(None);
         let is_batch = batch::SYSTEMS.contains(&spec.config.launcher.engines.as_str());
         (is_batch && Path::new(&found).is_absolute()).then_some(found)
