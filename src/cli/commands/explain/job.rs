@@ -6,7 +6,7 @@ use crate::cli::records::Records;
 use crate::cli::{CommandError, Context};
 use crate::client::ExplainRequest;
 use crate::cluster::outlook::{self, JobElement};
-use crate::launchers::Stage;
+use crate::launchers::{MemberState, Stage};
 use crate::model::engine::EngineStatus;
 use crate::model::job::JobRow;
 use crate::model::query::EngineQuery;
@@ -76,7 +76,8 @@ pub(super) fn explain(job: &str, context: &Context) -> Result<(), CommandError> 
     let mut text = Text::new(context);
     // What does not run is what one asks about.
     let mut by_state: Vec<&ElementView> = elements.iter().collect();
-    by_state.sort_by_key(|element| element.state == "running");
+    let running = MemberState::running();
+    by_state.sort_by_key(|element| element.state == running.describe());
     for element in by_state.into_iter().take(MAX_ELEMENTS) {
         let reason = match element.reason.is_empty() {
             true => String::new(),
