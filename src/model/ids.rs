@@ -54,10 +54,12 @@ fn not_an_id(text: &str) -> String {
 impl FromStr for MapId {
     type Err = BadId;
     fn from_str(s: &str) -> Result<Self, BadId> {
-        let bad = || BadId(match s.parse::<TaskId>() {
-            Ok(task) => format!("{s} is a task, not a map: use its map, {}", task.map),
-            Err(_) => not_an_id(s),
-        });
+        let bad = || {
+            BadId(match s.parse::<TaskId>() {
+                Ok(task) => format!("{s} is a task, not a map: use its map, {}", task.map),
+                Err(_) => not_an_id(s),
+            })
+        };
         if !s.bytes().all(|b| b.is_ascii_digit()) {
             return Err(bad());
         }

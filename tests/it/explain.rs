@@ -201,11 +201,20 @@ fn an_attempt_that_was_lost_keeps_its_start() {
     let task = || cluster.json(&["results", "1.0"])["tasks"][0].clone();
     let running = wait_until("its start is on record", || Some(task()).filter(|task| task["started"].is_string()));
     let engines = cluster.json(&["engines"]);
-    let pid = engines["engines"].as_array().unwrap().iter().find(|e| e["id"] == running["engine"]).unwrap()["pid"].clone();
+    let pid = engines["engines"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|e| e["id"] == running["engine"])
+        .unwrap()["pid"]
+        .clone();
     signal(pid.as_u64().unwrap() as u32, SIGKILL);
     let lost = wait_until("the task is lost", || Some(task()).filter(|task| task["state"] == "lost"));
     assert_eq!(lost["started"], running["started"]);
-    assert!(lost["duration"].as_f64().unwrap() > 1.0, "the controller waits for the engine: {lost:#}");
+    assert!(
+        lost["duration"].as_f64().unwrap() > 1.0,
+        "the controller waits for the engine: {lost:#}"
+    );
 }
 
 #[test]

@@ -134,7 +134,12 @@ fn more_than_any_node_has_is_refused_and_why_a_map_waits_is_shown() {
         cluster.run(&twice).fails(2, &["--need licence", "twice"]);
         let refused = cluster.run(&[&["map", "work.py:hold", "--range", "0..2"], &options[..]].concat());
         assert!(!refused.stderr.contains("ResourcesUnavailable"), "{}", refused.stderr);
-        assert_eq!(refused.stderr.contains("--resource hammer=N"), what == "1 hammer", "{}", refused.stderr);
+        assert_eq!(
+            refused.stderr.contains("--resource hammer=N"),
+            what == "1 hammer",
+            "{}",
+            refused.stderr
+        );
         refused.fails(4, &["no node has", what, "4 cpus, 8G, 2 gpus, 1 licence", "--wait-for-resources"]);
     }
     for bad in [

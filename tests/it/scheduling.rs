@@ -204,7 +204,11 @@ fn one_cluster(seed: u64) -> f64 {
         }
         check_priorities(&mut s, &maps, seed);
         let tasks: u32 = maps.iter().map(|map| s.account(*map).count).sum();
-        assert!(s.given_back <= 2 * tasks + 10, "seed {seed}: {} requests to return tasks, of {tasks}", s.given_back);
+        assert!(
+            s.given_back <= 2 * tasks + 10,
+            "seed {seed}: {} requests to return tasks, of {tasks}",
+            s.given_back
+        );
     }
     assert!(to_submit.is_empty());
     for map in &maps {
