@@ -433,6 +433,10 @@ def test_held_suspended_and_requeued_jobs_are_shown_and_recover(on_site):
     SITE.hold(job["id"], waiting)
     wait_until("it to be held", lambda: states()[waiting] == "held")
     assert "1 held" in cluster.listed()["engines"][0]["states"]
+    explained = json.loads(cluster.run("explain", "--job", str(job["id"]), "--json"))
+    assert {element["state"] for element in explained["elements"]} == {"running", "held"}, explained
+    assert len(explained["engines"]) == SLOTS and {e["state"] for e in explained["engines"]} == {"idle"}, explained
+    assert "held" in cluster.run("explain", "--job", str(job["id"]))
     SITE.release(job["id"], waiting)
     wait_until("it to be queued", lambda: states()[waiting] == "queued")
     if SITE.launcher == "sge":

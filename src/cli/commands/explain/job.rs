@@ -74,7 +74,10 @@ pub(super) fn explain(job: &str, context: &Context) -> Result<(), CommandError> 
         return json::print(&View { job, elements, engines });
     }
     let mut text = Text::new(context);
-    for element in elements.iter().take(MAX_ELEMENTS) {
+    // What does not run is what one asks about.
+    let mut by_state: Vec<&ElementView> = elements.iter().collect();
+    by_state.sort_by_key(|element| element.state == "running");
+    for element in by_state.into_iter().take(MAX_ELEMENTS) {
         let reason = match element.reason.is_empty() {
             true => String::new(),
             false => format!(": {}", element.reason),
