@@ -2,6 +2,7 @@
 //! any engine, but never take what is in use: such a task waits until its engine is idle and its node has room.
 use super::Core;
 use super::engines::{LaneId, Unit, Wanted};
+use super::maps::Map;
 use crate::model::resources::Request;
 use crate::model::task::TaskState;
 use crate::model::{EngineUuid, MapId, TaskId};
@@ -22,18 +23,22 @@ impl Core {
             self.bound_maps.remove(&id);
             return;
         };
-        let tasks = self.maps.change(id, |map| std::iter::from_fn(|| map.take(0)).collect::<Vec<_>>());
-        for task in tasks.unwrap_or_default() {
+        let (mut waiting, mut unable) = (Vec::new(), HashSet::new());
+        let targets = self.maps.get(id).and_then(Map::targets).map_or(0, <[EngineUuid]>::len);
+        while unable.len() < targets
+            && let Some(task) = self.maps.change(id, |map| map.take(0)).flatten()
+        {
             match task.engine.clone().filter(|engine| self.engines.get(engine).is_some()) {
+                Some(engine) if unable.contains(&engine) => waiting.push(task),
                 Some(engine) if self.take_bound_share(&engine, &unit, &request) => self.send_tasks(id, &engine, vec![task]),
                 Some(engine) => {
-                    self.maps.change(id, |map| map.put_back(task));
+                    waiting.push(task);
                     self.engines.reserve_for(&engine, &unit, &request);
-                    let engines = Some(HashSet::from([engine]));
                     self.engines.want(Wanted {
                         unit: unit.clone(),
-                        engines,
+                        engines: Some(HashSet::from([engine.clone()])),
                     });
+                    unable.insert(engine);
                 }
                 None => {
                     let task_id = TaskId::new(id, task.index);
@@ -41,6 +46,7 @@ impl Core {
                 }
             }
         }
+        self.maps.change(id, |map| waiting.into_iter().for_each(|task| map.put_back(task)));
     }
 
     fn take_bound_share(&mut self, engine: &EngineUuid, unit: &Unit, request: &Request) -> bool {
