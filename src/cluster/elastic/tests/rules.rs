@@ -276,9 +276,7 @@ fn queued_jobs_leave_first_then_idle_ones_then_busy_ones_when_they_are_done() {
         let decisions = decide(&settings, &mut state, &seen).decisions;
         decisions.into_iter().map(|decision| decision.action).collect::<Vec<_>>()
     };
-    let queued = Action::CancelQueued {
-        jobs: names(&["e1.0"]),
-    };
+    let queued = Action::CancelQueued { jobs: names(&["e1.0"]) };
     let idle = Action::Retire { jobs: names(&["e0.2"]) };
     assert_eq!(removed(&cluster, 3), [queued.clone()]);
     assert_eq!(removed(&cluster, 2), [queued.clone(), idle.clone()]);
@@ -313,7 +311,12 @@ fn idle_engines_are_retired_after_five_minutes_down_to_the_minimum() {
     // One has done something in between two decisions.
     cluster.jobs[1].registered[0].finished = 1;
     let decisions = cluster.after(10.0);
-    assert_eq!(decisions[0].action, Action::Retire { jobs: names(&["e0.2", "e0.3"]) });
+    assert_eq!(
+        decisions[0].action,
+        Action::Retire {
+            jobs: names(&["e0.2", "e0.3"])
+        }
+    );
     assert_eq!(decisions[0].reason, "idle for 5 min, the limit is 5 min");
     cluster.jobs.truncate(2);
     cluster.set(0, Activity::Idle);
@@ -343,7 +346,14 @@ fn engines_of_one_job_are_retired_together() {
     cluster.shape().engines_per_job = 4;
     cluster.work = vec![units(8, 3600.0)];
     let decisions = cluster.after(10.0);
-    assert!(matches!(decisions[0].action, Action::Submit { jobs: 2, engines_per_job: 4, .. }));
+    assert!(matches!(
+        decisions[0].action,
+        Action::Submit {
+            jobs: 2,
+            engines_per_job: 4,
+            ..
+        }
+    ));
     cluster.queue(&decisions);
     cluster.work.clear();
     cluster.run_all(Activity::Idle);
@@ -464,7 +474,10 @@ fn failed_submissions_back_off_from_30_s_and_five_pause_until_resume() {
     let mut seen = cluster.seen(10.0);
     seen.rejected = vec![rejected];
     cluster.decide(&seen);
-    assert!(matches!(cluster.why_not_more(), WhyNotMore::Backoff { wait_s: 20.0, .. }), "the first again");
+    assert!(
+        matches!(cluster.why_not_more(), WhyNotMore::Backoff { wait_s: 20.0, .. }),
+        "the first again"
+    );
 }
 
 #[test]
@@ -666,7 +679,14 @@ fn a_unit_that_needs_a_whole_job_gets_one() {
     cluster.run_all(Activity::Busy);
     cluster.work[0].request.resources.cpus = 4;
     let decisions = cluster.after(10.0);
-    assert!(matches!(decisions[0].action, Action::Submit { jobs: 1, engines_per_job: 4, .. }));
+    assert!(matches!(
+        decisions[0].action,
+        Action::Submit {
+            jobs: 1,
+            engines_per_job: 4,
+            ..
+        }
+    ));
     // The small one has to leave if there is no room.
     cluster.state.launches.clear();
     cluster.shape().max = 4;
@@ -740,8 +760,14 @@ fn settings_that_cannot_work_are_rejected() {
     };
     assert_eq!(check(|_| {}), Ok(()));
     assert_eq!(check(|s| s.shapes[0].max = 0), Err(InvalidSettings::NoMax("cpu".into())));
-    assert_eq!(check(|s| s.shapes[0].min = 5), Err(InvalidSettings::MinAboveMax("cpu".into(), 5, 4)));
-    assert_eq!(check(|s| s.shapes.push(s.shapes[0].clone())), Err(InvalidSettings::SameName("cpu".into())));
+    assert_eq!(
+        check(|s| s.shapes[0].min = 5),
+        Err(InvalidSettings::MinAboveMax("cpu".into(), 5, 4))
+    );
+    assert_eq!(
+        check(|s| s.shapes.push(s.shapes[0].clone())),
+        Err(InvalidSettings::SameName("cpu".into()))
+    );
     assert!(check(|s| s.work_per_engine_s = 0.0).is_err());
     let unlimited = |s: &mut ElasticSettings| (s.budget_core_h, s.shapes[0].walltime_s) = (Some(1.0), None);
     assert_eq!(check(unlimited), Err(InvalidSettings::BudgetWithoutWalltime("cpu".into())));
