@@ -146,7 +146,7 @@ fn over_limit(settings: &ElasticSettings, shape: &EngineShape, state: &mut Elast
 fn make_room(shape: &EngineShape, state: &mut ElasticState, tally: &Tally, work: &ShapeWork) -> Option<Decision> {
     let full = shape.full_job();
     let has_room = shape.max.saturating_sub(tally.present.saturating_sub(tally.leaving)) >= full;
-    if work.widest <= tally.most_available.max(1) || has_room {
+    if work.widest <= tally.largest_available.max(1) || has_room {
         return None;
     }
     let smaller = candidates(state, shape).filter(|(_, job)| job.engines < work.widest);

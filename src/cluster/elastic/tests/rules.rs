@@ -278,7 +278,7 @@ fn queued_jobs_leave_first_then_idle_ones_then_busy_ones_when_they_are_done() {
     };
     let queued = Action::CancelQueued { jobs: names(&["e1.0"]) };
     let idle = Action::Retire { jobs: names(&["e0.2"]) };
-    assert_eq!(removed(&cluster, 3), [queued.clone()]);
+    assert_eq!(removed(&cluster, 3), std::slice::from_ref(&queued));
     assert_eq!(removed(&cluster, 2), [queued.clone(), idle.clone()]);
     let busy = Action::Drain { jobs: names(&["e0.0"]) };
     assert_eq!(removed(&cluster, 1), [queued, idle, busy]);
