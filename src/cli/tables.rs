@@ -29,15 +29,18 @@ fn when(time: UnixTime, now: UnixTime, terminal: &Terminal) -> String {
 
 pub(crate) fn maps(rows: &[MapRow], now: UnixTime, terminal: &Terminal) -> String {
     let labels = rows.iter().any(|row| row.label.is_some());
+    // On a narrow terminal, names need the space.
+    let roomy = !terminal.stdout || terminal.width >= 70;
     let mut table = Table::new()
         .number("MAP")
         .column("STATE")
         .number("DONE")
         .number("FAILED")
-        .number("RUNNING")
-        .column("SUBMITTED")
-        .column("TIME")
-        .text("NAME");
+        .number("RUNNING");
+    if roomy {
+        table = table.column("SUBMITTED");
+    }
+    table = table.column("TIME").text("NAME");
     if labels {
         table = table.text("LABEL");
     }
@@ -58,10 +61,12 @@ pub(crate) fn maps(rows: &[MapRow], now: UnixTime, terminal: &Terminal) -> Strin
             Cell::new(format!("{}/{}{open}", counts.done(), counts.total)),
             failed,
             Cell::new(counts.running + counts.assigned),
-            Cell::new(when(row.submitted, now, terminal)),
-            Cell::new(times::duration(row.completed.unwrap_or(now).since(row.submitted))),
-            Cell::new(&row.name),
         ];
+        if roomy {
+            cells.push(Cell::new(when(row.submitted, now, terminal)));
+        }
+        cells.push(Cell::new(times::duration(row.completed.unwrap_or(now).since(row.submitted))));
+        cells.push(Cell::new(&row.name));
         if labels {
             cells.push(Cell::or_dash(row.label.as_ref()));
         }

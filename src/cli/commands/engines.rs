@@ -1,5 +1,6 @@
 //! `pcluster engines`: list, add, remove and stop engines of a cluster.
 use super::start::{EngineArgs, StartProgressBar};
+use crate::cli::context::Terminal;
 use crate::cli::interruptible::interruptible;
 use crate::cli::nodes;
 use crate::cli::output::counted;
@@ -132,7 +133,7 @@ fn list(context: &Context) -> Result<Exit, CommandError> {
             context.options()
         ));
     } else {
-        output::print(&table(&status.engines, times::now()).render(&context.terminal))?;
+        output::print(&table(&status.engines, times::now(), &context.terminal).render(&context.terminal))?;
         let nodes = nodes::nodes(&status.engines);
         if !nodes.is_empty() {
             output::print(&format!("\n{}", nodes::table(&nodes).render(&context.terminal)))?;
@@ -149,16 +150,18 @@ pub(crate) fn note_unavailable(engines: &[EngineStatus], context: &Context) {
     }
 }
 
-fn table(engines: &[EngineStatus], now: UnixTime) -> Table {
-    let mut table = Table::new()
-        .number("ENGINE")
-        .column("STATE")
-        .column("HOST")
-        .number("PID")
-        .number("ASSIGNED")
-        .number("FINISHED")
-        .column("UP")
-        .text("PYTHON");
+fn table(engines: &[EngineStatus], now: UnixTime, terminal: &Terminal) -> Table {
+    // On a narrow terminal, the interpreter needs the space.
+    let roomy = !terminal.stdout || terminal.width >= 80;
+    let mut table = Table::new().number("ENGINE").column("STATE").column("HOST");
+    if roomy {
+        table = table.number("PID");
+    }
+    table = table.number("ASSIGNED").number("FINISHED");
+    if roomy {
+        table = table.column("UP");
+    }
+    table = table.text("PYTHON");
     for engine in engines {
         let facts = &engine.facts;
         let tone = match engine.state {
@@ -172,16 +175,20 @@ fn table(engines: &[EngineStatus], now: UnixTime) -> Table {
         } else {
             Some("(ipengine)".into())
         };
-        table.row(vec![
+        let mut cells = vec![
             Cell::new(engine.id),
             Cell::new(&engine.state).tone(tone),
             Cell::or_dash(known(&facts.host)),
-            Cell::or_dash(Some(facts.pid).filter(|pid| *pid > 0)),
-            Cell::new(engine.assigned),
-            Cell::new(engine.finished),
-            Cell::new(times::duration(now.since(engine.registered))),
-            Cell::or_dash(python),
-        ]);
+        ];
+        if roomy {
+            cells.push(Cell::or_dash(Some(facts.pid).filter(|pid| *pid > 0)));
+        }
+        cells.extend([Cell::new(engine.assigned), Cell::new(engine.finished)]);
+        if roomy {
+            cells.push(Cell::new(times::duration(now.since(engine.registered))));
+        }
+        cells.push(Cell::or_dash(python));
+        table.row(cells);
     }
     table
 }
@@ -297,8 +304,6 @@ pub(crate) fn report_removed(removed: &Removed, context: &Context) -> Result<Exi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::context::Terminal;
-
     #[test]
     fn engines_at_80_columns_and_piped() {
         let engines: Vec<EngineStatus> = serde_json::from_value(serde_json::json!([
@@ -307,13 +312,22 @@ mod tests {
             {"id": 11, "uuid": "b", "state": "silent", "assigned": 0, "finished": 3, "registered": 4000.0},
         ]))
         .unwrap();
-        let table = table(&engines, UnixTime(5000.0));
-        insta::assert_snapshot!(table.render(&Terminal { stdout: true, ..Terminal::NONE }), @r"
+        let rendered = |terminal: Terminal| table(&engines, UnixTime(5000.0), &terminal).render(&terminal);
+        let narrow = rendered(Terminal {
+            stdout: true,
+            width: 60,
+            ..Terminal::NONE
+        });
+        assert!(
+            narrow.lines().all(|line| line.chars().count() <= 60 && !line.contains("PID")),
+            "{narrow}"
+        );
+        insta::assert_snapshot!(rendered(Terminal { stdout: true, ..Terminal::NONE }), @r"
         ENGINE  STATE   HOST             PID  ASSIGNED  FINISHED  UP           PYTHON
              0  busy    node17.cluster  4242         2    130000  1 h 6 min    3.11.7 (…
             11  silent  -                  -         0         3  16 min 40 s  (ipengin…
         ");
-        insta::assert_snapshot!(table.render(&Terminal::NONE), @r"
+        insta::assert_snapshot!(rendered(Terminal::NONE), @r"
         ENGINE  STATE   HOST             PID  ASSIGNED  FINISHED  UP           PYTHON
              0  busy    node17.cluster  4242         2    130000  1 h 6 min    3.11.7 (/home/user/project/venv/bin/python)
             11  silent  -                  -         0         3  16 min 40 s  (ipengine)
