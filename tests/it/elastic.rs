@@ -122,7 +122,8 @@ fn engines_that_end_at_once_delay_the_next_until_resumed() {
     let home = Home::new();
     home.file("sleepy.py", SLEEPY);
     let broken = home.file("broken.sh", "#!/bin/sh\necho no licence for engines here\nexit 7\n");
-    std::fs::set_permissions(&broken, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let file = std::fs::File::open(&broken).unwrap();
+    file.set_permissions(std::fs::Permissions::from_mode(0o755)).unwrap();
     let command = format!("engine.ipengine={}", broken.display());
     let more = ["start", "--max", "1", "--engine", "ipengine", "--set", &command];
     home.run(&[&more[..], &FAST[..]].concat()).ok();

@@ -152,6 +152,7 @@ fn why_not_fewer(shape: &EngineShape, state: &ElasticState, seen: &Observation, 
         Tally { present: 0, .. } => WhyNotFewer::NoEngines,
         Tally { staying: 0, leaving, .. } => WhyNotFewer::Reduced(*leaving),
         Tally { staying, .. } if *staying <= shape.min => WhyNotFewer::Min(shape.min),
+        _ if idle.is_some_and(|idle| idle >= shape.idle_s) => WhyNotFewer::Min(shape.min),
         _ if idle.is_some() => WhyNotFewer::RecentlyIdle {
             idle_s: idle.unwrap_or_default(),
             limit_s: shape.idle_s,

@@ -146,7 +146,7 @@ fn over_limit(settings: &ElasticSettings, shape: &EngineShape, state: &mut Elast
 fn make_room(shape: &EngineShape, state: &mut ElasticState, tally: &Tally, work: &ShapeWork) -> Option<Decision> {
     let full = shape.full_job();
     let has_room = shape.max.saturating_sub(tally.present.saturating_sub(tally.leaving)) >= full;
-    if work.widest <= tally.max_available.max(1) || has_room {
+    if work.widest <= tally.largest_available.max(1) || has_room {
         return None;
     }
     let smaller = candidates(state, shape).filter(|(_, job)| job.engines < work.widest);
@@ -175,7 +175,7 @@ fn surplus(shape: &EngineShape, state: &mut ElasticState, tally: &Tally, work: &
     let clock = state.clock_s;
     let mut staying = u64::from(tally.staying);
     let mut queued: Vec<(&JobName, &JobRecord)> = candidates(state, shape).filter(|(_, job)| job.phase == JobPhase::Queued).collect();
-    queued.sort_by(|(_, a), (_, b)| b.launch.cmp(&a.launch));
+    queued.sort_by_key(|(_, job)| std::cmp::Reverse(job.launch));
     // Others may not exist.
     let mut certain = u64::from(tally.registered_staying) + queued.iter().map(|(_, job)| u64::from(job.engines)).sum::<u64>();
     let mut jobs = Vec::new();

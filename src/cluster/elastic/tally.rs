@@ -22,7 +22,7 @@ pub(super) struct Tally {
     /// Those that can take ready work soon: idle, starting or queued, or busy with short units.
     pub available: u32,
     /// The same of the job that has most of them.
-    pub max_available: u32,
+    pub largest_available: u32,
 }
 
 impl Tally {
@@ -37,7 +37,7 @@ impl Tally {
             tally.present += engines;
             tally.staying += engines;
             tally.available += engines;
-            tally.max_available = tally.max_available.max(launch.engines_per_job);
+            tally.largest_available = tally.largest_available.max(launch.engines_per_job);
             tally.queued_jobs += launch.unseen();
         }
         tally
@@ -77,6 +77,6 @@ impl Tally {
             _ => job.registered.values().filter(is_soon).count() as u32 + expected,
         };
         self.available += available;
-        self.max_available = self.max_available.max(available);
+        self.largest_available = self.largest_available.max(available);
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn useful(work: &ShapeWork, work_per_engine_s: f64) -> u32 {
 fn missing(shape: &EngineShape, tally: &Tally, work: &ShapeWork, work_per_engine_s: f64) -> u32 {
     let for_work = useful(work, work_per_engine_s).saturating_sub(tally.available);
     // No job has room for the widest unit.
-    let for_wide = if work.widest > tally.max_available.max(1) {
+    let for_wide = if work.widest > tally.largest_available.max(1) {
         shape.full_job()
     } else {
         0

@@ -6,7 +6,7 @@ use crate::cli::records::Records;
 use crate::cli::{CommandError, Context};
 use crate::client::ExplainRequest;
 use crate::cluster::outlook::{self, JobElement};
-use crate::launchers::{MemberState, Stage};
+use crate::launchers::Stage;
 use crate::model::engine::EngineStatus;
 use crate::model::job::JobRow;
 use crate::model::query::EngineQuery;
@@ -38,6 +38,9 @@ struct ElementView {
     asked: bool,
     /// For a recorded state: when it was first seen.
     since: Option<String>,
+    /// The batch system reports that it runs.
+    #[serde(skip)]
+    is_running: bool,
 }
 
 #[derive(Serialize)]
@@ -76,8 +79,7 @@ pub(super) fn explain(job: &str, context: &Context) -> Result<(), CommandError> 
     let mut text = Text::new(context);
     // What does not run is what one asks about.
     let mut by_state: Vec<&ElementView> = elements.iter().collect();
-    let running = MemberState::running();
-    by_state.sort_by_key(|element| element.state == running.describe());
+    by_state.sort_by_key(|element| element.is_running);
     for element in by_state.into_iter().take(MAX_ELEMENTS) {
         let reason = match element.reason.is_empty() {
             true => String::new(),
@@ -146,6 +148,7 @@ fn elements(asked: Vec<JobElement>, rows: Vec<JobRow>) -> Vec<ElementView> {
             reason,
             asked: false,
             since: Some(row.since.to_iso()),
+            is_running: false,
         });
     }
     let is_recorded = |element: &JobElement| rows.iter().any(|row| same(row, element));
@@ -164,6 +167,7 @@ fn elements(asked: Vec<JobElement>, rows: Vec<JobRow>) -> Vec<ElementView> {
             reason: element.reason.clone(),
             asked: is_known(element),
             since: None,
+            is_running: element.stage == Stage::Running,
         });
     }
     all.sort_by(|a, b| (&a.name, a.element).cmp(&(&b.name, b.element)));
