@@ -5,7 +5,7 @@
 //! clusters, over ssh). Below them: [`state_file`] (the processes of a cluster), `ipyparallel_file` (the same for ipyparallel),
 //! [`lock`] (one command at a time), [`error`]. Knows nothing of tasks or output.
 mod adopt;
-#[allow(dead_code, reason = "the walltime monitor does not call it yet")]
+#[cfg_attr(not(test), expect(dead_code, reason = "the walltime monitor does not call it yet"))]
 pub(crate) mod elastic;
 pub(crate) mod engines;
 pub(crate) mod error;
