@@ -148,6 +148,8 @@ pub(crate) async fn start(options: StartOptions, progress: &mut dyn FnMut(StartP
     lock.take_if(|_| plan.engines.capabilities().remote || plan.elastic.is_some());
 
     let launched = match engines.problem.is_empty() {
+        // Those that are alive may be queued, and others come when they are needed.
+        _ if plan.elastic.is_some() => 0,
         true => (plan.n as usize).max(alive),
         false => alive + engines.engines(),
     };

@@ -185,7 +185,7 @@ fn an_elastic_submission_that_is_not_on_record_is_found_by_name() {
     let site = Site::new(&["bsub", "bjobs", "bkill"]);
     site.home.file("jobs/kill_submitter", "");
     let fast = "--set launcher.poll_interval_ms=200 --set elastic.interval=1s --set elastic.work_per_engine=1s";
-    site.ok(&format!("start --launcher lsf --max 1 --idle 2s {fast}"));
+    site.ok(&format!("start --launcher lsf --max 1 --idle 2s --walltime 1h --budget 9ch {fast}"));
     assert_eq!(site.ok("map math:sqrt --range 1..4").lines().last(), Some("1.7320508075688772"));
     assert!(!site.home.path().join("jobs/kill_submitter").exists());
     wait_until("the engine to go", || site.ok("engines").is_empty().then_some(()));
@@ -194,5 +194,11 @@ fn an_elastic_submission_that_is_not_on_record_is_found_by_name() {
         .filter(|entry| entry.file_name().to_string_lossy().starts_with("job-"))
         .count();
     assert_eq!(submitted, 1, "{}", site.ok("elastic log"));
+    let script = std::fs::read_dir(site.home.profile().join("batch")).unwrap().flatten();
+    let script = script
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|end| end == "sh"));
+    let script = std::fs::read_to_string(script.unwrap()).unwrap();
+    assert!(script.contains("#BSUB -rn\n"), "a budget counts one run: {script}");
     site.ok("stop");
 }

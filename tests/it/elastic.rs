@@ -101,6 +101,13 @@ fn a_paused_cluster_starts_nothing_until_it_is_resumed() {
         (text.contains("4 ready") && text.contains("paused")).then_some(text)
     });
     assert!(why.contains("why not more: paused"), "{why}");
+    let explained = cluster.ok(&["explain", "elastic"]);
+    assert!(
+        explained.starts_with("why not more: paused") && explained.contains("why not fewer: "),
+        "{explained}"
+    );
+    let line = cluster.json(&["list"])["clusters"][0]["elastic"][0].to_string();
+    assert!(line.contains("0 of 0–2 · 4 ready") && line.contains("paused"), "{line}");
     assert_eq!(submitted(&cluster), 0);
     cluster.ok(&["elastic", "set", "--max", "1"]);
     cluster.ok(&["elastic", "resume"]);
@@ -171,6 +178,10 @@ fn the_monitor_survives_its_supervisor() {
     wait_until("another engine", || {
         cluster.engine_pids().iter().any(|pid| *pid != engine).then_some(())
     });
-    assert_ne!(next, supervisor);
+    let monitor = child_of(next);
+    kill_both(next, monitor);
+    assert!(cluster.run(&["elastic"]).stderr.contains("was killed; start it"));
+    cluster.ok(&["elastic", "set", "--max", "2", "--min", "2"]);
+    wait_until("two engines", || (cluster.engine_pids().len() == 2).then_some(()));
     cluster.ok(&["stop"]);
 }

@@ -8,6 +8,7 @@ use crate::cluster::elastic::decision::{Action, Decision};
 use crate::cluster::elastic::observation::Control;
 use crate::cluster::elastic::settings::ElasticSettings;
 use crate::model::UnixTime;
+use crate::profile::ProfileDir;
 use crate::profile::config::elastic::{CoreHours, Span};
 
 /// Show and change how the work decides how many engines there are
@@ -134,6 +135,12 @@ fn show(context: &Context) -> Result<(), CommandError> {
             "summary": journal.summary,
         }));
     }
+    if !settings::is_deciding(&context.profile_dir()?, &context.cluster_id) {
+        context.note(format!(
+            "warning: the process that decides was killed; start it: pcluster elastic{} resume",
+            context.options()
+        ));
+    }
     let mut text = format!("{:<12}{}, launcher {}\n", "limits", limits(&cluster.settings), cluster.launcher);
     for line in lines(&cluster, &journal) {
         text.push_str(&format!("{:<12}{line}\n", "now"));
@@ -145,8 +152,29 @@ fn show(context: &Context) -> Result<(), CommandError> {
     output::print(&visible(&text))
 }
 
+/// `pcluster explain elastic`
+pub(crate) fn explain(context: &Context) -> Result<(), CommandError> {
+    let (_, journal) = settings::show(&context.profile_dir()?, &context.cluster_id)?;
+    let lines = reasons(&journal);
+    if context.json {
+        return json::print(&serde_json::json!({"explanation": lines, "summary": journal.summary}));
+    }
+    output::print(&visible(&format!("{}\n", lines.join("\n"))))
+}
+
+/// The lines of `status`; none for a cluster with a fixed number of engines.
+pub(crate) fn lines_of(profile: &ProfileDir, cluster_id: &str) -> Vec<String> {
+    match settings::show(profile, cluster_id) {
+        Ok((cluster, journal)) => lines(&cluster, &journal),
+        Err(error) => {
+            tracing::debug!("{error}");
+            Vec::new()
+        }
+    }
+}
+
 /// `12 of 0–64 · …`, one line per shape; none before the first decision.
-pub(crate) fn lines(cluster: &ElasticCluster, journal: &Journal) -> Vec<String> {
+fn lines(cluster: &ElasticCluster, journal: &Journal) -> Vec<String> {
     let now = times::now();
     // The stored summary may be older than one interval: nothing has changed since.
     let age = now.since(journal.summary.decided).rem_euclid(cluster.settings.interval_s.max(1.0));
@@ -159,7 +187,7 @@ pub(crate) fn lines(cluster: &ElasticCluster, journal: &Journal) -> Vec<String> 
 }
 
 /// Why there are not more, and not fewer engines.
-pub(crate) fn reasons(journal: &Journal) -> Vec<String> {
+fn reasons(journal: &Journal) -> Vec<String> {
     let several = journal.summary.shapes.len() > 1;
     let mut lines = Vec::new();
     for shape in &journal.summary.shapes {

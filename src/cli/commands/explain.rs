@@ -21,7 +21,7 @@ use std::str::FromStr;
     group = clap::ArgGroup::new("subject").required(true)
 )]
 pub(crate) struct Args {
-    /// Explain this map (`1`) or task (`1.3`)
+    /// Explain this map (`1`) or task (`1.3`), or the number of engines (`elastic`)
     #[arg(group = "subject")]
     id: Option<Subject>,
     /// Explain this engine
@@ -36,15 +36,19 @@ pub(crate) struct Args {
 enum Subject {
     Map(MapId),
     Task(TaskId),
+    Elastic,
 }
 
 impl FromStr for Subject {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Subject, String> {
+        if text == "elastic" {
+            return Ok(Subject::Elastic);
+        }
         let task = text.parse().map(Subject::Task);
         task.or_else(|_| text.parse().map(Subject::Map))
-            .map_err(|_| format!("{text:?} is neither a map (12) nor a task (12.3)"))
+            .map_err(|_| format!("{text:?} is neither a map (12), nor a task (12.3), nor `elastic`"))
     }
 }
 
@@ -62,6 +66,7 @@ impl Args {
 pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     match (args.id, args.engine, args.job) {
         (Some(Subject::Task(task)), ..) => task::explain(task, context),
+        (Some(Subject::Elastic), ..) => super::elastic::explain(context),
         (Some(Subject::Map(map)), ..) => map::explain(map, context),
         (_, Some(engine), _) => engine::explain(engine, context),
         (.., Some(job)) => job::explain(&job, context),

@@ -64,6 +64,9 @@ struct ClusterRow<'a> {
     walltime_monitor: Option<WalltimeMonitorView<'a>>,
     /// For a stopped cluster: the recorded jobs, as last seen.
     jobs_on_record: Vec<JobView>,
+    /// If the work decides how many engines there are: one line for each shape of engines.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    elastic: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -182,7 +185,16 @@ impl<'a> ClusterRow<'a> {
                 problem: monitor.problem.as_deref(),
             }),
             jobs_on_record: jobs_on_record(cluster),
+            elastic: elastic_lines(cluster),
         }
+    }
+}
+
+/// Of a running cluster whose work decides how many engines there are.
+fn elastic_lines(cluster: &ClusterSummary) -> Vec<String> {
+    match cluster.state {
+        Condition::Running => super::elastic::lines_of(&ProfileDir::at(&cluster.directory), &cluster.cluster_id),
+        _ => Vec::new(),
     }
 }
 
@@ -227,6 +239,12 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
                 let name = describe_cluster(&cluster.profile, &cluster.cluster_id);
                 context.note(format!("{name}: {} job {}: {}", launch.launcher, jobs.join(" "), words.join("; ")));
             }
+        }
+    }
+    for cluster in &clusters {
+        let name = describe_cluster(&cluster.profile, &cluster.cluster_id);
+        for line in elastic_lines(cluster) {
+            context.note(format!("{name}: elastic {line}"));
         }
     }
     for cluster in &clusters {

@@ -7,9 +7,7 @@ use crate::cli::output::{self, json, times};
 use crate::cli::{CommandError, Context, Exit};
 use crate::client::StatusReply;
 use crate::cluster::ClusterState;
-use crate::cluster::allocator::record::{ElasticCluster, Journal};
 use crate::model::UnixTime;
-use crate::profile::ProfileDir;
 use serde::Serialize;
 use std::path::Path;
 
@@ -57,7 +55,7 @@ pub(crate) fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> 
         context.note(format!("{error}; the controller is running"));
         None
     });
-    let elastic = elastic_lines(state.as_ref().and_then(|state| state.elastic.as_ref()), &profile, context);
+    let elastic = super::elastic::lines_of(&profile, &context.cluster_id);
     let monitor = state.and_then(|state| state.walltime_monitor);
     if context.json {
         json::print(&StatusView {
@@ -101,18 +99,6 @@ pub(crate) fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> 
         }
     }
     Ok(Exit::Fine)
-}
-
-/// What the allocator has decided, one line for each shape of engines.
-fn elastic_lines(cluster: Option<&ElasticCluster>, profile: &ProfileDir, context: &Context) -> Vec<String> {
-    let Some(cluster) = cluster else { return Vec::new() };
-    match Journal::read(profile, &context.cluster_id, &cluster.seed) {
-        Ok(journal) => super::elastic::lines(cluster, &journal),
-        Err(error) => {
-            context.note(error);
-            Vec::new()
-        }
-    }
 }
 
 fn text(status: &StatusReply, cluster: &str, directory: &Path, now: UnixTime) -> String {

@@ -13,7 +13,16 @@ impl ElasticCluster {
         if let Some(engines) = engines_per_job.filter(|_| batch::SYSTEMS.contains(&self.launcher.as_str())) {
             settings.push((format!("launchers.{}.engines_per_job", self.launcher), engines.to_string()));
         }
-        let config = Config::load_with(profile, &settings)?;
+        let mut config = Config::load_with(profile, &settings)?;
+        if self.settings.budget_core_h.is_some()
+            && let Some(resources) = config.launchers.of(&self.launcher)
+        {
+            // A job that is requeued would be granted its walltime twice.
+            let directives = without_requeue(&self.launcher, &resources.directives);
+            let directives = serde_json::to_string(&directives).map_err(|e| ClusterError::Internal(e.to_string()))?;
+            settings.push((format!("launchers.{}.directives", self.launcher), directives));
+            config = Config::load_with(profile, &settings)?;
+        }
         Ok(launch::launcher(&self.launcher, profile, &config)?)
     }
 
@@ -50,5 +59,30 @@ impl ElasticCluster {
             }),
             ..engines
         }
+    }
+}
+
+/// The directives, and one that keeps the system from running a job again. HTCondor has none.
+fn without_requeue(system: &str, directives: &[String]) -> Vec<String> {
+    let flag = match system {
+        "slurm" => Some("--no-requeue"),
+        "sge" | "pbs" => Some("-r n"),
+        "lsf" => Some("-rn"),
+        _ => None,
+    };
+    let own = flag.filter(|flag| !directives.iter().any(|line| line == flag));
+    directives.iter().cloned().chain(own.map(String::from)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_with_a_budget_are_not_requeued() {
+        let given = ["--exclusive".to_string()];
+        assert_eq!(without_requeue("slurm", &given), ["--exclusive", "--no-requeue"]);
+        assert_eq!(without_requeue("pbs", &["-r n".into()]), ["-r n"]);
+        assert_eq!(without_requeue("htcondor", &given), given);
     }
 }

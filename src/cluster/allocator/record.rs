@@ -10,7 +10,8 @@ use crate::launchers::Recipe;
 use crate::model::UnixTime;
 use crate::profile::ProfileDir;
 use crate::sys::private_file;
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::{fs, io};
 
 /// Older decisions are in the monitor's log only.
@@ -48,7 +49,9 @@ pub(crate) struct Journal {
     pub seed: String,
     pub state: ElasticState,
     /// The newest last.
+    #[serde(deserialize_with = "if_known")]
     pub decisions: Vec<DecisionRow>,
+    #[serde(deserialize_with = "if_known")]
     pub summary: Summary,
 }
 
@@ -88,5 +91,43 @@ impl Journal {
             path,
             why: e.to_string(),
         })
+    }
+}
+
+/// What another version wrote and this one does not know is only for display.
+fn if_known<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(from: D) -> Result<T, D::Error> {
+    let value = serde_json::Value::deserialize(from)?;
+    Ok(serde_json::from_value(value).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::elastic::decision::Action;
+
+    #[test]
+    fn a_journal_round_trips_and_that_of_another_version_keeps_its_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
+        profile.create().unwrap();
+        let mut journal = Journal::read(&profile, "", "k3x9").unwrap();
+        journal.state.next_launch = 7;
+        let decision = Decision {
+            shape: "slurm".into(),
+            action: Action::Pause,
+            reason: "by a user".into(),
+        };
+        (0..MAX_DECISIONS + 5).for_each(|at| journal.add(UnixTime(at as f64), std::slice::from_ref(&decision)));
+        assert_eq!((journal.decisions.len(), journal.decisions[0].time), (MAX_DECISIONS, UnixTime(5.0)));
+        journal.write(&profile, "").unwrap();
+        assert_eq!(Journal::read(&profile, "", "k3x9").unwrap(), journal);
+        assert_eq!(Journal::read(&profile, "", "other").unwrap().state, ElasticState::default());
+
+        let mut value = serde_json::to_value(&journal).unwrap();
+        value["decisions"][0]["action"] = serde_json::json!({"action": "hibernate"});
+        value["summary"] = serde_json::json!({"shapes": [{"colour": "blue"}]});
+        fs::write(profile.elastic_file(""), value.to_string()).unwrap();
+        let later = Journal::read(&profile, "", "k3x9").unwrap();
+        assert_eq!((later.state, later.decisions.len()), (journal.state, 0));
     }
 }

@@ -3,7 +3,7 @@ use super::super::elastic::observation::Control;
 use super::super::elastic::settings::{ElasticSettings, EngineShape, InvalidSettings};
 use super::super::launch::EngineSpec;
 use super::super::lock::Lock;
-use super::super::{ClusterError, ClusterState};
+use super::super::{ClusterError, ClusterState, walltime_restart};
 use super::record::{ElasticCluster, Journal};
 use crate::launchers::{Launcher, Recipe, batch, mpi};
 use crate::model::node::NodeFacts;
@@ -120,6 +120,12 @@ pub(crate) fn show(profile: &ProfileDir, cluster_id: &str) -> Result<(ElasticClu
     Ok((cluster, journal))
 }
 
+/// Whether the process that decides is running.
+pub(crate) fn is_deciding(profile: &ProfileDir, cluster_id: &str) -> bool {
+    let state = ClusterState::read(profile, cluster_id).ok().flatten();
+    state.and_then(|state| state.walltime_monitor).is_some_and(|monitor| monitor.runs())
+}
+
 /// Takes effect at the next decision, which follows at once.
 pub(crate) async fn set(profile: &ProfileDir, cluster_id: &str, limits: &Limits) -> Result<ElasticSettings, ClusterError> {
     let changed = change(profile, cluster_id, |cluster| Ok(limits.apply(&mut cluster.settings)?)).await?;
@@ -159,6 +165,8 @@ async fn change(
     };
     change(cluster)?;
     let changed = cluster.clone();
+    // It may have been killed.
+    walltime_restart::ensure(profile, &mut state, &changed.recipe.program)?;
     state.write(profile)?;
     Ok(changed)
 }

@@ -53,7 +53,7 @@ pub(crate) struct ObservedJob {
     pub ran_s: Option<f64>,
     /// Its engines that are registered now.
     pub registered: Vec<ObservedEngine>,
-    /// Whether any of its engines has ever registered, as far as is known.
+    /// Whether any of its engines has registered since it started, as far as is known.
     pub has_registered: bool,
     /// It was asked to leave, or to be cancelled.
     pub is_leaving: bool,

@@ -39,6 +39,7 @@ pub(crate) struct JobRecord {
     /// How long it ran is not known: it is charged its walltime.
     pub is_charged_fully: bool,
     pub missing: Option<Absence>,
+    /// Whether any of its engines has registered, in the present run.
     pub has_registered: bool,
     /// Since when not all of its engines are registered.
     pub incomplete_s: f64,

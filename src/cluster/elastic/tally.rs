@@ -15,6 +15,8 @@ pub(super) struct Tally {
     pub registered: u32,
     pub registered_staying: u32,
     pub busy: u32,
+    /// Those that have been busy with one unit for so long that they are not available.
+    pub occupied: u32,
     pub starting: u32,
     pub unknown: u32,
     pub leaving: u32,
@@ -76,6 +78,12 @@ impl Tally {
             JobPhase::Suspended | JobPhase::Ended(_) => 0,
             _ => job.registered.values().filter(is_soon).count() as u32 + expected,
         };
+        let busy_soon = job
+            .registered
+            .values()
+            .filter(is_soon)
+            .filter(|engine| engine.idle_since_s.is_none());
+        self.occupied += job.busy() - busy_soon.count() as u32;
         self.available += available;
         self.largest_available = self.largest_available.max(available);
     }

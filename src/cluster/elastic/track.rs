@@ -113,7 +113,7 @@ fn observe(settings: &ElasticSettings, state: &mut ElasticState, seen: &Observat
         JobPhase::Queued => {
             if record.is_running {
                 record.earlier_s += record.run_s(clock);
-                (record.is_running, record.is_charged_fully) = (false, false);
+                (record.is_running, record.is_charged_fully, record.has_registered) = (false, false, false);
             }
             record.not_running_s = record.not_running_s.max(clock - seen.answer_age_s.max(0.0));
             record.missing = None;
