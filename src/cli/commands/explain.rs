@@ -48,7 +48,7 @@ impl FromStr for Subject {
         }
         let task = text.parse().map(Subject::Task);
         task.or_else(|_| text.parse().map(Subject::Map))
-            .map_err(|_| format!("{text:?} is neither a map (12), nor a task (12.3), nor `elastic`"))
+            .map_err(|_| format!("{text:?} is neither a map (12) nor a task (12.3) nor `elastic`"))
     }
 }
 
