@@ -78,7 +78,11 @@ impl Tally {
             JobPhase::Suspended | JobPhase::Ended(_) => 0,
             _ => job.registered.values().filter(is_soon).count() as u32 + expected,
         };
-        let busy_soon = job.registered.values().filter(is_soon).filter(|engine| engine.idle_since_s.is_none());
+        let busy_soon = job
+            .registered
+            .values()
+            .filter(is_soon)
+            .filter(|engine| engine.idle_since_s.is_none());
         self.occupied += job.busy() - busy_soon.count() as u32;
         self.available += available;
         self.largest_available = self.largest_available.max(available);
