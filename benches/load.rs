@@ -8,7 +8,7 @@
 //!     load schedule ENGINES NODES TASKS   the controller's decisions alone: a simulated cluster runs TASKS, of three kinds
 //!     load spawn COUNT LANES              COUNT times `true NUMBER`, LANES at a time
 //!     load pipe PYTHON COUNT LANES        COUNT calls of a no-op function in LANES Python processes
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, UsageWho, getrlimit, setrlimit};
 use pcluster::testing::model::*;
 use pcluster::testing::wire::content::client::{INPUTS, InputsReply, InputsRequest};
 use pcluster::testing::wire::{Session, content::engine::*};
@@ -89,19 +89,22 @@ fn schedule(engines: u32, nodes: u32, tasks: u32) {
     cluster.submit(tasks / 4, options(4, None), takes);
     let submitted = began.elapsed();
     let began = Instant::now();
-    let mut ended = 0u32;
+    let cpu = || {
+        let time = |time: nix::sys::time::TimeVal| Duration::from_secs(time.tv_sec() as u64) + Duration::from_micros(time.tv_usec() as u64);
+        nix::sys::resource::getrusage(UsageWho::RUSAGE_SELF)
+            .map_or(Duration::ZERO, |usage| time(usage.user_time()) + time(usage.system_time()))
+    };
     // The middle half: neither the first assignment nor the end.
     let (mut middle, mut spent) = (0u32, Duration::ZERO);
     while cluster.step() {
-        ended += 1;
-        if ended == tasks / 4 {
-            spent = began.elapsed();
-        } else if ended == tasks / 4 * 3 {
-            (middle, spent) = (tasks / 4 * 3 - tasks / 4, began.elapsed() - spent);
+        if middle == 0 && cluster.ended == tasks / 4 {
+            (middle, spent) = (1, cpu());
+        } else if middle == 1 && cluster.ended == tasks / 4 * 3 {
+            (middle, spent) = (tasks / 4 * 3 - tasks / 4, cpu() - spent);
         }
     }
     let us = spent.as_secs_f64() * 1e6 / f64::from(middle.max(1));
-    println!("ended {ended}");
+    println!("ended {}", cluster.ended);
     println!("submit_s {:.2}", submitted.as_secs_f64());
     println!("total_s {:.2}", began.elapsed().as_secs_f64());
     println!("task_us {us:.2}");

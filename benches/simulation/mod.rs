@@ -130,6 +130,8 @@ pub struct Simulation {
     nodes: Vec<Node>,
     agenda: BinaryHeap<Reverse<(u64, usize, u64)>>,
     changes: BinaryHeap<Reverse<(u64, Change)>>,
+    /// Tasks of all maps that have ended.
+    pub ended: u32,
     /// How often engines were requested to give tasks back.
     pub given_back: u32,
     last_reply: Value,
@@ -175,6 +177,7 @@ impl Simulation {
             nodes: Vec::new(),
             agenda: BinaryHeap::new(),
             changes: BinaryHeap::new(),
+            ended: 0,
             given_back: 0,
             last_reply: Value::Null,
             effects: Vec::new(),
@@ -524,6 +527,7 @@ impl Simulation {
         let (began, sequence, uuid) = (engine.began, engine.sequence, engine.uuid.clone());
         let account = self.maps.get_mut(&task.map).unwrap();
         account.done += 1;
+        self.ended += 1;
         account.cpu_s += f64::from(engine.cpus) * (self.now - began) as f64 / 1e6;
         if engine.queue.is_empty() {
             self.release(at, task.map);

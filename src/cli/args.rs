@@ -20,7 +20,7 @@ pub(crate) const GROUPS: &[(&str, &[&str])] = &[
     (
         "Clusters",
         &[
-            "start", "stop", "restart", "list", "clean", "status", "engines", "scale", "logs", "script",
+            "start", "stop", "restart", "list", "clean", "status", "engines", "scale", "elastic", "logs", "script",
         ],
     ),
     ("Remote", &["connect", "disconnect", "connection", "install"]),
@@ -112,6 +112,7 @@ mod tests {
           status       Show the state of a cluster: controller, engines, queue
           engines      List, add, remove or stop engines of a cluster
           scale        Scale a running cluster to N engines
+          elastic      Show and change how the work decides how many engines there are
           logs         Show the logs of the controller and engines
           script       Print the script that `start` would submit to a batch system
 

@@ -235,7 +235,8 @@ impl From<ClusterError> for CommandError {
                 | LaunchError::NotEnoughSlots { .. }
                 | LaunchError::OnlyEngines { .. },
             ) => ErrorKind::Usage,
-            ClusterError::NotRunning { .. } => ErrorKind::NotFound,
+            ClusterError::NotRunning { .. } | ClusterError::NotElastic { .. } => ErrorKind::NotFound,
+            ClusterError::Elastic(_) | ClusterError::TooManyForHosts { .. } => ErrorKind::Usage,
             ClusterError::Ssh(ref error) => ssh_kind(error),
             ClusterError::Tunnel(ref error) => tunnel_kind(error),
             ClusterError::Remote(ref error) => remote_kind(error),
@@ -243,6 +244,7 @@ impl From<ClusterError> for CommandError {
             | ClusterError::Foreign { .. }
             | ClusterError::Elsewhere { .. }
             | ClusterError::Left { .. }
+            | ClusterError::IsElastic { .. }
             | ClusterError::Busy { .. } => ErrorKind::Refused,
             ClusterError::Internal(_) => ErrorKind::Internal,
             _ => ErrorKind::Environment,

@@ -24,5 +24,5 @@ pub(crate) use watch::Update;
 
 /// Request and reply types, for modules that may not use `wire`.
 pub(crate) use crate::wire::content::client::{
-    ExplainReply, ExplainRequest, JobsRequest, MapReply, MapsRequest, Selection, SelectionReply, StatusReply,
+    ExplainReply, ExplainRequest, JobsRequest, MapReply, MapsRequest, Selection, SelectionReply, StatusReply, WaitingWork,
 };

@@ -10,7 +10,7 @@ use crate::wire::content::client::{
     CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, EXPLAIN, ExplainReply, ExplainRequest, JOBS, JobsReply, JobsRequest, MAPS,
     MapsReply, MapsRequest, OUTPUT, OutputReply, OutputRequest, PRIORITY, PURGE, PriorityRequest, PurgeRequest, RESUBMIT, RecordedFile,
     ResubmitRequest, SIGNAL_ENGINES, STATUS, STOP, STOP_ENGINES, Selection, SelectionReply, SelectionRequest, SignalEnginesReply,
-    SignalEnginesRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply, TasksRequest,
+    SignalEnginesRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply, TasksRequest, WORK, WaitingWork, WorkReply,
 };
 use bytes::Bytes;
 use serde::Serialize;
@@ -26,6 +26,12 @@ impl Client {
     /// The state of the cluster: its engines and queue.
     pub async fn status(&self) -> Result<StatusReply, ClientError> {
         self.request(STATUS, &Nothing {}, Vec::new()).await
+    }
+
+    /// What waits for an engine. Controllers of earlier versions refuse it.
+    pub async fn waiting_work(&self) -> Result<Vec<WaitingWork>, ClientError> {
+        let reply: WorkReply = self.request(WORK, &Nothing {}, Vec::new()).await?;
+        Ok(reply.work)
     }
 
     /// Maps, newest last.

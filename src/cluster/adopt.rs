@@ -86,6 +86,17 @@ pub(super) async fn check_not_running(
     }
 }
 
+/// The allocator goes on with the engines, and with what it knows about them.
+fn keep_decisions(state: &mut ClusterState, before: &ClusterState) -> bool {
+    match (&mut state.elastic, &before.elastic) {
+        (Some(now), Some(before)) if now.launcher == before.launcher => {
+            now.seed.clone_from(&before.seed);
+            true
+        }
+        _ => false,
+    }
+}
+
 /// The engines of a dead controller.
 #[derive(Default)]
 pub(super) struct Leftovers {
@@ -101,13 +112,18 @@ impl Leftovers {
         adopted: Vec<Launched>,
         kill_timeout: Duration,
     ) -> Result<(), ClusterError> {
+        let mut keeps_decisions = false;
         if let Some(before) = &self.state {
             walltime_restart::end(before, kill_timeout).await?;
             if !adopted.is_empty() {
                 state.next_engine = before.next_engine;
             }
+            keeps_decisions = keep_decisions(state, before);
         }
         state.engines = adopted;
+        if !keeps_decisions {
+            state.engines.iter_mut().for_each(|launched| launched.elastic = None);
+        }
         Ok(())
     }
 

@@ -1,4 +1,5 @@
 //! Errors of starting, changing and stopping clusters, with hints.
+use super::elastic::settings::InvalidSettings;
 use super::remote::RemoteError;
 use crate::client::ClientError;
 use crate::connection::ConnectionError;
@@ -28,6 +29,14 @@ pub(crate) enum ClusterError {
     Remote(#[from] RemoteError),
     #[error(transparent)]
     Tunnel(#[from] TunnelError),
+    #[error(transparent)]
+    Elastic(#[from] InvalidSettings),
+    #[error("the hosts have room for {capacity} engines; the maximum is {max}")]
+    TooManyForHosts { max: u32, capacity: u32 },
+    #[error("{cluster} has a fixed number of engines")]
+    NotElastic { cluster: String, options: String },
+    #[error("the number of engines of {cluster} is decided by its work")]
+    IsElastic { cluster: String, options: String },
     #[error("{cluster} is already running{}", controller.as_ref().map(|c| format!(": its controller is {c}")).unwrap_or_default())]
     Running {
         cluster: String,
@@ -165,6 +174,14 @@ impl ClusterError {
                     "start it: pcluster start{options} -n 4; `pcluster list` shows running clusters"
                 )]
             }
+            ClusterError::Elastic(_) => vec!["`pcluster profile show` shows the settings and where they come from".into()],
+            ClusterError::TooManyForHosts { .. } => vec!["add hosts with --host, or reduce --max".into()],
+            ClusterError::NotElastic { options, .. } => {
+                vec![format!("start it with a maximum: pcluster restart{options} --max 8")]
+            }
+            ClusterError::IsElastic { options, .. } => vec![format!(
+                "change its limits: pcluster elastic{options} set --max 8; or fix the number: pcluster elastic{options} off"
+            )],
             ClusterError::Foreign { path, .. } => vec![
                 "stop it with ipcluster stop, or start another cluster with --cluster-id NAME".into(),
                 format!("if it is dead, remove {}", path.display()),

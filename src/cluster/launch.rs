@@ -105,6 +105,7 @@ impl EngineSpec {
             ipengine: self.config.engine.ipengine.clone(),
             cwd: self.cwd.clone(),
             log_level: self.log_level.clone(),
+            tag: None,
         }
     }
 }

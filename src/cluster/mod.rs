@@ -1,11 +1,11 @@
 //! A cluster: one controller and its engines in one profile, under one cluster id.
 //!
 //! Parts: [`start`], `adopt` (engines of a dead cluster), [`engines`] (adding), [`scale`] (removing), [`stop`] (and cleaning up), [`walltime_restart`] (new jobs for
-//! engines after walltime), [`elastic`] (decides how many engines there are), [`jobs`] (records of batch jobs), [`list`] (clusters and their state), [`outlook`] (engines that do not run), [`logs`], [`remote`] (remote
+//! engines after walltime), [`elastic`] (decides how many engines there are), [`allocator`] (carries that out), [`jobs`] (records of batch jobs), [`list`] (clusters and their state), [`outlook`] (engines that do not run), [`logs`], [`remote`] (remote
 //! clusters, over ssh). Below them: [`state_file`] (the processes of a cluster), `ipyparallel_file` (the same for ipyparallel),
 //! [`lock`] (one command at a time), [`error`]. Knows nothing of tasks or output.
 mod adopt;
-#[cfg_attr(not(test), expect(dead_code, reason = "the walltime monitor does not call it yet"))]
+pub(crate) mod allocator;
 pub(crate) mod elastic;
 pub(crate) mod engines;
 pub(crate) mod error;

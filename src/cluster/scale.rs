@@ -2,7 +2,7 @@
 use super::launch;
 use super::list::ClusterStatus;
 use super::lock::Lock;
-use super::{AddOptions, ClusterError, ClusterState, StartProgress, add_engines, in_thread, jobs};
+use super::{AddOptions, ClusterError, ClusterState, StartProgress, add_engines, allocator, in_thread, jobs};
 use crate::client::{Client, StatusReply};
 use crate::launchers::{BatchJob, Launched, MemberState, Stage};
 use crate::model::EngineId;
@@ -45,6 +45,7 @@ pub(crate) enum Scaled {
 /// Scales to the requested number of engines, counting queued ones.
 pub(crate) async fn scale(options: AddOptions, progress: &mut dyn FnMut(StartProgress)) -> Result<Scaled, ClusterError> {
     let wanted = options.n as usize;
+    allocator::settings::check_fixed(&options.profile, &options.cluster_id)?;
     let now = {
         let snapshot = Snapshot::of(&options.profile, &options.cluster_id).await?;
         snapshot.staying().count() + snapshot.pending().iter().map(|p| p.engines).sum::<usize>()

@@ -1,4 +1,6 @@
 //! Starts a cluster: prepares, launches the controller, adopts or launches engines, and waits until they have registered.
+use super::allocator::{self, record::ElasticCluster};
+use super::elastic::settings::ElasticSettings;
 use super::launch::{self, CONNECT_TIMEOUT, EngineSpec, Target, Undo, Watched};
 use super::lock::Lock;
 use super::{ClusterError, ClusterState, StartProgress, Wait, adopt, in_thread, jobs, stop, walltime_restart};
@@ -96,6 +98,8 @@ pub(crate) struct StartReport {
     pub unavailable: Vec<EngineStatus>,
     /// `slurm job 4711`, for engines of a batch system.
     pub job: Option<String>,
+    /// If the work decides how many engines there are.
+    pub elastic: Option<ElasticSettings>,
     pub client_file: PathBuf,
     pub controller_log: PathBuf,
     pub took: Duration,
@@ -112,11 +116,12 @@ pub(crate) async fn start(options: StartOptions, progress: &mut dyn FnMut(StartP
     let leftovers = adopt::check_not_running(profile, cluster_id, progress).await?;
     // Engines of a dead cluster that are still alive are not started again.
     let alive: usize = leftovers.state.iter().flat_map(|state| &state.engines).map(Launched::engines).sum();
-    plan.spec.check_room(plan.n.saturating_sub(alive as u32))?;
+    plan.spec.check_room(plan.max_engines().saturating_sub(alive as u32))?;
 
     let mut state = ClusterState::new(cluster_id, plan.spec.cwd.clone());
     state.engine_kind = plan.spec.config.engine.kind.name().into();
     state.engine_settings = options.settings.clone();
+    state.elastic = plan.elastic.clone();
     // Dropped in reverse order: processes first.
     let mut files = Files {
         profile,
@@ -140,7 +145,7 @@ pub(crate) async fn start(options: StartOptions, progress: &mut dyn FnMut(StartP
     let engines = plan.launch_engines(&mut state, alive, &mut undo, progress)?;
     jobs::report(&client, jobs::submitted(&state)).await;
     // Do not hold the lock while engines wait in a queue: the state file records them.
-    lock.take_if(|_| plan.engines.capabilities().remote);
+    lock.take_if(|_| plan.engines.capabilities().remote || plan.elastic.is_some());
 
     let launched = match engines.problem.is_empty() {
         true => (plan.n as usize).max(alive),
@@ -179,6 +184,7 @@ pub(crate) async fn start(options: StartOptions, progress: &mut dyn FnMut(StartP
         n: launched as u32,
         unavailable,
         job,
+        elastic: plan.elastic.map(|elastic| elastic.settings),
         client_file: profile.client_file(cluster_id),
         controller_log: controller.members().first().map(|m| m.log.clone()).unwrap_or_default(),
         took: begin.elapsed(),
@@ -191,7 +197,9 @@ struct Plan<'a> {
     spec: EngineSpec,
     controllers: Arc<dyn Launcher>,
     engines: Arc<dyn Launcher>,
+    /// The number of engines to start at once: none if the work decides.
     n: u32,
+    elastic: Option<ElasticCluster>,
 }
 
 impl Plan<'_> {
@@ -223,7 +231,11 @@ impl Plan<'_> {
             log_level: options.log_level.clone(),
             config,
         };
-        if n > 0
+        let elastic = match options.n {
+            None => allocator::settings::of_config(&spec, engines.as_ref())?,
+            Some(_) => None,
+        };
+        if (n > 0 || elastic.is_some())
             && let Some(warning) = spec.check(engines.as_ref())?
         {
             progress(StartProgress::Note(warning));
@@ -233,8 +245,14 @@ impl Plan<'_> {
             spec,
             controllers,
             engines,
-            n,
+            n: if elastic.is_some() { 0 } else { n },
+            elastic,
         })
+    }
+
+    fn max_engines(&self) -> u32 {
+        let shapes = self.elastic.iter().flat_map(|elastic| &elastic.settings.shapes);
+        self.n.max(shapes.map(|shape| shape.max).sum())
     }
 
     fn kill_timeout(&self) -> Duration {

@@ -1,6 +1,7 @@
 //! The state file: the processes of a cluster as JSON in the profile's `pid/`, so that another process can stop it.
 //!
 //! Unknown keys, written by a later version, are preserved.
+use super::allocator::record::ElasticCluster;
 use super::{ClusterError, ipyparallel_file};
 use crate::launchers::local::Local;
 use crate::launchers::{Launched, Launcher, MemberState, Process};
@@ -41,6 +42,9 @@ pub(crate) struct ClusterState {
     /// The process that restarts engines after walltime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub walltime_monitor: Option<WalltimeMonitorState>,
+    /// Set if the monitor decides how many engines there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elastic: Option<ElasticCluster>,
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
 }
@@ -61,6 +65,7 @@ impl ClusterState {
             engine_settings: Vec::new(),
             engines: Vec::new(),
             walltime_monitor: None,
+            elastic: None,
             other: Default::default(),
         }
     }

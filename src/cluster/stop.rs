@@ -378,6 +378,7 @@ pub(super) fn remove_files(profile: &ProfileDir, cluster_id: &str) {
         profile.controller_file(cluster_id),
         profile.state_file(cluster_id),
         profile.problem_file(cluster_id),
+        profile.elastic_file(cluster_id),
     ];
     ipyparallel_file::remove(profile, cluster_id);
     // A manually started controller keeps its lock.

@@ -37,6 +37,8 @@ pub(crate) enum LaunchError {
         command: String,
         script: PathBuf,
         hint: Option<String>,
+        /// The system may have accepted it.
+        is_uncertain: bool,
     },
     #[error("{system}: cannot {action}: {message}\n  command: {command}")]
     Batch {

@@ -33,4 +33,7 @@ pub(crate) struct EnginesLaunch {
     pub ipengine: Option<String>,
     pub cwd: PathBuf,
     pub log_level: Option<String>,
+    /// A few letters and digits that no other launch of this user has: finds its engines again if the caller dies
+    /// before it has recorded them ([`super::Launcher::find_engines`]).
+    pub tag: Option<String>,
 }

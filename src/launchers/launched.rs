@@ -26,6 +26,9 @@ pub(crate) struct Launched {
     /// How to restart its engines, if they may be replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipe: Option<Recipe>,
+    /// Set if the walltime monitor decided on this launch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elastic: Option<ElasticLaunch>,
     /// The command that waits for these engines and withdraws them if they do not connect. While it
     /// runs, no other command manages them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,6 +42,14 @@ pub(crate) struct Launched {
     /// Fields written by a later version.
     #[serde(flatten)]
     pub other: Map<String, Value>,
+}
+
+/// The decision that a launch carries out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ElasticLaunch {
+    /// Its number.
+    pub launch: u64,
+    pub shape: String,
 }
 
 /// Everything needed to start the same engines again, except the profile.
@@ -83,6 +94,7 @@ impl Recipe {
             ipengine: self.ipengine.clone(),
             cwd: self.cwd.clone(),
             log_level: self.log_level.clone(),
+            tag: None,
         }
     }
 }
@@ -318,6 +330,24 @@ impl Launched {
     pub(crate) fn engines(&self) -> usize {
         let staying = self.members().into_iter().filter(|member| !member.leaving);
         staying.map(|member| member.engines as usize).sum()
+    }
+
+    /// Records that this member was asked to leave.
+    pub(crate) fn mark_leaving(&mut self, index: usize) {
+        if let Some(process) = self.processes.get_mut(index) {
+            process.leaving = true;
+            return;
+        }
+        let mut at = index - self.processes.len();
+        for job in &mut self.jobs {
+            if let Some(element) = job.elements.get(at).copied() {
+                if !job.leaving.contains(&element) {
+                    job.leaving.push(element);
+                }
+                return;
+            }
+            at -= job.elements.len();
+        }
     }
 
     /// The state files of its reverse tunnels, without duplicates.

@@ -19,6 +19,10 @@ pub(crate) trait Launcher: Send + Sync {
     /// Starts `launch.n` engines: all of them, or none and returns an error. [`super::python`] has checks
     /// to make before.
     fn start_engines(&self, launch: &EnginesLaunch) -> Result<Launched, LaunchError>;
+    /// Finds the engines of a launch with this [`EnginesLaunch::tag`] that the system knows, although nothing is on record.
+    fn find_engines(&self, _launch: &EnginesLaunch) -> FoundEngines {
+        FoundEngines::None
+    }
     /// The state of each member, by index. If it cannot be determined, [`super::Stage::Unknown`] with the
     /// reason.
     fn states(&self, launched: &Launched) -> Vec<MemberState>;
@@ -35,6 +39,16 @@ pub(crate) trait Launcher: Send + Sync {
     }
     /// A one-line description for display.
     fn describe(&self, launched: &Launched) -> String;
+}
+
+/// The result of [`Launcher::find_engines`].
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum FoundEngines {
+    Launched(Box<Launched>),
+    /// The system answered, and has none.
+    None,
+    /// The system did not answer.
+    Unknown,
 }
 
 /// The properties of a launcher as configured.

@@ -1,7 +1,7 @@
 //! Processes on this host, each in its own session, so that neither Ctrl-C in the shell that
 //! started them nor the shell's exit affects them.
 use super::engine::{controller_command, engine_command};
-use super::{ControllerLaunch, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process, StopReport};
+use super::{ControllerLaunch, EnginesLaunch, FoundEngines, LaunchError, Launched, Launcher, MemberState, Process, StopReport};
 use crate::sys::child_setup::{ChildSetup, set_up_child};
 use crate::sys::process::{self, Presence, ProcessId, Unseen};
 use nix::errno::Errno;
@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Time limit for SIGKILL to take effect.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+/// The environment variable with the tag of the launch and the number of the engine.
+const LAUNCH: &str = "PCLUSTER_LAUNCH";
 
 #[derive(Default)]
 pub(crate) struct Local {
@@ -37,6 +39,8 @@ struct DaemonCommand {
     log: PathBuf,
     /// For engines: how many of this cluster are on this host.
     engines: Option<u32>,
+    /// Marks it, so that it is found without a record.
+    mark: Option<String>,
 }
 
 impl Launcher for Local {
@@ -53,6 +57,7 @@ impl Launcher for Local {
             cwd: launch.cwd.clone(),
             log,
             engines: None,
+            mark: None,
         };
         Ok(launched(vec![self.spawn(&daemon)?]))
     }
@@ -68,6 +73,7 @@ impl Launcher for Local {
                 cwd: launch.cwd.clone(),
                 log,
                 engines: Some(launch.first + launch.n),
+                mark: launch.tag.as_ref().map(|tag| format!("{tag} {number}")),
             };
             match self.spawn(&daemon) {
                 Ok(process) => started.processes.push(process),
@@ -79,6 +85,24 @@ impl Launcher for Local {
             }
         }
         Ok(started)
+    }
+
+    fn find_engines(&self, launch: &EnginesLaunch) -> FoundEngines {
+        let Some(tag) = &launch.tag else { return FoundEngines::None };
+        let engine = |(pid, mark): (u32, String)| {
+            let number = mark.strip_prefix(tag.as_str())?.strip_prefix(' ')?.parse().ok()?;
+            let process = Process {
+                id: ProcessId::of(pid),
+                log: launch.profile.engine_log(&launch.cluster_id, number),
+                ..Process::default()
+            };
+            Some(process).filter(|process| process.id.ticks.is_some())
+        };
+        let processes: Vec<Process> = process::marked_leaders(LAUNCH).into_iter().filter_map(engine).collect();
+        match processes.is_empty() {
+            true => FoundEngines::None,
+            false => FoundEngines::Launched(Box::new(launched(processes))),
+        }
     }
 
     fn states(&self, launched: &Launched) -> Vec<MemberState> {
@@ -146,6 +170,7 @@ impl Local {
             cwd,
             log,
             engines: None,
+            mark: None,
         })
     }
 
@@ -174,6 +199,12 @@ impl Local {
         if let Some(engines) = daemon.engines {
             command.env("PCLUSTER_ENGINES", engines.to_string());
         }
+        // Not the mark of the caller's supervisor, if it has one.
+        command.env_remove(process::SUPERVISOR);
+        match &daemon.mark {
+            Some(mark) => command.env(LAUNCH, mark),
+            None => command.env_remove(LAUNCH),
+        };
         // A caller that reads a pipe to its end would wait for a child that inherits the pipe.
         set_up_child(&mut command, vec![ChildSetup::NewSession, ChildSetup::CloseInherited]);
         let child = command.spawn().map_err(failed)?;
@@ -329,6 +360,7 @@ mod tests {
                 ipengine: None,
                 cwd: self.dir.path().to_path_buf(),
                 log_level: None,
+                tag: None,
             }
         }
         fn log(&self, number: u32) -> String {
@@ -378,6 +410,30 @@ mod tests {
         assert_eq!(local.states(&launched), vec![MemberState::ended("signal SIGTERM"); 2]);
         // Repeating it is harmless.
         assert_eq!(local.stop(&launched, Duration::ZERO).unwrap(), StopReport::default());
+    }
+
+    #[test]
+    fn engines_are_found_by_the_tag_of_their_launch() {
+        let fixture = LocalFixture::new();
+        let program = fixture.program("exec sleep 100");
+        let tagged = |tag: &str| EnginesLaunch {
+            tag: Some(tag.into()),
+            ..fixture.engines(program.clone(), 2)
+        };
+        let tag = format!("t{}e1", std::process::id());
+        let launched = Local::default().start_engines(&tagged(&tag)).unwrap();
+        let pids = |launched: &Launched| {
+            let mut pids: Vec<u32> = launched.processes.iter().map(|process| process.id.pid).collect();
+            pids.sort_unstable();
+            pids
+        };
+        until("they are found", || match Local::default().find_engines(&tagged(&tag)) {
+            FoundEngines::Launched(found) => pids(&found) == pids(&launched) && found.processes.iter().all(|p| p.log.exists()),
+            _ => false,
+        });
+        assert_eq!(Local::default().find_engines(&tagged(&format!("{tag}1"))), FoundEngines::None);
+        Local::default().stop(&launched, Duration::from_secs(10)).unwrap();
+        assert_eq!(Local::default().find_engines(&tagged(&tag)), FoundEngines::None);
     }
 
     #[test]

@@ -32,8 +32,8 @@ pub(crate) mod templates;
 
 pub(crate) use error::{LaunchError, LogError};
 pub(crate) use launch::{ControllerLaunch, EnginesLaunch};
-pub(crate) use launched::{BatchJob, JobOutcome, Launched, MemberState, Process, Recipe, Stage, StopReport};
-pub(crate) use launcher::{Capabilities, Launcher, RemoteHosts};
+pub(crate) use launched::{BatchJob, ElasticLaunch, JobOutcome, Launched, MemberState, Process, Recipe, Stage, StopReport};
+pub(crate) use launcher::{Capabilities, FoundEngines, Launcher, RemoteHosts};
 
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;

@@ -123,6 +123,7 @@ mod tests {
             ipengine: None,
             cwd: "/".into(),
             log_level: None,
+            tag: None,
         }
     }
 

@@ -214,6 +214,10 @@ impl ProfileDir {
     pub fn state_file(&self, cluster_id: &str) -> PathBuf {
         self.pid_dir().join(format!("{}.json", with_id("pcluster", cluster_id)))
     }
+    /// What the walltime monitor has decided about its number of engines.
+    pub fn elastic_file(&self, cluster_id: &str) -> PathBuf {
+        self.pid_dir().join(format!("{}.json", with_id("elastic", cluster_id)))
+    }
     /// State of the tunnel to a remote cluster.
     pub fn tunnel_file(&self, cluster_id: &str) -> PathBuf {
         self.pid_dir().join(format!("{}.json", with_id("tunnel", cluster_id)))

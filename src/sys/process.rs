@@ -7,7 +7,7 @@
 mod mark;
 mod related;
 
-pub(crate) use mark::{Mark, SUPERVISOR, orphans_of};
+pub(crate) use mark::{Mark, SUPERVISOR, marked_leaders, orphans_of};
 pub(crate) use related::{children_of, descendants_of, is_stopped, processes_at_pipes_of, processes_in_sessions, session_of};
 
 use nix::sys::signal::{Signal, kill};

@@ -178,3 +178,21 @@ fn jobs_and_the_work_that_waits_for_them_are_explained() {
     assert!(stopped.contains(" on record (lsf, 1 engine)\n  engine 0 ("), "{stopped}");
     assert!(stopped.contains("): left "), "{stopped}");
 }
+
+/// The walltime monitor is killed after the system has accepted a submission and before it is on record.
+#[test]
+fn an_elastic_submission_that_is_not_on_record_is_found_by_name() {
+    let site = Site::new(&["bsub", "bjobs", "bkill"]);
+    site.home.file("jobs/kill_submitter", "");
+    let fast = "--set launcher.poll_interval_ms=200 --set elastic.interval=1s --set elastic.work_per_engine=1s";
+    site.ok(&format!("start --launcher lsf --max 1 --idle 2s {fast}"));
+    assert_eq!(site.ok("map math:sqrt --range 1..4").lines().last(), Some("1.7320508075688772"));
+    assert!(!site.home.path().join("jobs/kill_submitter").exists());
+    wait_until("the engine to go", || site.ok("engines").is_empty().then_some(()));
+    let submitted = std::fs::read_dir(site.home.path().join("jobs")).unwrap().flatten();
+    let submitted = submitted
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("job-"))
+        .count();
+    assert_eq!(submitted, 1, "{}", site.ok("elastic log"));
+    site.ok("stop");
+}

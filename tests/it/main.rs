@@ -5,6 +5,7 @@ mod bad_input;
 mod batch;
 mod control_group;
 mod docs;
+mod elastic;
 mod engines_work;
 mod explain;
 mod hostile;

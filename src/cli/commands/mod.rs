@@ -8,6 +8,7 @@ pub(crate) mod connection;
 pub(crate) mod controller;
 pub(crate) mod disconnect;
 pub(crate) mod doctor;
+pub(crate) mod elastic;
 pub(crate) mod engine;
 pub(crate) mod engines;
 pub(crate) mod exec;
@@ -73,6 +74,7 @@ commands! {
     Status => status,
     Engines => engines,
     Scale => scale,
+    Elastic => elastic,
     Logs => logs,
     Script => script,
     Connect => connect,

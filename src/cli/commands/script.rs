@@ -126,6 +126,7 @@ fn request(
         ipengine: config.engine.ipengine.clone(),
         cwd,
         log_level: args.log_level.clone(),
+        tag: None,
     };
     Ok(batch::launch::engines(&launch, &resources, &config.launchers.mpi, UNIQUE).map_err(ClusterError::Launch)?)
 }

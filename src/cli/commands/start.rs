@@ -16,6 +16,7 @@ use crate::cluster::{self, StartOptions, StartProgress, StartReport, Wait};
 use crate::launchers::{self, batch};
 use crate::profile::Config;
 use crate::profile::config::EngineKind;
+use crate::profile::config::elastic::{CoreHours, Span};
 use crate::profile::config::resources::SshHost;
 use std::time::Duration;
 
@@ -24,12 +25,14 @@ use std::time::Duration;
 /// Returns when the engines have registered. `pcluster logs` shows their logs.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  pcluster start -n 4\n  pcluster start --launcher slurm -n 64 --queue batch --walltime 2h --mem 4G\n  pcluster start --on login.example.org --launcher sge -n 15"
+    after_help = "Examples:\n  pcluster start -n 4\n  pcluster start --launcher slurm --max 64 --walltime 2h --mem 4G\n  pcluster start --on login.example.org --launcher sge -n 15"
 )]
 pub(crate) struct Args {
     /// Start N engines [default: launcher.n of the profile, else one per processor]
-    #[arg(short, value_name = "N")]
+    #[arg(short, value_name = "N", conflicts_with = "elastic")]
     n: Option<u32>,
+    #[command(flatten)]
+    elastic: ElasticArgs,
     #[command(flatten)]
     how: EngineArgs,
     /// Listen on this address or network interface; 0.0.0.0 for all [default: 127.0.0.1, or 0.0.0.0 if engines may run on other
@@ -51,6 +54,57 @@ pub(crate) struct Args {
     /// Print progress as JSON lines on stderr, for a pcluster that runs this one over ssh
     #[arg(long, hide = true)]
     json_progress: bool,
+}
+
+/// The limits between which the work decides how many engines there are.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[group(id = "elastic", multiple = true)]
+#[command(next_help_heading = "Elastic engines")]
+pub(crate) struct ElasticArgs {
+    /// Keep at least N engines [default: 0]
+    #[arg(long, value_name = "N")]
+    pub min: Option<u32>,
+    /// Start engines when tasks wait, at most N, and retire idle ones; required with the other options of this group
+    #[arg(long, value_name = "N")]
+    pub max: Option<u32>,
+    /// Retire engines that have been idle for DURATION (`90s`, `5m`) [default: 5m]
+    #[arg(long, value_name = "DURATION")]
+    pub idle: Option<Span>,
+    /// Grant all jobs together at most this many core-hours (`500ch`); the jobs need a walltime
+    #[arg(long, value_name = "CORE-HOURS")]
+    pub budget: Option<CoreHours>,
+    /// Let at most N jobs wait in the queue [default: 4]
+    #[arg(long, value_name = "N")]
+    pub max_queued: Option<u32>,
+}
+
+impl ElasticArgs {
+    /// Those that are given, as settings.
+    fn settings(&self) -> Vec<(String, String)> {
+        let quoted = |text: String| format!("{text:?}");
+        let given = [
+            ("max", self.max.map(|n| n.to_string())),
+            ("min", self.min.map(|n| n.to_string())),
+            ("idle", self.idle.map(|idle| quoted(idle.to_string()))),
+            ("budget", self.budget.map(|budget| quoted(budget.to_string()))),
+            ("max_queued", self.max_queued.map(|n| n.to_string())),
+        ];
+        let setting = |(key, value): (&str, Option<String>)| Some((format!("elastic.{key}"), value?));
+        given.into_iter().filter_map(setting).collect()
+    }
+
+    /// The same; fails if there is no maximum, neither here nor in the profile.
+    fn checked_settings(&self, before: &[(String, String)], context: &Context) -> Result<Vec<(String, String)>, CommandError> {
+        let settings = self.settings();
+        if !settings.is_empty() && self.max.is_none() {
+            let config = Config::load_with(&context.profile_dir()?, before)?;
+            if config.elastic.max.is_none() {
+                let why = "--min, --idle, --budget and --max-queued need --max, the maximum number of engines";
+                return Err(CommandError::usage(why));
+            }
+        }
+        Ok(settings)
+    }
 }
 
 /// Options for starting engines, shared with `engines add` and `scale`.
@@ -229,6 +283,7 @@ pub(crate) fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
 
 fn settings(args: &Args, context: &Context) -> Result<Vec<(String, String)>, CommandError> {
     let mut settings = args.how.settings(context)?;
+    settings.extend(args.elastic.checked_settings(&settings, context)?);
     if let Some(ip) = &args.ip {
         // Quoted as YAML text: an address of digits and dots must stay a string.
         settings.push(("controller.ip".into(), format!("{ip:?}")));
@@ -258,6 +313,7 @@ fn report(started: &StartReport, context: &Context) -> Result<(), CommandError> 
             "engines": started.engines,
             "engines_wanted": started.n,
             "engines_unavailable": started.unavailable.len(),
+            "engines_max": started.elastic.as_ref().map(|settings| settings.shapes.iter().map(|shape| shape.max).sum::<u32>()),
             "job": started.job,
             "client_file": started.client_file,
             "controller_log": started.controller_log,
@@ -284,8 +340,12 @@ fn report(started: &StartReport, context: &Context) -> Result<(), CommandError> 
     Ok(())
 }
 
-/// `15 engines (slurm job 4711)`, `12 of 15 engines`
+/// `15 engines (slurm job 4711)`, `12 of 15 engines`, `0–64 engines, as the work needs`
 fn describe_engines(started: &StartReport) -> String {
+    if let Some(settings) = &started.elastic {
+        let ranges: Vec<String> = settings.shapes.iter().map(|shape| format!("{}–{}", shape.min, shape.max)).collect();
+        return format!("{} engines, as the work needs", ranges.join(" and "));
+    }
     let mut text = match started.engines < started.n {
         true => format!("{} of {}", started.engines, counted(u64::from(started.n), "engine")),
         false => counted(u64::from(started.engines), "engine"),

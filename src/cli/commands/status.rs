@@ -7,7 +7,9 @@ use crate::cli::output::{self, json, times};
 use crate::cli::{CommandError, Context, Exit};
 use crate::client::StatusReply;
 use crate::cluster::ClusterState;
+use crate::cluster::allocator::record::{ElasticCluster, Journal};
 use crate::model::UnixTime;
+use crate::profile::ProfileDir;
 use serde::Serialize;
 use std::path::Path;
 
@@ -34,6 +36,9 @@ struct StatusView<'a> {
     disconnected_peers: u64,
     /// Number of engines restarted in a new job, if restarts are enabled.
     replaced: Option<u32>,
+    /// If the work decides how many engines there are: one line for each shape of engines.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    elastic: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -52,6 +57,7 @@ pub(crate) fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> 
         context.note(format!("{error}; the controller is running"));
         None
     });
+    let elastic = elastic_lines(state.as_ref().and_then(|state| state.elastic.as_ref()), &profile, context);
     let monitor = state.and_then(|state| state.walltime_monitor);
     if context.json {
         json::print(&StatusView {
@@ -72,9 +78,14 @@ pub(crate) fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> 
             finished: status.finished,
             disconnected_peers: status.disconnected_peers,
             replaced: monitor.as_ref().map(|monitor| monitor.replaced),
+            elastic,
         })?;
     } else {
-        output::print(&text(&status, &context.describe_cluster(), profile.path(), times::now()))?;
+        let mut text = text(&status, &context.describe_cluster(), profile.path(), times::now());
+        for line in &elastic {
+            text.push_str(&visible(&format!("{:<12}{line}\n", "elastic")));
+        }
+        output::print(&text)?;
         if let Some(monitor) = monitor.filter(|monitor| monitor.replaced > 0 || monitor.problem.is_some()) {
             let engines = counted(u64::from(monitor.replaced), "engine");
             context.note(format!("{engines} restarted in a new job; `pcluster list` shows the jobs"));
@@ -85,11 +96,23 @@ pub(crate) fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> 
         if let Some(text) = crate::db::noted_loss(&profile.database_file(&context.cluster_id), false) {
             context.note(text);
         }
-        if status.engines.is_empty() {
+        if status.engines.is_empty() && elastic.is_empty() {
             context.note(format!("no engines; add some: pcluster engines add 4{}", context.options()));
         }
     }
     Ok(Exit::Fine)
+}
+
+/// What the allocator has decided, one line for each shape of engines.
+fn elastic_lines(cluster: Option<&ElasticCluster>, profile: &ProfileDir, context: &Context) -> Vec<String> {
+    let Some(cluster) = cluster else { return Vec::new() };
+    match Journal::read(profile, &context.cluster_id, &cluster.seed) {
+        Ok(journal) => super::elastic::lines(cluster, &journal),
+        Err(error) => {
+            context.note(error);
+            Vec::new()
+        }
+    }
 }
 
 fn text(status: &StatusReply, cluster: &str, directory: &Path, now: UnixTime) -> String {

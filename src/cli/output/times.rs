@@ -38,6 +38,13 @@ pub(crate) fn local_time(then: UnixTime) -> String {
         .unwrap_or_else(|| then.to_iso())
 }
 
+/// `21:10`, local time.
+pub(crate) fn time_of_day(then: UnixTime) -> String {
+    local(then)
+        .map(|z| z.strftime("%H:%M").to_string())
+        .unwrap_or_else(|| then.to_iso())
+}
+
 fn local(then: UnixTime) -> Option<jiff::Zoned> {
     let stamp = jiff::Timestamp::from_microsecond((then.0 * 1e6).round() as i64).ok()?;
     Some(stamp.to_zoned(jiff::tz::TimeZone::system()))

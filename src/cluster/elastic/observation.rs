@@ -121,7 +121,8 @@ pub(crate) struct Rejection {
 }
 
 /// What users ask for. `set` is a change of the settings.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Control {
     /// Submits nothing more of this shape, or of all.
     Pause(Option<String>),

@@ -1,9 +1,11 @@
 //! What is shown of the last decision: a line for `status`, and why there are not more or fewer engines.
 use super::work::Unfit;
 use crate::model::UnixTime;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Summary {
     pub decided: UnixTime,
     pub next_s: f64,
@@ -17,7 +19,7 @@ pub(crate) struct Summary {
     pub unfit: Vec<Unfit>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ShapeSummary {
     pub name: String,
     pub min: u32,
@@ -41,7 +43,8 @@ pub(crate) struct ShapeSummary {
     pub why_not_fewer: WhyNotFewer,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum WhyNotMore {
     NoController,
     Paused(String),
@@ -78,7 +81,8 @@ pub(crate) enum WhyNotMore {
     Submitted(u32),
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum WhyNotFewer {
     NoController,
     NoEngines,

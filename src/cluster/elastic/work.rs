@@ -2,6 +2,7 @@
 use super::settings::{ElasticSettings, EngineShape};
 use crate::model::node::NodeFacts;
 use crate::model::resources::{Request, WHOLE_GPU};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Assumed of a unit until [`ENOUGH_ENDED`] of its kind have ended.
@@ -48,7 +49,7 @@ pub(crate) struct ShapeWork {
 }
 
 /// Units that no shape can run, and why.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Unfit {
     pub name: String,
     pub units: u64,

@@ -8,7 +8,7 @@ mod replace;
 
 use super::lock::Lock;
 use super::state_file::WalltimeMonitorState;
-use super::{ClusterError, ClusterState, in_thread, jobs, launch};
+use super::{ClusterError, ClusterState, allocator, in_thread, jobs, launch};
 use crate::client::{Client, JobsRequest};
 use crate::connection::ConnectionFile;
 use crate::launchers::local::Local;
@@ -32,10 +32,10 @@ const MIN_BACKOFF: Duration = Duration::from_secs(30);
 /// up to this maximum.
 const MAX_BACKOFF: Duration = Duration::from_secs(600);
 
-/// Whether any engine may be restarted.
+/// Whether engines may be restarted, or their number changes.
 fn is_wanted(state: &ClusterState) -> bool {
     let may = |launched: &Launched| !launched.jobs.is_empty() && launched.recipe.as_ref().is_some_and(|recipe| recipe.max_restarts > 0);
-    state.engines.iter().any(may)
+    state.elastic.is_some() || state.engines.iter().any(may)
 }
 
 /// Starts the walltime monitor of this cluster if needed and not running, and records it in `state`; returns whether it did.
@@ -77,6 +77,7 @@ pub(crate) async fn serve(profile: ProfileDir, cluster_id: &str) -> Result<(), C
     let Some(state) = ClusterState::read(&profile, cluster_id)? else {
         return Ok(());
     };
+    let allocating = allocator::keep(profile.clone(), cluster_id, state.started);
     let mut monitor = Monitor {
         profile,
         cluster_id: cluster_id.into(),
@@ -101,6 +102,7 @@ pub(crate) async fn serve(profile: ProfileDir, cluster_id: &str) -> Result<(), C
     };
     tokio::select! {
         () = keeping => tracing::info!("the cluster was stopped"),
+        () = allocating => tracing::info!("the cluster was stopped"),
         _ = terminated.recv() => {}
         _ = interrupted.recv() => {}
     }

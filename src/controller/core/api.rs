@@ -71,6 +71,7 @@ impl Core {
             }
             client::RESUBMIT => return self.resubmit(context, message, read(message)?),
             client::STATUS => self.status(context),
+            client::WORK => self.waiting_work(context),
             client::STOP => {
                 let request: client::StopRequest = read(message)?;
                 self.out.answer(context, &client::Done { status: ok() });

@@ -1,8 +1,8 @@
 //! Requests tasks back from an engine as soon as another one is idle: a running task has its successor waiting on its engine, but
 //! none waits behind another while an engine could run it.
 use super::Core;
-use super::engines::{LaneId, Unit};
-use crate::model::EngineUuid;
+use super::engines::{Engine, LaneId, Unit};
+use crate::model::{EngineUuid, MapId};
 use crate::wire::content::engine;
 
 /// A queue that takes less than this is done before its tasks would run elsewhere.
@@ -22,15 +22,12 @@ impl Core {
         let asked = full.iter().filter(|(_, _, is_recalled)| *is_recalled).count();
         idle.truncate(idle.len().saturating_sub(asked));
         for (uuid, load, is_recalled) in full {
-            let Some(unit) = self.queued_unit(&uuid, load).filter(|_| !is_recalled) else {
+            let Some(units) = self.queued_units(&uuid, load).filter(|_| !is_recalled) else {
                 continue;
             };
             let now = self.out.now();
-            let could = |idle: &EngineUuid| {
-                self.engines
-                    .get(idle)
-                    .is_some_and(|e| self.engines.why_not(e, &unit, now).is_none())
-            };
+            let takes = |engine: &Engine| units.iter().all(|unit| self.engines.why_not(engine, unit, now).is_none());
+            let could = |idle: &EngineUuid| self.engines.get(idle).is_some_and(takes);
             let Some(at) = idle.iter().position(could) else { continue };
             idle.swap_remove(at);
             self.engines.change(&uuid, |e| e.ask_back());
@@ -39,15 +36,18 @@ impl Core {
         }
     }
 
-    /// What the tasks that wait on this engine need, if they wait long and another engine may run them.
-    fn queued_unit(&self, uuid: &EngineUuid, load: u32) -> Option<Unit> {
-        let is_balanced = |map| {
-            self.maps
-                .get(map)
-                .is_some_and(|map| map.targets().is_none() && map.request().is_none())
+    /// What the tasks on this engine need, of each of their maps, if they wait long and other engines may run them. Which of the
+    /// maps' tasks it returns is not known: those that no other engine could take would come back to it.
+    fn queued_units(&self, uuid: &EngineUuid, load: u32) -> Option<Vec<Unit>> {
+        let engine = self.engines.get(uuid)?;
+        let mut each_s = 0.0f64;
+        let unit = |(id, _): (MapId, u32)| {
+            let map = self.maps.get(id);
+            let map = map.filter(|map| map.targets().is_none() && map.request().is_none())?;
+            each_s = each_s.max(map.mean().seconds()?);
+            self.unit_of(LaneId::first(id))
         };
-        let map = self.engines.get(uuid)?.unshared_map(is_balanced)?;
-        let waits_s = self.maps.get(map)?.mean().seconds()? * f64::from(load - 1);
-        (waits_s >= WORTH_S).then(|| self.unit_of(LaneId::first(map)))?
+        let units = engine.holders().map(unit).collect::<Option<Vec<Unit>>>()?;
+        (each_s * f64::from(load - 1) >= WORTH_S).then_some(units)
     }
 }

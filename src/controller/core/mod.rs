@@ -52,6 +52,7 @@ mod transition;
 mod untrusted;
 mod values;
 mod watch;
+mod work;
 
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@ mod tests;
 pub(crate) use launcher::BatchLauncher;
 
 use super::batch::{self, launch};
-use super::{Capabilities, ControllerLaunch, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, StopReport, logs};
+use super::{Capabilities, ControllerLaunch, EnginesLaunch, FoundEngines, LaunchError, Launched, Launcher, MemberState, StopReport, logs};
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
 use crate::sys::process;
@@ -43,10 +43,24 @@ impl Launcher for BatchLauncher {
         if launch.n == 0 {
             return Ok(Launched::new(self.system.name(), process::host()));
         }
-        let request = launch::engines(launch, &self.resources(), &self.config.launchers.mpi, &submit::unique_suffix())?;
+        let unique = launch.tag.clone().unwrap_or_else(submit::unique_suffix);
+        let request = launch::engines(launch, &self.resources(), &self.config.launchers.mpi, &unique)?;
         let mut job = self.submit(request)?;
         job.first_engine = launch.first;
         Ok(self.launched(job))
+    }
+
+    fn find_engines(&self, launch: &EnginesLaunch) -> FoundEngines {
+        let Some(tag) = &launch.tag else { return FoundEngines::None };
+        let request = launch::engines(launch, &self.resources(), &self.config.launchers.mpi, tag);
+        match request.map(|request| self.find_submitted(request)) {
+            Ok(Ok(Some(mut job))) => {
+                job.first_engine = launch.first;
+                FoundEngines::Launched(Box::new(self.launched(job)))
+            }
+            Ok(Ok(None)) => FoundEngines::None,
+            Ok(Err(())) | Err(_) => FoundEngines::Unknown,
+        }
     }
 
     fn states(&self, launched: &Launched) -> Vec<MemberState> {

@@ -38,25 +38,18 @@ impl BatchLauncher {
         let request = &request.with_site_settings(row, |query| self.run(row, query).ok());
         let script = self.write_script(row, request)?;
         let id = self.submitted(row, request, &script)?;
-        let (size, per_element) = match request.is_one_job() {
-            true => (1, request.n),
-            false => (request.jobs(), request.engines_per_job.max(1)),
-        };
-        let array = request.kind == JobKind::Engines && !request.is_one_job();
-        Ok(BatchJob {
-            name: request.name.clone(),
-            dialect: row.dialect().into(),
-            script: request.script.clone(),
-            array,
-            size,
-            elements: (1..=size).collect(),
-            engines_per_element: per_element,
-            engines: if request.kind == JobKind::Engines { request.n } else { 0 },
-            log: log_pattern(row, request, &id, array),
-            submitted: unix_now(),
-            id: id.0,
-            ..BatchJob::default()
-        })
+        Ok(job(row, request, id))
+    }
+
+    /// The job of an earlier submission with the same name; an error if the system does not answer.
+    pub(super) fn find_submitted(&self, request: JobRequest) -> Result<Option<BatchJob>, ()> {
+        let row = self.detect_row();
+        let request = &request.with_site_settings(row, |query| self.run(row, query).ok());
+        let output = self
+            .run(row, row.find_command(&request.name, &super::queue::user()))
+            .map_err(drop)?;
+        let ids = row.parse_find(&output, &request.name).map_err(drop)?;
+        Ok(ids.into_iter().next().map(|id| job(row, request, id)))
     }
 
     /// Writes the files; returns the path and the text of the file to submit.
@@ -92,6 +85,7 @@ impl BatchLauncher {
             command: command.to_string(),
             script: script.0.clone(),
             hint: failure.hint,
+            is_uncertain: false,
         };
         let mut attempts = 0;
         loop {
@@ -127,10 +121,14 @@ impl BatchLauncher {
                         "the job may have been submitted; when the scheduler answers again, look for a job named {}: {command}",
                         request.name
                     );
-                    return Err(failed(SubmitFailure {
+                    let mut error = failed(SubmitFailure {
                         hint: Some(hint),
                         ..failure
-                    }));
+                    });
+                    if let LaunchError::Submit { is_uncertain, .. } = &mut error {
+                        *is_uncertain = true;
+                    }
+                    return Err(error);
                 }
             }
         }
@@ -152,6 +150,29 @@ impl BatchLauncher {
             }
         }
         found
+    }
+}
+
+/// The record of a submission.
+fn job(row: &dyn BatchSystem, request: &JobRequest, id: JobId) -> BatchJob {
+    let (size, per_element) = match request.is_one_job() {
+        true => (1, request.n),
+        false => (request.jobs(), request.engines_per_job.max(1)),
+    };
+    let array = request.kind == JobKind::Engines && !request.is_one_job();
+    BatchJob {
+        name: request.name.clone(),
+        dialect: row.dialect().into(),
+        script: request.script.clone(),
+        array,
+        size,
+        elements: (1..=size).collect(),
+        engines_per_element: per_element,
+        engines: if request.kind == JobKind::Engines { request.n } else { 0 },
+        log: log_pattern(row, request, &id, array),
+        submitted: unix_now(),
+        id: id.0,
+        ..BatchJob::default()
     }
 }
 

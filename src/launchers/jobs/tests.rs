@@ -85,6 +85,7 @@ impl SlurmFixture {
             ipengine: None,
             cwd: "/".into(),
             log_level: None,
+            tag: None,
         }
     }
 

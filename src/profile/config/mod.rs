@@ -1,10 +1,11 @@
 //! `pcluster.yaml` as structs. Every key has a default; an unknown key is an error that names the nearest known one.
 //!
 //! Parts: `sections` (controller, engine, launcher), [`resources`] (one section for each batch system), [`amounts`] (times),
-//! [`node`] (what engines report of their node), `map` (defaults of options), [`origins`] (the source of each value).
+//! [`node`] (what engines report of their node), `map` (defaults of options), [`elastic`] (how many engines there are), [`origins`] (the source of each value).
 //!
 //! Merge order: the defaults, the profile's file, `--set key=value` in the order given.
 pub(crate) mod amounts;
+pub(crate) mod elastic;
 mod map;
 pub(crate) mod node;
 pub(crate) mod origins;
@@ -30,6 +31,8 @@ pub struct Config {
     /// What to request from each batch system.
     pub launchers: resources::LaunchersConfig,
     pub map: map::MapConfig,
+    /// How many engines there are, if the work decides.
+    pub elastic: elastic::ElasticConfig,
 }
 
 impl Config {
@@ -82,6 +85,11 @@ impl Config {
         if lease <= heartbeat {
             return Err(ConfigError::Contradiction {
                 message: format!("controller.lease_ms ({lease}) must be greater than controller.heartbeat_interval_ms ({heartbeat})"),
+            });
+        }
+        if let Some(key) = self.elastic.is_without_max() {
+            return Err(ConfigError::Contradiction {
+                message: format!("elastic.{key} needs elastic.max, the maximum number of engines (--max)"),
             });
         }
         Ok(self)

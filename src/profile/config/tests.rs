@@ -204,7 +204,7 @@ fn an_invalid_setting_is_named() {
     "#);
     insta::assert_snapshot!(setting_error("", "4"), @r#"
     --set =4: unknown key ``
-    hint: known keys: controller, engine, launcher, launchers, map
+    hint: known keys: controller, engine, launcher, launchers, map, elastic
     "#);
 }
 

@@ -83,6 +83,20 @@ pub(crate) fn orphans_of(supervisors: &[ProcessId]) -> Vec<Orphan> {
     found.iter().filter(is_relevant).map(|(orphan, _)| orphan.clone()).collect()
 }
 
+/// The leaders of sessions in whose environment this variable is set, with its value.
+pub(crate) fn marked_leaders(variable: &str) -> Vec<(u32, String)> {
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let marked = |pid: u32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+        let value = |entry: &[u8]| entry.strip_prefix(variable.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec);
+        let value = environment.split(|byte| *byte == 0).find_map(value)?;
+        (super::session_of(pid) == Some(pid)).then_some(())?;
+        Some((pid, String::from_utf8(value).ok()?))
+    };
+    pids.filter_map(marked).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,6 +11,7 @@ use crate::model::job::{Departure, JobRow};
 use crate::model::output::Stream;
 use crate::model::pickled;
 use crate::model::query::TaskQuery;
+use crate::model::resources::Request;
 use crate::model::targets::Targets;
 use crate::model::task::{AttemptRow, Counts, MapRow, TaskRow};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
@@ -322,6 +323,33 @@ pub struct StatusReply {
     /// Why tasks are waiting, if that is not obvious: one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+}
+
+/// Asks what waits for an engine.
+pub const WORK: &str = "work_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WorkReply {
+    pub status: String,
+    /// Units that any engine with the resources may run, by map and by what they ask for.
+    #[serde(default)]
+    pub work: Vec<WaitingWork>,
+}
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WaitingWork {
+    /// None for the requests of ipyparallel's clients.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<MapId>,
+    #[serde(default)]
+    pub request: Request,
+    pub units: u64,
+    /// Units of the same map that have ended, and their mean duration.
+    #[serde(default)]
+    pub ended: u64,
+    #[serde(default)]
+    pub mean_s: f64,
+    /// The time limit of each unit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_s: Option<f64>,
 }
 
 /// The batch system's report about the cluster's jobs, to be recorded; answered with the recorded

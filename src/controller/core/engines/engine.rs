@@ -470,11 +470,6 @@ impl Engine {
     pub(crate) fn is_recalled(&self) -> bool {
         self.recall_pending
     }
-    /// A map like this of which it holds a task, without a share of its node for it.
-    pub(crate) fn unshared_map(&self, is_one: impl Fn(MapId) -> bool) -> Option<MapId> {
-        let mut maps = self.tasks.keys().map(|task| task.map).filter(|_| self.share().is_none());
-        maps.find(|map| is_one(*map))
-    }
     pub(crate) fn end_recall(&mut self) {
         self.recall_pending = false;
     }

@@ -93,3 +93,32 @@ fn what_is_done_soon_or_can_run_nowhere_else_is_not_asked_back() {
     while w.finish_one("a", took(&w, 0.1)).is_some() {}
     assert_eq!((queued(&w, "b").len(), w.engines["b"].gave_back), (2, 0));
 }
+
+#[test]
+fn tasks_that_no_idle_engine_could_take_are_not_asked_back_for_others() {
+    // What an engine holds has no order that the controller knows.
+    for _ in 0..10 {
+        let mut w = Harness::new();
+        w.register("a");
+        let any = w.open_map(MapOptions::default());
+        let long = w.open_map(MapOptions {
+            time_s: Some(3600.0),
+            ..MapOptions::default()
+        });
+        for first in 0..2 {
+            for map in [any, long] {
+                w.inputs(map, first, 1, first == 1);
+                if first == 0 {
+                    let outcome = took(&w, 0.02);
+                    w.finish_one("a", outcome);
+                }
+            }
+        }
+        let held: Vec<MapId> = w.engines["a"].queue.iter().map(|held| held.map).collect();
+        assert_eq!(held, [any, long]);
+        // The job of this one ends too early for the second.
+        w.ends = Some(720.0);
+        w.register("c");
+        assert_eq!((w.engines["a"].gave_back, queued(&w, "c").len()), (0, 0));
+    }
+}

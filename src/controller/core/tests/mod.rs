@@ -15,3 +15,4 @@ mod prefetch;
 mod requests;
 mod retention;
 mod scheduling;
+mod work;
