@@ -139,10 +139,7 @@ fn model_wire_and_cores_are_pure() {
     let mut wrong = Vec::new();
     let is_elastic = |source: &Source| source.path.starts_with("cluster/elastic");
     let is_pure = |source: &&Source| PURE.contains(&source.module.as_str()) || is_elastic(source);
-    assert!(
-        sources().iter().any(|source| is_elastic(source)),
-        "the decisions of elasticity were not found"
-    );
+    assert!(sources().iter().any(is_elastic), "the decisions of elasticity were not found");
     for source in sources().iter().filter(is_pure) {
         for word in Source::uses(&source.without_tests(), IMPURE) {
             wrong.push(format!("{}: {word}", source.path.display()));

@@ -102,8 +102,9 @@ fn of_shape(
         *reason = queue_reason.unwrap_or_default().into();
     }
     let expected = waiting.iter().filter_map(|job| job.expected_start);
-    let lasting = tally.staying - tally.available.min(tally.staying);
-    let wants = (lasting + useful(work, settings.work_per_engine_s))
+    let wants = tally
+        .occupied
+        .saturating_add(useful(work, settings.work_per_engine_s))
         .max(tally.busy)
         .max(shape.min)
         .min(shape.max);
@@ -159,6 +160,7 @@ fn why_not_fewer(shape: &EngineShape, state: &ElasticState, seen: &Observation, 
         },
         _ if shared > 0 && work.units == 0 => WhyNotFewer::SharedJob { busy: shared },
         Tally { busy: 0, unknown, .. } if *unknown > 0 && work.units == 0 => WhyNotFewer::Unknown(*unknown),
+        Tally { busy: 0, staying, .. } if work.units == 0 => WhyNotFewer::Starting(*staying),
         Tally { busy, .. } => WhyNotFewer::Needed {
             busy: *busy,
             ready: work.units,

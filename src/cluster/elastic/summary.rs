@@ -101,6 +101,8 @@ pub(crate) enum WhyNotFewer {
         busy: u32,
     },
     Unknown(u32),
+    /// Nothing is ready for engines that start or wait; they are given some time.
+    Starting(u32),
     Reduced(u32),
 }
 
@@ -197,6 +199,10 @@ impl fmt::Display for WhyNotFewer {
             }
             WhyNotFewer::SharedJob { busy } => write!(f, "idle engines share their jobs with {busy} busy ones, and whole jobs are retired"),
             WhyNotFewer::Unknown(engines) => write!(f, "the state of the jobs of {engines} engines is unknown"),
+            WhyNotFewer::Starting(engines) => write!(
+                f,
+                "nothing is ready, but {engines} are starting or queued; they are given some time"
+            ),
             WhyNotFewer::Reduced(engines) => write!(f, "{engines} are leaving"),
         }
     }

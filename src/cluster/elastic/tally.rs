@@ -15,7 +15,7 @@ pub(super) struct Tally {
     pub registered: u32,
     pub registered_staying: u32,
     pub busy: u32,
-    /// Those that have been busy with one unit for so long that they are not available.
+    /// Those that have been busy with one unit for long, and are not expected to take another soon.
     pub occupied: u32,
     pub starting: u32,
     pub unknown: u32,

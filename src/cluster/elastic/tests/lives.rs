@@ -140,11 +140,11 @@ impl Life {
         let done = self.world.now;
         let longest = self.world.settings.shapes.iter().map(|shape| shape.idle_s).fold(0.0, f64::max);
         while self.world.now < done + longest + 1000.0 {
-            self.step(30.0);
+            self.step(60.0);
         }
         // A job that reaches its walltime now is still to be replaced.
         while !self.is_at_rest() && self.world.now < done + longest + 5000.0 {
-            self.step(30.0);
+            self.step(60.0);
         }
         assert!(self.is_at_rest(), "too many or too few engines are left");
     }
@@ -159,12 +159,10 @@ impl Life {
         })
     }
 
+    /// Faster if only long units are left.
     fn pace(&self) -> f64 {
-        if self.world.kinds.iter().any(|kind| kind.ready > 0 && kind.seconds < 200.0) {
-            30.0
-        } else {
-            80.0
-        }
+        let has_short = self.world.kinds.iter().any(|kind| kind.ready > 0 && kind.seconds < 200.0);
+        if has_short { 45.0 } else { 85.0 }
     }
 
     fn waits_for_budget(&self, outcome: Option<&Outcome>) -> bool {
@@ -193,7 +191,7 @@ fn live(seed: u64) {
     let mut life = Life::new(seed);
     let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         life.world.submit_map();
-        life.troubled(70);
+        life.troubled(60);
         life.calm();
     }));
     if let Err(panic) = lived {

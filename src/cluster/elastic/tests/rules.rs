@@ -253,6 +253,21 @@ fn a_job_that_ran_while_no_process_decided_is_charged_its_walltime() {
 }
 
 #[test]
+fn an_old_answer_does_not_prove_that_a_job_has_not_started() {
+    let mut cluster = Cluster::new(0, 1);
+    cluster.work = vec![units(1, 60.0)];
+    let decisions = cluster.after(10.0);
+    cluster.queue(&decisions);
+    cluster.after(100.0);
+    let mut seen = cluster.seen(50.0);
+    seen.answer_age_s = 45.0;
+    cluster.decide(&seen);
+    cluster.jobs[0].phase = JobPhase::Ended(Some(JobOutcome::Cancelled));
+    cluster.after(10.0);
+    assert_eq!(cluster.state.used_core_s, 55.0);
+}
+
+#[test]
 fn queued_jobs_leave_first_then_idle_ones_then_busy_ones_when_they_are_done() {
     let mut cluster = Cluster::with_running(0, 64, 3);
     cluster.set(0, Activity::Busy);
@@ -692,6 +707,23 @@ fn a_unit_that_needs_a_whole_job_gets_one() {
     cluster.shape().max = 4;
     let decisions = cluster.after(10.0);
     assert_eq!(decisions[0].action, Action::Drain { jobs: names(&["e0.0"]) });
+}
+
+#[test]
+fn engines_of_several_small_jobs_are_no_help_for_a_wide_unit() {
+    let mut cluster = Cluster::new(0, 6);
+    cluster.shape().engines_per_job = 4;
+    for count in 1..3 {
+        cluster.work = vec![units(count, 3600.0)];
+        let decisions = cluster.after(10.0);
+        cluster.queue(&decisions);
+        cluster.run_all(Activity::Busy);
+    }
+    assert_eq!(cluster.jobs.len(), 2);
+    cluster.run_all(Activity::Idle);
+    cluster.work = vec![units(1, 60.0)];
+    cluster.work[0].request.resources.cpus = 2;
+    assert_eq!(submitted(&cluster.after(10.0)), 4);
 }
 
 #[test]
