@@ -803,3 +803,46 @@ def test_mpirun_in_a_task_starts_the_ranks_of_the_task(on_site, mpirun):
         assert sorted(output.splitlines()) == sorted(ranks * 2), (mpirun, cpus, output)
     cluster.run("stop")
     nothing_is_left(cluster)
+
+
+ELASTIC = ["--set", "elastic.work_per_engine=10s", "--set", "elastic.interval=1s"]
+
+
+def test_an_elastic_cluster_has_engines_while_there_is_work(on_site):
+    cluster = on_site("--max", "3", "--idle", "3s", *ELASTIC)
+    assert SITE.queue() == [], "no work, no job"
+    # Until ten have ended, each task is assumed to take a minute.
+    assert cluster.map("slow", range(60)) == [str(number) for number in range(60)]
+    wait_until("its engines to leave", lambda: not engines(cluster), timeout_s=90)
+    wait_until("the queue to be empty", lambda: not SITE.queue(), timeout_s=90)
+    assert [task["attempts"] for task in cluster.tasks()] == [1] * 60, "no task was interrupted"
+    assert cluster.run("map", "{}:slow".format(cluster.functions), "--range", "7..8") == "7\n", "they come again"
+    log = cluster.run("elastic", "log")
+    assert "start 3 engines" in log and "retire" in log, log
+    cluster.run("stop")
+    nothing_is_left(cluster)
+
+
+def test_elastic_jobs_are_found_after_a_crash_and_submitted_once(on_site):
+    options = ["--max", "2", *ELASTIC, *SITE.held()]
+    cluster = on_site(*options)
+    cluster.start_map("slow", 40)
+    wait_until("two held jobs", lambda: len(SITE.queue()) in (1, 2))
+    wait_until("them to be on record", lambda: len(cluster.listed()["engines"]) > 0)
+    queue = SITE.queue()
+
+    def all_are_killed():
+        pids = cluster.processes()
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        return not pids
+
+    wait_until("supervisors and what they start to be gone", all_are_killed)
+    cluster.run("start", "--launcher", SITE.launcher, *options)
+    wait_until("decisions", lambda: "why not more" in cluster.run("elastic"))
+    assert SITE.queue() == queue, "none is submitted twice"
+    cluster.run("stop")
+    nothing_is_left(cluster)
