@@ -150,6 +150,7 @@ fn engines_that_end_at_once_delay_the_next_until_resumed() {
 #[test]
 fn a_maximum_is_required_and_excludes_a_fixed_number() {
     let home = Home::new();
+    home.run(&["elastic"]).fails(3, &["no cluster is running", "start it"]);
     home.run(&["start", "--min", "1"]).fails(2, &["need --max"]);
     home.run(&["start", "-n", "2", "--max", "4"]).fails(2, &["cannot be used with"]);
     home.run(&["start", "--min", "5", "--max", "4"])

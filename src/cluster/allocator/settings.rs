@@ -172,6 +172,9 @@ async fn change(
 }
 
 fn not_elastic(profile: &ProfileDir, cluster_id: &str) -> ClusterError {
+    if matches!(ClusterState::read(profile, cluster_id), Ok(None)) {
+        return super::super::not_running(profile, cluster_id);
+    }
     ClusterError::NotElastic {
         cluster: super::super::describe(profile, cluster_id),
         options: super::super::options_of(profile, cluster_id),
