@@ -132,6 +132,8 @@ pub struct Simulation {
     changes: BinaryHeap<Reverse<(u64, Change)>>,
     /// Tasks of all maps that have ended.
     pub ended: u32,
+    /// How long a request to give tasks back travels.
+    pub network_us: u64,
     /// How often engines were requested to give tasks back.
     pub given_back: u32,
     last_reply: Value,
@@ -142,8 +144,6 @@ pub struct Simulation {
     busy_since: u64,
 }
 
-/// How long a request to give tasks back travels.
-const NETWORK_US: u64 = 500;
 /// Inputs in one message.
 const CHUNK: u32 = 20_000;
 
@@ -178,6 +178,7 @@ impl Simulation {
             agenda: BinaryHeap::new(),
             changes: BinaryHeap::new(),
             ended: 0,
+            network_us: 500,
             given_back: 0,
             last_reply: Value::Null,
             effects: Vec::new(),
@@ -418,7 +419,10 @@ impl Simulation {
                 Effect::ToEngine { engine, message, .. } if message.msg_type() == engine::GIVE_BACK => {
                     let content: engine::GiveBack = message.content().unwrap();
                     self.given_back += 1;
-                    self.plan(self.now + NETWORK_US, Change::GivesBack(self.by_uuid[&engine], content.at_most));
+                    self.plan(
+                        self.now + self.network_us,
+                        Change::GivesBack(self.by_uuid[&engine], content.at_most),
+                    );
                 }
                 Effect::ToEngine { message, .. } => assert_ne!(message.msg_type(), "error"),
                 Effect::ToClient { message, .. } => self.last_reply = message.content().unwrap(),

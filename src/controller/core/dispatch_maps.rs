@@ -233,8 +233,8 @@ impl Core {
         }
     }
 
-    /// Requests unstarted tasks back from engines without progress while another engine is idle, or while tasks that come first
-    /// wait for this one.
+    /// Requests unstarted tasks back from engines without progress while another engine is idle, or while tasks with a higher
+    /// priority wait for this one.
     fn relieve_stuck(&mut self) {
         let is_balanced = |map: MapId| self.maps.get(map).is_some_and(|m| m.targets().is_none());
         let idle = self.engines.idle().filter(|(_, e)| e.is_native()).count();
@@ -267,14 +267,12 @@ impl Core {
         }
     }
 
-    /// Whether what waits on this engine would not be sent there now, because other tasks come first.
+    /// Whether tasks with a higher priority than all that this engine holds wait for it. Among equals the order may change with
+    /// what is returned.
     fn is_outranked(&self, uuid: &EngineUuid) -> bool {
         let Some(engine) = self.engines.get(uuid) else { return false };
-        let mut lanes = engine.holders().map(|(map, _)| LaneId::first(map));
-        lanes.any(|lane| {
-            let unit = self.unit_of(lane);
-            unit.is_some_and(|unit| self.engines.is_kept_from(engine, &unit, self.out.now()))
-        })
+        let highest = engine.holders().map(|(map, _)| self.maps.get(map).map_or(0, Map::priority)).max();
+        highest.is_some_and(|highest| self.engines.is_wanted_above(highest, engine, self.out.now()))
     }
 
     pub(super) fn beat(&mut self) {

@@ -267,6 +267,16 @@ impl Nodes {
         Some(WhyNot::Reserved { map: holder.lane.map })
     }
 
+    /// Whether a lane with a higher priority has reserved this node, and could start sooner if this engine got no more tasks.
+    pub(super) fn is_reserved_above(&self, priority: i32, index: NodeIndex, share: Option<&Share>) -> bool {
+        let here = self
+            .reserved
+            .iter()
+            .filter(|reserved| reserved.node == index && reserved.priority > priority);
+        let node = self.nodes.get(index);
+        node.is_some_and(|node| here.into_iter().any(|reserved| node.helps(share, &reserved.request)))
+    }
+
     /// When such a task could start, if engines end then what they hold: with their share, or one processor.
     pub(super) fn start_on<'a>(
         &self,

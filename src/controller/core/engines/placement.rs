@@ -11,6 +11,14 @@ use std::time::Duration;
 /// Engines with tasks that are considered for more, least loaded first.
 const MAX_LOADED: usize = 8;
 
+impl Wanted {
+    /// Whether this engine could take such a task, if it became idle.
+    fn could_use(&self, engine: &Engine, now: EventTime) -> bool {
+        let is_among = self.engines.as_ref().is_none_or(|engines| engines.contains(&engine.facts().uuid));
+        is_among && engine.why_never(self.unit.runs).is_none() && engine.has_time_for(self.unit.limit_s, now.unix)
+    }
+}
+
 impl Engines {
     /// Why this engine cannot take such a task now; None if it can.
     pub(crate) fn why_not(&self, engine: &Engine, unit: &Unit, now: EventTime) -> Option<WhyNot> {
@@ -87,18 +95,14 @@ impl Engines {
     fn wanted_by(&self, engine: &Engine, unit: &Unit, now: EventTime) -> Option<WhyNot> {
         let before = self.wanted.iter().take_while(|wanted| wanted.unit.lane != unit.lane);
         let before = before.filter(|wanted| wanted.unit.claim.outweighs(wanted.unit.cpus(), &unit.claim));
-        let mut before = before.filter(|wanted| {
-            let among = wanted.engines.as_ref().is_none_or(|engines| engines.contains(&engine.facts().uuid));
-            among && engine.why_never(wanted.unit.runs).is_none() && engine.has_time_for(wanted.unit.limit_s, now.unix)
-        });
+        let mut before = before.filter(|wanted| wanted.could_use(engine, now));
         before.next().map(|wanted| WhyNot::Wanted { map: wanted.unit.lane.map })
     }
 
-    /// Whether lanes that come first keep such a task from an engine that holds some of its lane.
-    pub(crate) fn is_kept_from(&self, engine: &Engine, unit: &Unit, now: EventTime) -> bool {
-        let why = self.wanted_by(engine, unit, now);
-        why.or_else(|| self.nodes.keeps_from_refill(engine.node(), engine.share(), unit))
-            .is_some()
+    /// Whether lanes with a higher priority wait for this engine, or its node. They come first in every round.
+    pub(crate) fn is_wanted_above(&self, priority: i32, engine: &Engine, now: EventTime) -> bool {
+        let mut wanted = self.wanted.iter().filter(|wanted| wanted.unit.claim.priority > priority);
+        wanted.any(|wanted| wanted.could_use(engine, now)) || self.nodes.is_reserved_above(priority, engine.node(), engine.share())
     }
 
     // ---- a round, in which lanes come in their order
