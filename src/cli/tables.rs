@@ -31,14 +31,9 @@ pub(crate) fn maps(rows: &[MapRow], now: UnixTime, terminal: &Terminal) -> Strin
     let labels = rows.iter().any(|row| row.label.is_some());
     // On a narrow terminal, names need the space.
     let roomy = !terminal.stdout || terminal.width >= 70;
-    let mut table = Table::new()
-        .number("MAP")
-        .column("STATE")
-        .number("DONE")
-        .number("FAILED")
-        .number("RUNNING");
+    let mut table = Table::new().number("MAP").column("STATE").number("DONE").number("FAILED");
     if roomy {
-        table = table.column("SUBMITTED");
+        table = table.number("RUNNING").column("SUBMITTED");
     }
     table = table.column("TIME").text("NAME");
     if labels {
@@ -60,9 +55,9 @@ pub(crate) fn maps(rows: &[MapRow], now: UnixTime, terminal: &Terminal) -> Strin
             Cell::new(state).tone(tone),
             Cell::new(format!("{}/{}{open}", counts.done(), counts.total)),
             failed,
-            Cell::new(counts.running + counts.assigned),
         ];
         if roomy {
+            cells.push(Cell::new(counts.running + counts.assigned));
             cells.push(Cell::new(when(row.submitted, now, terminal)));
         }
         cells.push(Cell::new(times::duration(row.completed.unwrap_or(now).since(row.submitted))));

@@ -179,11 +179,7 @@ fn lines(cluster: &ElasticCluster, journal: &Journal) -> Vec<String> {
     // The stored summary may be older than one interval: nothing has changed since.
     let age = now.since(journal.summary.decided).rem_euclid(cluster.settings.interval_s.max(1.0));
     let at = UnixTime(journal.summary.decided.0 + age);
-    let lines = journal.summary.lines(at, times::time_of_day);
-    lines
-        .into_iter()
-        .map(|line| line.trim_start_matches("elastic ").to_string())
-        .collect()
+    journal.summary.lines(at, times::time_of_day)
 }
 
 /// Why there are not more, and not fewer engines.

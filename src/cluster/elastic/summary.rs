@@ -107,12 +107,12 @@ pub(crate) enum WhyNotFewer {
 }
 
 impl Summary {
-    /// `elastic 12 of 0–64 · 340 ready ≈ 41 min · wants 24 · …`, one line per shape. `clock` formats a time of day.
+    /// `12 of 0–64 · 340 ready ≈ 41 min · wants 24 · …`, one line per shape. `clock` formats a time of day.
     pub(crate) fn lines(&self, now: UnixTime, clock: impl Fn(UnixTime) -> String) -> Vec<String> {
         let several = self.shapes.len() > 1;
         let line = |shape: &ShapeSummary| {
-            let name = if several { format!(" {}", shape.name) } else { String::new() };
-            let mut parts = vec![format!("elastic{name} {} of {}–{}", shape.engines, shape.min, shape.max)];
+            let name = if several { format!("{}: ", shape.name) } else { String::new() };
+            let mut parts = vec![format!("{name}{} of {}–{}", shape.engines, shape.min, shape.max)];
             if shape.ready > 0 {
                 parts.push(format!("{} ready ≈ {}", shape.ready, span(shape.ready_s)));
             }

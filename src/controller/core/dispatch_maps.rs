@@ -238,7 +238,9 @@ impl Core {
     fn relieve_stuck(&mut self) {
         let is_balanced = |map: MapId| self.maps.get(map).is_some_and(|m| m.targets().is_none());
         let idle = self.engines.idle().filter(|(_, e)| e.is_native()).count();
-        if idle == 0 && !self.engines.is_any_awaited() {
+        // Sessions have priority 0.
+        let lowest = self.maps.iter().map(|(_, map)| map.priority()).fold(0, i32::min);
+        if idle == 0 && self.engines.highest_waiting().is_none_or(|highest| highest <= lowest) {
             return;
         }
         let queued = self.engines.with_queue();

@@ -262,6 +262,12 @@ fn tables_on_a_terminal_of_80_columns() {
     2.0   ok          0         1  1 h 1 min  ["a.txt"]           -
     2.1   ready       -         0  -          ["b.txt"]           -
     "#);
+    let narrow = Terminal { width: 60, ..terminal };
+    let maps = tables::maps(&records.maps(&MapQuery::default()).unwrap(), at(8000.0), &narrow);
+    assert!(
+        maps.lines().all(|line| line.chars().count() <= 60) && maps.contains("sums.py:total"),
+        "{maps}"
+    );
     let colored = tables::tasks(&rows[..2], false, at(8000.0), &Terminal { color: true, ..terminal });
     assert!(
         colored.contains("\x1b[38;5;10mok") && colored.contains("\x1b[38;5;9merror"),

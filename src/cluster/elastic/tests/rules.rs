@@ -210,7 +210,7 @@ fn the_maximum_and_the_length_of_the_queue_are_limits() {
 }
 
 #[test]
-fn the_budget_counts_what_jobs_are_granted_at_most_until_they_end() {
+fn a_job_counts_with_its_walltime_until_it_ends() {
     let mut cluster = Cluster::new(0, 64);
     cluster.settings.budget_core_h = Some(10.0);
     cluster.work = vec![units(1000, 600.0)];
@@ -757,7 +757,7 @@ fn the_status_line_says_what_there_is_and_what_is_wanted() {
     let line = |summary: &Summary| summary.lines(UnixTime(102.0), |_| "14:20".into()).remove(0);
     assert_eq!(
         line(&summary),
-        "elastic 12 of 0–64 · 340 ready ≈ 41 min · wants 24 · 4 queued (Priority, expected 14:20) · next decision in 8 s · 31.5 of 500 core-h"
+        "12 of 0–64 · 340 ready ≈ 41 min · wants 24 · 4 queued (Priority, expected 14:20) · next decision in 8 s · 31.5 of 500 core-h"
     );
     let shape = &mut summary.shapes[0];
     (shape.ready, shape.queued_jobs, shape.starting, shape.unknown) = (0, 0, 3, 2);
@@ -765,7 +765,7 @@ fn the_status_line_says_what_there_is_and_what_is_wanted() {
     summary.budget_core_h = None;
     assert_eq!(
         line(&summary),
-        "elastic 12 of 0–64 · wants 24 · 3 starting · 2 unknown · paused: by `pcluster elastic pause` · next decision in 8 s · 31.5 core-h"
+        "12 of 0–64 · wants 24 · 3 starting · 2 unknown · paused: by `pcluster elastic pause` · next decision in 8 s · 31.5 core-h"
     );
 }
 

@@ -336,6 +336,9 @@ impl Nodes {
     pub(super) fn has_reservations(&self) -> bool {
         !self.reserved.is_empty()
     }
+    pub(super) fn reserved_priorities(&self) -> impl Iterator<Item = i32> {
+        self.reserved.iter().map(|reserved| reserved.priority)
+    }
     pub(super) fn may_reserve(&self) -> bool {
         self.reserved.len() < MAX_RESERVATIONS
     }

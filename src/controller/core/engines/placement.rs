@@ -116,9 +116,10 @@ impl Engines {
         self.nodes.has_reservations()
     }
 
-    /// Whether any lane waits for an engine or a node.
-    pub(crate) fn is_any_awaited(&self) -> bool {
-        !self.wanted.is_empty() || self.has_reservations()
+    /// The highest priority of the lanes that wait for an engine or a node.
+    pub(crate) fn highest_waiting(&self) -> Option<i32> {
+        let wanted = self.wanted.iter().map(|wanted| wanted.unit.claim.priority);
+        wanted.chain(self.nodes.reserved_priorities()).max()
     }
 
     /// Notes that this task waits for an engine.
